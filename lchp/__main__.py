@@ -1,0 +1,6 @@
+"""`python -m lchp`."""
+
+from lchp.cli import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,167 @@
+"""The user's own images, one sub-folder per class (torchvision's ImageFolder layout); boxes are optional."""
+
+import csv
+import hashlib
+import io
+from pathlib import Path
+
+import numpy as np
+
+from lchp.data.annotations import (
+    Listing,
+    assemble,
+    checked_box,
+    list_folders,
+    list_images,
+    parse_box,
+    shorten,
+)
+from lchp.data.base import DataSet, Problem, require_folder
+from lchp.errors import DataError
+
+EXPECTED = "train/<class>/ and test/<class>/ (or val/<class>/), or <class>/ folders of images"
+HEADER = ["image", "x1", "y1", "x2", "y2"]
+TEST_SHARE = 0.2
+
+Rows = dict[str, list[np.ndarray]]
+"""Image path relative to the root -> its boxes."""
+
+
+def load(root: Path) -> DataSet:
+    """Images and, where `root`/boxes.csv exists, boxes.
+
+    Layouts: `root`/train/<class>/ with `root`/test/<class>/ (or val/), or `root`/<class>/ alone, where `TEST_SHARE` of
+    every class becomes the test split (see `split_class`). Class folders are searched in full; hidden files are passed
+    over. Labels follow the sorted class names of the training split; image ids are paths relative to `root` with `/`.
+    EXIF orientation is applied.
+
+    boxes.csv has the header `image,x1,y1,x2,y2`: relative path, px of the upright picture with exclusive x2 y2, one
+    row per box. If it names any test image, test images without a valid box are reported and left out, so that box
+    metrics are about annotated images only; training boxes (diagnostics) are set if every training image has one.
+    Raises DataError where there are no class folders.
+    """
+    root = require_folder(root, "your images", EXPECTED)
+    problems: list[Problem] = []
+    train, test = _list_splits(root, problems)
+    file = root / "boxes.csv"
+    if file.is_file():
+        rows = _read_boxes(file, {*train.ids, *test.ids}, problems)
+        test = _with_boxes(test, rows, file, problems)
+        if all(image_id in rows for image_id in train.ids):
+            train.boxes = [np.stack(rows[image_id]) for image_id in train.ids]
+    classes = sorted({*train.classes, *test.classes})
+    return assemble("folder", root, {c: c for c in classes}, train, test, problems, exif=True)
+
+
+def split_class(image_ids: list[str]) -> set[str]:
+    """Which images of one class are for testing: those whose path's hash falls into the first `TEST_SHARE`.
+
+    So an image keeps its side when others are added. Each side has at least one image where a class has two.
+    """
+    if len(image_ids) < 2:
+        return set()
+    ranked = sorted(image_ids, key=_position)
+    count = sum(_position(image_id) < TEST_SHARE for image_id in ranked)
+    return set(ranked[: min(max(count, 1), len(ranked) - 1)])
+
+
+def _position(image_id: str) -> float:
+    """A fixed place in [0, 1) for a path."""
+    return int.from_bytes(hashlib.sha256(image_id.encode()).digest()[:8], "big") / 2**64
+
+
+def _list_splits(root: Path, problems: list[Problem]) -> tuple[Listing, Listing]:
+    folders = list_folders(root, problems)
+    # A class may itself be called "train": then images lie directly in it.
+    if "train" in folders and not list_images(root / "train", problems):
+        name = next((name for name in ("test", "val") if name in folders), None)
+        if name is None:
+            raise DataError(f"{root}: train/ but neither test/ nor val/ beside it; expected {EXPECTED}")
+        return _list_classes(root, "train/", problems), _list_classes(root, f"{name}/", problems)
+    if not folders:
+        raise DataError(f"{root}: no class folders; expected {EXPECTED}")
+    everything, train, test = _list_classes(root, "", problems), Listing(), Listing()
+    by_class: dict[str, list[str]] = {}
+    for image_id, key in zip(everything.ids, everything.classes, strict=True):
+        by_class.setdefault(key, []).append(image_id)
+    for_test = set().union(*map(split_class, by_class.values()))
+    for image_id, key, path in zip(everything.ids, everything.classes, everything.paths, strict=True):
+        (test if image_id in for_test else train).add(image_id, key, path)
+    return train, test
+
+
+def _list_classes(root: Path, prefix: str, problems: list[Problem]) -> Listing:
+    """All images below the class folders of `root`/`prefix`."""
+    listing, top = Listing(), root / prefix
+    if loose := list_images(top, problems):
+        message = f"{len(loose)} images outside of any class folder ({shorten(loose[0])}, ...); they are left out"
+        problems.append(Problem(str(top), None, message))
+    for name in list_folders(top, problems):
+        # followlinks is off: a link to a parent folder would never end. A class folder itself may be a link.
+        found = sorted(
+            f"{Path(parent).relative_to(root).as_posix()}/{file}"
+            for parent in _walk(top / name, problems)
+            for file in list_images(parent, problems)
+        )
+        if not found:
+            problems.append(Problem(str(top / name), None, f"class {name} has no images"))
+        for image_id in found:
+            listing.add(image_id, name, root / image_id)
+    return listing
+
+
+def _walk(folder: Path, problems: list[Problem]) -> list[Path]:
+    """`folder` and all folders below it."""
+    folders = [folder]
+    for parent in folders:
+        subs = (parent / name for name in list_folders(parent, problems))
+        folders += [sub for sub in subs if not sub.is_symlink()]
+    return folders
+
+
+def _read_boxes(file: Path, known: set[str], problems: list[Problem]) -> Rows:
+    try:
+        text = file.read_bytes().removeprefix(b"\xef\xbb\xbf").decode(errors="surrogateescape")
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror})") from error
+    rows: Rows = {}
+    reader = csv.reader(io.StringIO(text, newline=""))
+    try:
+        header = [column.strip().lower() for column in next(reader, [])]
+        if header != HEADER:
+            found = shorten(",".join(header))
+            message = f"the first line must be {','.join(HEADER)}, found {found}; the file is ignored"
+            problems.append(Problem(str(file), 1, message))
+            return rows
+        for row in reader:
+            _read_row(row, known, rows, Problem(str(file), reader.line_num, ""), problems)
+    except csv.Error as error:
+        problems.append(Problem(str(file), reader.line_num, f"not valid CSV ({error}); the rest is ignored"))
+    return rows
+
+
+def _read_row(row: list[str], known: set[str], rows: Rows, at: Problem, problems: list[Problem]) -> None:
+    if not "".join(row).strip():
+        return
+    image_id, *fields = (cell.strip() for cell in row)
+    try:
+        if image_id not in known:
+            raise ValueError(f"no such image {shorten(image_id)}")
+        box = checked_box(*parse_box(fields))
+        rows.setdefault(image_id, []).append(box)
+    except ValueError as error:
+        problems.append(Problem(at.file, at.line, str(error), image_id if image_id in known else None))
+
+
+def _with_boxes(test: Listing, rows: Rows, file: Path, problems: list[Problem]) -> Listing:
+    if not any(image_id in rows for image_id in test.ids):
+        problems.append(Problem(str(file), None, "no valid row for any test image; box metrics are off"))
+        return test
+    boxed = Listing()
+    for image_id, key, path in zip(test.ids, test.classes, test.paths, strict=True):
+        if image_id in rows:
+            boxed.add(image_id, key, path, np.stack(rows[image_id]))
+        else:
+            message = f"no valid row for test image {shorten(image_id)}; it is left out"
+            problems.append(Problem(str(file), None, message, image_id))
+    return boxed

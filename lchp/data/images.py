@@ -1,0 +1,170 @@
+"""A split's pixels: decoded once into a memory-mapped cache, or anew each time; then batches of them."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import platformdirs
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from lchp.config import DataConfig
+from lchp.data.base import Split
+from lchp.data.decode import decode, image_size
+from lchp.errors import DataError
+
+
+class Batch(NamedTuple):
+    """`index`: B positions in the split; `images`: B x R x R x 3 uint8; `labels`: B int64."""
+
+    index: Tensor
+    images: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Images:
+    """The split's images at R x R. `pixels` is an N x R x R x 3 uint8 array (in memory or mapped), or None: decode anew."""
+
+    split: Split
+    resize: int
+    pixels: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitems__(self, index: list[int]) -> Batch:
+        """The hook by which torch's DataLoader fetches a whole batch at once."""
+        if self.pixels is not None:
+            pixels = self.pixels[index]
+        else:
+            assert self.split.paths is not None
+            pixels = np.stack([decode(self.split.paths[i], self.resize, exif=self.split.exif) for i in index])
+        return Batch(torch.tensor(index), torch.from_numpy(pixels), torch.from_numpy(self.split.labels[index]))
+
+    def sizes(self) -> np.ndarray:
+        """N x 2 int: width, height in px of the originals (headers only are read)."""
+        if self.split.images is not None:
+            h, w = self.split.images.shape[1:3]
+            return np.tile([w, h], (len(self.split), 1))
+        assert self.split.paths is not None
+        with ThreadPoolExecutor() as pool:
+            read = (
+                [image_size(p, exif=self.split.exif) for p in self.split.paths]
+                if len(self) < 64
+                else list(pool.map(lambda p: image_size(p, exif=self.split.exif), self.split.paths, chunksize=64))
+            )
+        return np.array(read).reshape(-1, 2)
+
+
+def open_images(split: Split, config: DataConfig, *, show_progress: bool = True) -> Images:
+    """The images of a split, from memory, the cache (made here if it is not there yet), or decoded on demand."""
+    if split.images is not None:
+        pixels = split.images
+        if pixels.shape[1:3] != (config.resize, config.resize):
+            raise DataError(
+                f"data.resize = {config.resize}: this data set is generated at {pixels.shape[1]} px; "
+                f"set data.resize to {pixels.shape[1]}"
+            )
+        return Images(split, config.resize, pixels)
+    if config.cache == "off":
+        return Images(split, config.resize, None)
+    folder = Path(platformdirs.user_cache_dir("lchp")) if config.cache == "auto" else Path(config.cache).expanduser()
+    return Images(split, config.resize, _cached(split, config, folder, show_progress))
+
+
+def _cached(split: Split, config: DataConfig, folder: Path, show_progress: bool) -> np.ndarray:
+    """The memory-mapped N x R x R x 3 array, decoded in threads and published by one rename."""
+    assert split.paths is not None
+    target = folder / "images" / _cache_key(split, config.resize)
+    if not (target / "images.npy").is_file():
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = Path(tempfile.mkdtemp(prefix=f"{target.name}-", dir=target.parent))
+        except OSError as error:
+            raise DataError(
+                f"data.cache = {str(folder)!r}: cannot be written ({error}); name another or say off"
+            ) from None
+        try:
+            _fill(split, config, partial / "images.npy", show_progress)
+            (partial / "about.json").write_text(json.dumps({"images": len(split), "resize": config.resize}))
+            # another process that made the same cache meanwhile: its copy serves as well
+            with contextlib.suppress(OSError):
+                os.rename(partial, target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return np.load(target / "images.npy", mmap_mode="r")
+
+
+def _fill(split: Split, config: DataConfig, file: Path, show_progress: bool) -> None:
+    assert split.paths is not None
+    shape = (len(split), config.resize, config.resize, 3)
+    needed, free = int(np.prod(shape)), shutil.disk_usage(file.parent).free
+    if needed > free:
+        raise DataError(
+            f"data.cache: {needed / 1e9:.1f} GB are needed in {file.parent.parent} and {free / 1e9:.1f} GB are free; "
+            "name another folder or say --data.cache off"
+        )
+    out = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape)
+
+    def put(i: int) -> None:
+        assert split.paths is not None
+        out[i] = decode(split.paths[i], config.resize, exif=split.exif)
+
+    bar = tqdm(total=len(split), desc="decode images", unit="img", disable=None if show_progress else True)
+    with bar, ThreadPoolExecutor(config.workers or os.cpu_count()) as pool:
+        try:
+            for _ in pool.map(put, range(len(split)), chunksize=32):
+                bar.update()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    out.flush()
+
+
+def _cache_key(split: Split, resize: int) -> str:
+    """Hash of the files' absolute paths, sizes and times: a changed image is decoded again."""
+    assert split.paths is not None
+    digest = hashlib.sha256(f"v1 {resize} {split.exif}".encode())
+    for path in split.paths:
+        try:
+            stat = path.stat()
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+        digest.update(f"{path.absolute()}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:24]
+
+
+def batches(images: Images, order: Sequence[Sequence[int]], *, workers: int, pin: bool) -> Iterator[Batch]:
+    """Batches of the positions in `order`, prefetched by `workers` processes where images are decoded on demand."""
+    loader = DataLoader(
+        images,  # pyright: ignore[reportArgumentType]  # anything with __getitems__ and __len__ serves
+        batch_sampler=order,
+        collate_fn=lambda batch: batch,
+        num_workers=workers if images.pixels is None else 0,
+        pin_memory=pin,
+    )
+    yield from loader
+
+
+def shuffled(n: int, batch_size: int, generator: torch.Generator) -> list[list[int]]:
+    """One epoch's order as batches; the incomplete last one is left out, unless it is the only one."""
+    order = torch.randperm(n, generator=generator).tolist()
+    full = [order[i : i + batch_size] for i in range(0, n - batch_size + 1, batch_size)]
+    return full or [order]
+
+
+def in_order(n: int, batch_size: int) -> list[list[int]]:
+    """All positions once, in order, as batches."""
+    return [list(range(i, min(i + batch_size, n))) for i in range(0, n, batch_size)]

@@ -1,0 +1,142 @@
+"""Networks over a split: boxes, classes and confidence, image by image, in each evaluation frame."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from lchp.augment import AxisMap, crop, warp
+from lchp.config import InitializationConfig
+from lchp.data.images import Batch, Images, batches, in_order
+from lchp.losses import confidence
+from lchp.networks import Classifier, Localizer
+from lchp.stages import predict_boxes, pseudo_boxes
+
+
+@dataclass(frozen=True)
+class Models:
+    """What predicts: `classifier` names the class and scores the crop; `boxes` maps a result's name to its source."""
+
+    classifier: Classifier
+    teacher: Classifier | None
+    localizers: dict[str, Localizer]
+    config: InitializationConfig
+
+    def eval(self) -> None:
+        for net in (self.classifier, self.teacher, *self.localizers.values()):
+            if net is not None:
+                net.eval()
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Of N images in one frame. `top5`: N x k class ids, best first, and `top5_score` their softmax; `boxes`: result ->
+    N x 4 fractions of the frame; `confidence`: maximum softmax on the crop in the last localizer's box (Eq. 4)."""
+
+    top5: np.ndarray
+    top5_score: np.ndarray
+    boxes: dict[str, np.ndarray]
+    confidence: np.ndarray
+
+
+def see(images: Tensor, frame: str, size: int) -> Tensor:
+    """B x R x R x 3 uint8 in a frame: B x 3 x size x size in [0, 1], channels last in memory."""
+    r = images.shape[1]
+    if frame == "center_crop":
+        start = (r - size) // 2
+        images = images[:, start : start + size, start : start + size]
+    x = to_float(images)
+    if x.shape[2] != size:
+        x = F.interpolate(x, (size, size), mode="bilinear", antialias=True, align_corners=False)
+    return x
+
+
+def to_float(images: Tensor) -> Tensor:
+    """B x H x W x 3 uint8 to B x 3 x H x W in [0, 1], channels last in memory."""
+    return images.permute(0, 3, 1, 2).float() / 255
+
+
+@torch.inference_mode()
+def predict(
+    models: Models,
+    images: Images,
+    frame: str,
+    size: int,
+    *,
+    batch_size: int,
+    workers: int,
+    device: torch.device,
+    autocast: AbstractContextManager[None],
+    show_progress: bool = True,
+) -> Predictions:
+    """Everything about a split in one pass."""
+    models.eval()
+    order = in_order(len(images), batch_size)
+    source = batches(images, order, workers=workers, pin=device.type == "cuda")
+    title = f"predict {frame}"
+    parts: list[tuple[Tensor, Tensor, dict[str, Tensor], Tensor]] = []
+    with tqdm(total=len(images), desc=title, unit="img", leave=False, disable=None if show_progress else True) as bar:
+        for batch in source:
+            with autocast:
+                parts.append(predict_batch(models, see(batch.images.to(device), frame, size)))
+            bar.update(len(batch.index))
+    names = parts[0][2]
+    return Predictions(
+        torch.cat([p[0] for p in parts]).cpu().numpy(),
+        torch.cat([p[1] for p in parts]).cpu().numpy(),
+        {n: torch.cat([p[2][n] for p in parts]).cpu().numpy() for n in names},
+        torch.cat([p[3] for p in parts]).cpu().numpy(),
+    )
+
+
+def predict_batch(models: Models, x: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor], Tensor]:
+    """Images B x 3 x H x W in [0, 1] -> top-5 ids, their scores, boxes by result, confidence."""
+    scores = models.classifier(x).logits.float().softmax(1)
+    score, top = scores.topk(min(5, scores.shape[1]), 1)
+    boxes: dict[str, Tensor] = {}
+    if models.teacher is not None:
+        boxes["pseudo_label"] = pseudo_boxes(models.teacher, x, models.config).box.float()
+    for name, localizer in models.localizers.items():
+        boxes[name] = predict_boxes(localizer, x)
+    last = next(reversed(boxes.values()))
+    return top, score, boxes, confidence(models.classifier(crop(x, last)).logits)
+
+
+@torch.inference_mode()
+def view_boxes(
+    models: Models,
+    images: Images,
+    size: int,
+    *,
+    batch_size: int,
+    workers: int,
+    device: torch.device,
+    autocast: AbstractContextManager[None],
+) -> dict[str, np.ndarray]:
+    """Boxes of flipped and scaled views mapped back to the plain view: result -> V x N x 4. For `consistency`, which
+    needs no ground truth. Views: horizontal flip; scale 0.9 and 1.1 about the centre."""
+    models.eval()
+    order = in_order(len(images), batch_size)
+    found: dict[str, list[list[Tensor]]] = {}
+    for batch in batches(images, order, workers=workers, pin=device.type == "cuda"):
+        x = see(batch.images.to(device), "full_image", size)
+        for v, view in enumerate(_views(x)):
+            with autocast:
+                boxes = predict_batch(models, warp(x, view))[2]
+            for name, b in boxes.items():
+                found.setdefault(name, [[], [], []])[v].append(view.inverse().boxes(b).clamp(0, 1).cpu())
+    return {name: np.stack([torch.cat(v).numpy() for v in views]) for name, views in found.items()}
+
+
+def _views(x: Tensor) -> Iterator[AxisMap]:
+    for sx, sy in ((-1.0, 1.0), (0.9, 0.9), (1.1, 1.1)):
+        scale = torch.tensor([[sx, sy]], device=x.device).expand(len(x), 2)
+        yield AxisMap(scale, 0.5 - 0.5 * scale)
+
+
+__all__ = ["Batch", "Models", "Predictions", "predict", "predict_batch", "see", "to_float", "view_boxes"]

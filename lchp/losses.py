@@ -1,0 +1,53 @@
+"""Eq. 1-6 as pure functions, in the paper's symbols."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lchp.boxes import area
+
+
+def classification_loss(logits_r: Tensor, logits_m: Tensor, y: Tensor) -> Tensor:
+    """L_cls = 1/2 [CE(classifier(I_r), y) + CE(classifier(I_m), y)] (Eq. 2). logits B x classes, y B."""
+    return 0.5 * (F.cross_entropy(logits_r, y) + F.cross_entropy(logits_m, y))
+
+
+def regression_loss(box_hat: Tensor, pseudo_box: Tensor) -> Tensor:
+    """L_reg: squared error summed over the 4 coordinates, mean over the batch (Eq. 3). Both B x 4."""
+    return (box_hat - pseudo_box).square().sum(1).mean()
+
+
+def initialization_loss(l_cls: Tensor, l_reg: Tensor, alpha: float) -> Tensor:
+    """L_init = L_cls + alpha * L_reg (Eq. 3)."""
+    return l_cls + alpha * l_reg
+
+
+def refinement_loss(box_hat: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """L_refine = 1/N sum_i weight_i * ||Loc(S(I_r))_i - S(b)_i||^2, N the whole batch (Eq. 6).
+
+    box_hat, target: B x 4; weight: B, FixMatch's 1[confidence > tau]. No gradient flows into target and weight.
+    """
+    return (weight.detach() * (box_hat - target.detach()).square().sum(1)).mean()
+
+
+def confidence(logits: Tensor) -> Tensor:
+    """Maximum softmax of B x classes logits: B values in (0, 1] (Eq. 4)."""
+    return logits.float().softmax(1).amax(1)
+
+
+def is_visible(boxes: Tensor) -> Tensor:
+    """B bool: whether a box (B x 4, clipped to its view) still has an area. One that vanished teaches nothing."""
+    return area(boxes) > 0
+
+
+def foreground(attention: Tensor, delta: float, normalization: str, reference: Tensor | None = None) -> Tensor:
+    """Foreground = normalised A > delta (Eq. 1): B x H x W bool of B x H x W attention.
+
+    `max` divides by the maximum, `minmax` stretches the range to 0..1. `reference` (B x h x w) is the map whose range
+    counts, A_r for a second pass in `raw` range; the map itself by default. A map without range (constant under `minmax`,
+    nowhere positive under `max`) has no foreground.
+    """
+    of = attention if reference is None else reference
+    high = of.amax((1, 2), keepdim=True)
+    low = of.amin((1, 2), keepdim=True) if normalization == "minmax" else torch.zeros_like(high)
+    return (attention - low > delta * (high - low)) & (high > low)

@@ -1,0 +1,153 @@
+"""predictions.parquet and what follows from it: the summary, and the table that a run prints. No torch here."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tabulate import tabulate
+
+from lchp.errors import RunError
+from lchp.evaluate import (
+    FRAMES,
+    RESULTS,
+    GroundTruth,
+    best_iou,
+    classification,
+    floors,
+    localization,
+)
+from lchp.runs import PREDICTIONS, write_atomically
+
+TITLES = {"pseudo_label": "Pseudo Label", "lchp_i": "LCHP-I", "lchp_r": "LCHP-R"}
+METRICS = {"gt_known": "GT-Known", "top1_loc": "Top-1", "top5_loc": "Top-5", "mean_iou": "mean IoU"}
+
+
+def frame_table(
+    image_ids: tuple[str, ...],
+    frame: str,
+    labels: np.ndarray,
+    top5: np.ndarray,
+    top5_score: np.ndarray,
+    boxes: dict[str, np.ndarray],
+    confidence: np.ndarray,
+    truth: GroundTruth | None,
+) -> pa.Table:
+    """One frame's rows of predictions.parquet.
+
+    top5, top5_score: N x k; boxes: result -> N x 4 fractions of the frame; truth: the frame's ground truth, or None where
+    there is none (the columns `<result>_iou` and `ground_truth` are then null).
+    """
+    n = len(image_ids)
+    columns: dict[str, pa.Array] = {
+        "image_id": pa.array(image_ids, pa.string()),
+        "frame": pa.array([frame] * n, pa.string()),
+        "label": pa.array(labels, pa.int32()),
+        "top5": pa.array(list(top5.astype(np.int32)), pa.list_(pa.int32())),
+        "top5_score": pa.array(list(top5_score.astype(np.float32)), pa.list_(pa.float32())),
+    }
+    for name, b in boxes.items():
+        b = b.astype(np.float32)
+        columns[f"{name}_box"] = pa.array(list(b), pa.list_(pa.float32()))
+        ious = pa.nulls(n, pa.float64()) if truth is None else pa.array(best_iou(b, truth), pa.float64())
+        columns[f"{name}_iou"] = ious
+    columns["confidence"] = pa.array(confidence.astype(np.float32), pa.float32())
+    columns["ground_truth"] = pa.array(
+        [None] * n if truth is None else [b[v].tolist() for b, v in zip(truth.boxes, truth.valid, strict=True)],
+        pa.list_(pa.list_(pa.float64())),
+    )
+    return pa.table(columns)
+
+
+def write_predictions(run: Path, table: pa.Table) -> None:
+    write_atomically(run / PREDICTIONS, lambda file: pq.write_table(table, file))
+
+
+def read_predictions(run: Path) -> pa.Table:
+    """Raises RunError where the file is missing or damaged."""
+    path = run / PREDICTIONS
+    try:
+        return pq.read_table(path)
+    except FileNotFoundError:
+        raise RunError(f"{path}: no such file; has this run finished?") from None
+    except (OSError, pa.ArrowException) as error:
+        raise RunError(f"{path}: damaged or not a parquet file ({str(error).splitlines()[0][:200]})") from None
+
+
+def summarize(table: pa.Table) -> dict[str, Any]:
+    """`results`, `classification` (in center_crop) and `floors` of predictions, every figure in percent.
+
+    Without ground-truth boxes `results` and `floors` hold None.
+    """
+    missing = {"image_id", "frame", "label", "top5", "ground_truth"} - set(table.column_names)
+    if missing:
+        raise RunError(f"{PREDICTIONS}: lacks {', '.join(sorted(missing))}; was it written by another version of lchp?")
+    names = [r for r in RESULTS if f"{r}_iou" in table.column_names]
+    out: dict[str, Any] = {"results": {n: {} for n in names}, "classification": {}, "floors": {}}
+    frames = np.array(table["frame"].to_pylist())
+    for frame in FRAMES:
+        rows = table.filter(pa.array(frames == frame))
+        if not rows.num_rows:
+            raise RunError(f"{PREDICTIONS}: no rows for frame {frame}")
+        labels = rows["label"].to_numpy()
+        top5 = np.array(rows["top5"].to_pylist())
+        known = not rows["ground_truth"].null_count
+        for name in names:
+            ious = rows[f"{name}_iou"].to_numpy()
+            out["results"][name][frame] = localization(ious, top5, labels) if known else dict.fromkeys(METRICS)
+        out["floors"][frame] = floors(_truth(rows)) if known else {"full_box": None, "centre_box": None}
+        if frame == "center_crop":
+            out["classification"] = classification(top5, labels)
+    return out
+
+
+def _truth(rows: pa.Table) -> GroundTruth:
+    each = [np.array(b, np.float64).reshape(-1, 4) for b in rows["ground_truth"].to_pylist()]
+    boxes = np.zeros((len(each), max(1, *(len(b) for b in each)) if each else 1, 4))
+    valid = np.zeros(boxes.shape[:2], bool)
+    for i, b in enumerate(each):
+        boxes[i, : len(b)], valid[i, : len(b)] = b, True
+    return GroundTruth(boxes, valid)
+
+
+def summary_table(summary: dict[str, Any]) -> str:
+    """The closing table: results x metrics x frames, with the floors; what needs no boxes where there are none."""
+    if any(v is None for f in summary["floors"].values() for v in f.values()):
+        return _table_without_boxes(summary)
+    rows = []
+    for name, frames in summary["results"].items():
+        rows.append([TITLES[name], *(frames[f][m] for f in FRAMES for m in METRICS)])
+    for key, title in (("full_box", "floor: whole frame"), ("centre_box", "floor: 80 % box")):
+        rows.append([title, *(v for f in FRAMES for v in (summary["floors"][f][key], None, None, None))])
+    head = ["", *(f"{m}\n{f}" for f in FRAMES for m in METRICS.values())]
+    top = summary["classification"]
+    lines = [
+        tabulate(rows, head, tablefmt="simple", floatfmt=".2f", missingval=""),
+        f"\nclassification (center_crop): top-1 {top['top1']:.2f} %, top-5 {top['top5']:.2f} %",
+    ]
+    kept = summary.get("kept") or {}
+    if kept.get("share") is not None:
+        share = f"boxes of LCHP-I kept at tau {kept['tau']:g}: {kept['count']} of {kept['total']} training images"
+        known = kept.get("gt_known")
+        lines.append(
+            share + ("" if known is None else f", their GT-Known {known:.2f} % (diagnostic, reads training boxes)")
+        )
+    return "\n".join(lines)
+
+
+def _table_without_boxes(summary: dict[str, Any]) -> str:
+    consistency = summary.get("consistency") or {}
+    rows = [[TITLES[n], consistency.get(n)] for n in summary["results"]]
+    kept = summary.get("kept") or {}
+    lines = [
+        "No ground-truth boxes: only what needs none.",
+        tabulate(rows, ["", "consistency (mean IoU with flipped and scaled views, %)"], floatfmt=".2f"),
+        f"\nclassification (center_crop): top-1 {summary['classification']['top1']:.2f} %",
+    ]
+    if kept.get("share") is not None:
+        lines.append(
+            f"boxes of LCHP-I kept at tau {kept['tau']:g}: {kept['share']:.2f} % of {kept['total']} training images, "
+            f"mean confidence {kept['mean_confidence']:.2f} %"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,142 @@
+"""The two stages, each one step on one screen, in the order of the paper's equations.
+
+Images I_r are B x 3 x H x W in [0, 1]; boxes are B x 4, x1 y1 x2 y2 in [0, 1] of the view; y is B class ids.
+"""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lchp.augment import StrongParameters, crop, strong_view
+from lchp.boxes import order
+from lchp.config import InitializationConfig, RefinementConfig
+from lchp.losses import (
+    classification_loss,
+    confidence,
+    initialization_loss,
+    is_visible,
+    refinement_loss,
+    regression_loss,
+)
+from lchp.networks import Classifier, Localizer
+from lchp.pseudo import Pseudo, algorithm_1, update_teacher
+
+
+@dataclass(frozen=True)
+class Networks:
+    """theta_1 (classifier), theta_2 (teacher), Loc, and stage 2's labeller where it is not Loc itself."""
+
+    classifier: Classifier
+    teacher: Classifier
+    localizer: Localizer
+    labeller: Localizer | None = None
+
+
+def pseudo_boxes(teacher: Classifier, images: Tensor, config: InitializationConfig) -> Pseudo:
+    """Algorithm 1 by the teacher."""
+    return algorithm_1(lambda x: teacher(x).attention(config.attention), images, config, teacher.mean)
+
+
+def predict_boxes(localizer: nn.Module, images: Tensor) -> Tensor:
+    """Loc(I) as boxes: ends in order, clipped to the view. B x 4."""
+    return order(localizer(images).float()).clamp(0, 1)
+
+
+def initialization_step(
+    nets: Networks,
+    optimizers: tuple[Optimizer, ...],
+    i_r: Tensor,
+    y: Tensor,
+    config: InitializationConfig,
+    autocast: AbstractContextManager[None],
+    *,
+    train_localizer: bool = True,
+) -> dict[str, Tensor]:
+    """One iteration of stage 1 (Algorithm 1, Eq. 1-3, 7)."""
+    with autocast:
+        pseudo = pseudo_boxes(nets.teacher, i_r, config)  # L = L_r merged with L_m; I_m
+        # raw and masked in one pass: BatchNorm sees both, as the teacher's inference does
+        logits = nets.classifier(torch.cat([i_r, pseudo.masked])).logits.float()  # 2B x classes
+        logits_r, logits_m = logits.chunk(2)
+        l_cls = classification_loss(logits_r, logits_m, y)  # Eq. 2
+        if train_localizer:
+            l_reg = regression_loss(nets.localizer(i_r), pseudo.box)  # Eq. 3
+        else:
+            l_reg = torch.zeros_like(l_cls)
+        loss = initialization_loss(l_cls, l_reg, config.alpha)
+    loss.backward()
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    update_teacher(nets.teacher, nets.classifier, config.beta, config.teacher_buffers)  # Eq. 7
+    side = (pseudo.box[:, 2:] - pseudo.box[:, :2]).prod(1)
+    return {
+        "loss": loss.detach(),
+        "l_cls": l_cls.detach(),
+        "l_reg": l_reg.detach(),
+        "top1": 100 * (logits_r.detach().argmax(1) == y).float().mean(),
+        "pseudo_area": 100 * side.mean(),
+    }
+
+
+def refinement_step(
+    nets: Networks,
+    optimizer: Optimizer,
+    i_r: Tensor,
+    strong: StrongParameters,
+    config: RefinementConfig,
+    beta: float,
+    autocast: AbstractContextManager[None],
+) -> dict[str, Tensor]:
+    """One iteration of stage 2 (Eq. 4-6)."""
+    with torch.no_grad(), autocast:
+        b = label_boxes(nets, i_r)  # B x 4
+        p = confidence(nets.classifier(crop(i_r, b)).logits)  # Eq. 4: B
+        target = strong.axis_map().to(i_r.device).boxes(b)  # S(b)
+        clipped = target.clamp(0, 1)
+        visible = is_visible(clipped)
+        weight = ((p > config.tau) & visible).float()  # 1[confidence > tau]
+        view = strong_view(i_r, strong, padding(nets.localizer, config), config.augmenter)  # S(I_r)
+    # a second context: autocast caches the weights it casts, and those cast above carry no gradient
+    with autocast:
+        box_hat = nets.localizer(view)  # Loc(S(I_r))
+        loss = refinement_loss(box_hat, clipped if config.targets == "clipped" else target, weight)  # Eq. 6
+    (config.loss_weight * loss).backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    if config.labeller == "ema" and nets.labeller is not None:
+        update_teacher(nets.labeller, nets.localizer, beta)
+    return {
+        "loss": loss.detach(),
+        "confidence": 100 * p.mean(),
+        "kept": 100 * (p > config.tau).float().mean(),
+        "vanished": 100 * (~visible).float().mean(),
+        "box_area": 100 * (b[:, 2:] - b[:, :2]).prod(1).mean(),
+    }
+
+
+def label_boxes(nets: Networks, i_r: Tensor) -> Tensor:
+    """The boxes b that teach: by Loc itself (online) or the labeller, in inference mode, whatever mode Loc trains in."""
+    source = nets.localizer if nets.labeller is None else nets.labeller
+    modes = [(m, m.training) for m in source.modules()]
+    source.eval()
+    b = predict_boxes(source, i_r)
+    for module, training in modes:
+        module.training = training
+    return b
+
+
+def padding(localizer: Localizer, config: RefinementConfig) -> Tensor:
+    """The colour (3 values in [0, 1]) of what S brings in from outside the image."""
+    mean = localizer.mean
+    return torch.zeros_like(mean) if config.padding == "black" else mean
+
+
+def freeze_batch_norm(module: nn.Module) -> None:
+    """Puts every BatchNorm in inference mode: running statistics are used and not updated."""
+    for m in module.modules():
+        if isinstance(m, nn.modules.batchnorm._BatchNorm):
+            m.eval()

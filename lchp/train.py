@@ -1,0 +1,450 @@
+"""train(config) -> Result: one run of both stages, free of Ray."""
+
+import copy
+import logging
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lchp import runs
+from lchp.augment import StrongParameters, general_view, sample_general, sample_strong
+from lchp.config import TrainConfig
+from lchp.data import DataSet, fingerprint, load
+from lchp.data.base import Split
+from lchp.data.images import Images, batches, open_images, shuffled
+from lchp.devices import autocast, describe, peak_memory_mb, prepare, resolve_device, resolve_precision
+from lchp.errors import ConfigError, RunError
+from lchp.evaluate import FRAMES, GroundTruth, best_iou, consistency, ground_truth, hits, percent
+from lchp.inference import Models, Predictions, predict, to_float, view_boxes
+from lchp.loop import Metrics, Stage, fit, load_checkpoint, make_schedule
+from lchp.networks import Classifier, Localizer
+from lchp.pseudo import make_teacher
+from lchp.records import frame_table, read_predictions, summarize, write_predictions
+from lchp.runs import CHECKPOINTS, ENVIRONMENT, SUMMARY
+from lchp.stages import Networks, freeze_batch_norm, initialization_step, refinement_step
+
+log = logging.getLogger(__name__)
+
+RECIPE_VERSION = 1
+"""Raise it when the maths changes, so that a result trained by the old one is not taken for the new."""
+
+INITIALIZATION, REFINEMENT = "initialization", "refinement"
+StageChoice = Literal["both", "init", "refine"]
+TAUS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run: its folder, the config it received, and its summary (see `lchp.records.summarize`)."""
+
+    run: Path
+    config: TrainConfig
+    summary: dict[str, Any]
+
+    def predictions(self) -> Any:
+        """predictions.parquet as a pyarrow Table."""
+        return read_predictions(self.run)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What both stages need: data, device, and how to run on it."""
+
+    config: TrainConfig
+    dataset: DataSet
+    images: Images
+    device: torch.device
+    precision: str
+    show_progress: bool
+
+    @property
+    def autocast(self) -> AbstractContextManager[None]:
+        return autocast(self.device, self.precision)
+
+
+def train(
+    config: TrainConfig,
+    on_epoch: Callable[[Metrics], None] | None = None,
+    *,
+    output: str | Path,
+    stage: StageChoice = "both",
+    source: str | Path | None = None,
+    resume: bool = False,
+    show_progress: bool = False,
+) -> Result:
+    """Trains, predicts the test split in both frames, and writes the run folder `output`.
+
+    stage: `both`, `init` (stage 1 alone), or `refine` (stage 2 alone, from stage 1 of the run folder `source`).
+    resume: go on after the last finished epoch found in `output`. on_epoch: called with each epoch's metrics.
+    Raises an LchpError for anything a user can mend.
+    """
+    run = Path(output)
+    if (stage == "refine") != (source is not None):
+        raise ConfigError("stage = 'refine' needs the run folder of its stage 1 (--from DIR), and only it takes one")
+    if stage == "refine" and source is not None:
+        first = Path(source) / CHECKPOINTS / f"{INITIALIZATION}.pt"
+    else:
+        first = run / CHECKPOINTS / f"{INITIALIZATION}.pt"
+    _claim(run, config, resume)
+    context = _open(config, show_progress)
+    begin = time.perf_counter()
+    environment = _environment(context)
+    seconds: dict[str, float] = {}
+
+    def epoch_done(metrics: Metrics) -> None:
+        runs.append_metrics(run, metrics)
+        seconds[metrics["stage"]] = seconds.get(metrics["stage"], 0.0) + metrics["seconds"]
+        if on_epoch is not None:
+            on_epoch(metrics)
+
+    nets = build(config, len(context.dataset.class_names), context.device)
+    options = {"resume": resume, "on_epoch": epoch_done, "show_progress": show_progress}
+    if stage == "refine":
+        _load_initialization(nets, first, context)
+    else:
+        initialize(nets, context, first, **options)
+    lchp_i = copy.deepcopy(nets.localizer)
+    localizers = {"lchp_i": lchp_i}
+    kept = _kept(nets, context) if config.evaluation.kept_by_tau else {}
+    if stage != "init":
+        refine(nets, context, run / CHECKPOINTS / f"{REFINEMENT}.pt", **options)
+        localizers["lchp_r"] = nets.localizer
+    models = Models(nets.classifier, nets.teacher, localizers, config.initialization)
+    summary = _record(run, models, context) | {"kept": kept}
+    seconds["total"] = time.perf_counter() - begin
+    runs.write_json(
+        run / ENVIRONMENT,
+        environment
+        | {
+            "wall_seconds": {k: round(v, 2) for k, v in seconds.items()},
+            "peak_memory_mb": peak_memory_mb(context.device),
+        },
+    )
+    runs.write_json(run / SUMMARY, summary)
+    return Result(run, config, summary)
+
+
+def initialization_identity(config: TrainConfig, data: str) -> str:
+    """Hash of all that a stage-1 result depends on; `data` is the data set's fingerprint."""
+    parts = asdict(config)
+    for name in ("root", "workers", "cache", "skip_bad"):
+        parts["data"].pop(name)
+    parts["model"].pop("weights_dir")
+    device = resolve_device(config.device)
+    return runs.digest(
+        {
+            "recipe": RECIPE_VERSION,
+            "data": data,
+            "precision": resolve_precision(config.precision, device),
+            "seed": config.seed,
+            "config": {k: parts[k] for k in ("data", "model", "initialization")},
+        }
+    )
+
+
+def refinement_identity(config: TrainConfig, data: str) -> str:
+    """Hash of all that a stage-2 result depends on."""
+    return runs.digest([initialization_identity(config, data), asdict(config.refinement)])
+
+
+def build(config: TrainConfig, num_classes: int, device: torch.device) -> Networks:
+    """Networks at their start, drawn from the seed."""
+    torch.manual_seed(config.seed)
+    classifier = Classifier(config.model, num_classes)
+    localizer = Localizer(config.model, config.data.image_size)
+    layout = {"device": device, "memory_format": torch.channels_last}
+    classifier, localizer = classifier.to(**layout), localizer.to(**layout)
+    return Networks(classifier, make_teacher(classifier), localizer)
+
+
+def initialize(nets: Networks, context: Context, checkpoint: Path, **options: Any) -> None:
+    """Stage 1: trains classifier, teacher and localizer in place."""
+    config, stage1 = context.config, context.config.initialization
+    rates = {"momentum": stage1.momentum, "weight_decay": stage1.weight_decay}
+    optimizers = {
+        "classifier": torch.optim.SGD(nets.classifier.parameters(), lr=stage1.lr, **rates),
+        "localizer": torch.optim.SGD(nets.localizer.parameters(), lr=stage1.localizer_lr, **rates),
+    }
+    steps = len(_order(context, torch.Generator()))
+    schedule = {"decay": stage1.lr_decay, "epochs": stage1.epochs, "steps_per_epoch": steps}
+    nets.classifier.train()
+    nets.localizer.train()
+
+    def step(batch: tuple[Tensor, Tensor, None], epoch: int) -> dict[str, Tensor]:
+        i_r, y, _ = batch
+        return initialization_step(
+            nets,
+            tuple(optimizers.values()),
+            i_r,
+            y,
+            stage1,
+            context.autocast,
+            train_localizer=epoch >= stage1.localizer_start,
+        )
+
+    fit(
+        Stage(
+            INITIALIZATION,
+            stage1.epochs,
+            steps * min(config.data.batch_size, len(context.images)),
+            {"classifier": nets.classifier, "teacher": nets.teacher, "localizer": nets.localizer},
+            optimizers,
+            {
+                "classifier": make_schedule(optimizers["classifier"], stage1.schedule, **schedule),
+                "localizer": make_schedule(optimizers["localizer"], stage1.localizer_schedule, **schedule),
+            },
+            lambda epoch, generator: _general_batches(context, generator),
+            step,
+            count=lambda batch: len(batch[0]),
+            describe=lambda m: (
+                f"stage 1 epoch {m['epoch']}/{m['epochs']}  L_cls {m['l_cls']:.4f}  L_reg {m['l_reg']:.5f}  "
+                f"train top-1 {m['top1']:.1f} %  pseudo box area {m['pseudo_area']:.1f} %  "
+                f"lr {m['lr_classifier']:.2e} / {m['lr_localizer']:.2e}  {m['images_per_second']:.0f} images/s"
+            ),
+        ),
+        seed=config.seed,
+        checkpoint=checkpoint,
+        identity=initialization_identity(config, fingerprint(context.dataset)),
+        **options,
+    )
+
+
+def refine(nets: Networks, context: Context, checkpoint: Path, **options: Any) -> None:
+    """Stage 2: trains the localizer in place; the classifier is frozen."""
+    config, stage2 = context.config, context.config.refinement
+    modules: dict[str, torch.nn.Module] = {"localizer": nets.localizer}
+    if stage2.labeller != "online":
+        labeller = copy.deepcopy(nets.localizer).requires_grad_(False).eval()
+        nets = replace(nets, labeller=labeller)
+        modules["labeller"] = labeller
+    optimizer = torch.optim.SGD(
+        nets.localizer.parameters(), lr=stage2.lr, momentum=stage2.momentum, weight_decay=stage2.weight_decay
+    )
+    nets.classifier.eval().requires_grad_(False)
+    nets.localizer.train()
+    if stage2.freeze_bn:
+        freeze_batch_norm(nets.localizer)
+    steps = len(_order(context, torch.Generator()))
+
+    def step(batch: tuple[Tensor, Tensor, StrongParameters], epoch: int) -> dict[str, Tensor]:
+        i_r, _, strong = batch
+        return refinement_step(nets, optimizer, i_r, strong, stage2, config.initialization.beta, context.autocast)
+
+    fit(
+        Stage(
+            REFINEMENT,
+            stage2.epochs,
+            steps * min(config.data.batch_size, len(context.images)),
+            modules,
+            {"localizer": optimizer},
+            {
+                "localizer": make_schedule(
+                    optimizer, stage2.schedule, decay=stage2.lr_decay, epochs=stage2.epochs, steps_per_epoch=steps
+                )
+            },
+            lambda epoch, generator: _strong_batches(context, generator),
+            step,
+            count=lambda batch: len(batch[0]),
+            describe=lambda m: (
+                f"stage 2 epoch {m['epoch']}/{m['epochs']}  L_refine {m['loss']:.5f}  kept {m['kept']:.1f} %  "
+                f"confidence {m['confidence']:.1f} %  vanished {m['vanished']:.2f} %  lr {m['lr_localizer']:.2e}  "
+                f"{m['images_per_second']:.0f} images/s"
+            ),
+        ),
+        seed=config.seed,
+        checkpoint=checkpoint,
+        identity=refinement_identity(config, fingerprint(context.dataset)),
+        **options,
+    )
+
+
+def _claim(run: Path, config: TrainConfig, resume: bool) -> None:
+    """Makes the run folder ours: writes config.json, or compares it with the one there when resuming."""
+    there = run / runs.CONFIG
+    if there.exists():
+        if not resume:
+            raise RunError(f"{run}: holds a run already; go on with it by --resume, or name another --output")
+        if runs.read_config(run) != config:
+            raise RunError(
+                f"{there}: differs from the config asked for; resume with the same flags, or use another --output"
+            )
+        return
+    try:
+        runs.write_config(run, config)
+    except OSError as error:
+        raise RunError(f"{run}: cannot be written ({error.strerror or error})") from None
+
+
+def _open(config: TrainConfig, show_progress: bool) -> Context:
+    device = resolve_device(config.device)
+    prepare(config, device)
+    dataset = load(config.data)
+    images = open_images(dataset.train, config.data, show_progress=show_progress)
+    precision = resolve_precision(config.precision, device)
+    return Context(config, dataset, images, device, precision, show_progress)
+
+
+def _load_initialization(nets: Networks, path: Path, context: Context) -> None:
+    state = load_checkpoint(path, initialization_identity(context.config, fingerprint(context.dataset)))
+    if state["epoch"] < context.config.initialization.epochs:
+        raise RunError(f"{path}: stage 1 stopped after {state['epoch']} epochs; finish it with --resume first")
+    for name in ("classifier", "teacher", "localizer"):
+        getattr(nets, name).load_state_dict(state["modules"][name])
+
+
+def _order(context: Context, generator: torch.Generator) -> list[list[int]]:
+    return shuffled(len(context.images), context.config.data.batch_size, generator)
+
+
+def _general_batches(context: Context, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor, None]]:
+    """Epoch of (I_r B x 3 x H x W in [0, 1], y B, None): random crops and flips."""
+    for i_r, y in _views(context, generator):
+        yield i_r, y, None
+
+
+def _strong_batches(context: Context, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor, StrongParameters]]:
+    """As `_general_batches`, with the draws of the strong view."""
+    for i_r, y in _views(context, generator):
+        yield i_r, y, sample_strong(len(i_r), context.config.refinement, generator)
+
+
+def _views(context: Context, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    data, device = context.config.data, context.device
+    order = _order(context, generator)
+    for batch in batches(context.images, order, workers=data.workers, pin=device.type == "cuda"):
+        offsets, flip = sample_general(len(batch.index), data.resize, data.image_size, generator)
+        raw = general_view(batch.images.to(device, non_blocking=True), offsets, flip, data.image_size)
+        yield to_float(raw), batch.labels.to(device, non_blocking=True)
+
+
+def _predict(models: Models, context: Context, images: Images, frame: str) -> Predictions:
+    return predict(
+        models,
+        images,
+        frame,
+        context.config.data.image_size,
+        batch_size=context.config.evaluation.batch_size,
+        workers=context.config.data.workers,
+        device=context.device,
+        autocast=context.autocast,
+        show_progress=context.show_progress,
+    )
+
+
+def _truth(split: Split, images: Images, frame: str, config: TrainConfig) -> GroundTruth | None:
+    if split.boxes is None:
+        return None
+    return ground_truth(split.boxes, images.sizes(), frame, crop=config.data.image_size / config.data.resize)
+
+
+def _record(run: Path, models: Models, context: Context) -> dict[str, Any]:
+    """Predicts the test split in both frames, writes predictions.parquet, and returns the summary made from it."""
+    import pyarrow as pa
+
+    config, split = context.config, context.dataset.test
+    images = open_images(split, config.data, show_progress=context.show_progress)
+    tables = []
+    for frame in FRAMES:
+        p = _predict(models, context, images, frame)
+        truth = _truth(split, images, frame, config)
+        tables.append(
+            frame_table(split.image_ids, frame, split.labels, p.top5, p.top5_score, p.boxes, p.confidence, truth)
+        )
+    table = pa.concat_tables(tables)
+    write_predictions(run, table)
+    summary = summarize(table)
+    if split.boxes is None or config.evaluation.consistency:
+        summary["consistency"] = _consistency(models, context, images, table)
+    return summary
+
+
+def _consistency(models: Models, context: Context, images: Images, table: Any) -> dict[str, float]:
+    import pyarrow.compute as pc
+
+    views = view_boxes(
+        models,
+        images,
+        context.config.data.image_size,
+        batch_size=context.config.evaluation.batch_size,
+        workers=context.config.data.workers,
+        device=context.device,
+        autocast=context.autocast,
+    )
+    plain = table.filter(pc.equal(table["frame"], "full_image"))
+    return {name: consistency(np.array(plain[f"{name}_box"].to_pylist()), v) for name, v in views.items()}
+
+
+def _kept(nets: Networks, context: Context) -> dict[str, Any]:
+    """Table 4, left: which training boxes of LCHP-I pass tau, and how good they are. A diagnostic that reads training
+    boxes; nothing is chosen by it."""
+    config, split, tau = context.config, context.dataset.train, context.config.refinement.tau
+    models = Models(nets.classifier, None, {"lchp_i": nets.localizer}, config.initialization)
+    p = _predict(models, context, context.images, "center_crop")
+    truth = _truth(split, context.images, "center_crop", config)
+    ious = None if truth is None else best_iou(p.boxes["lchp_i"], truth)
+
+    def at(threshold: float) -> dict[str, Any]:
+        keep = p.confidence > threshold
+        known = None if ious is None or not keep.any() else percent(hits(ious[keep]))
+        return {"count": int(keep.sum()), "share": percent(keep), "gt_known": known}
+
+    return {
+        "tau": tau,
+        "total": len(split),
+        **at(tau),
+        "mean_confidence": percent(p.confidence),
+        "by_tau": {f"{t:g}": at(t) for t in sorted({*TAUS, tau})},
+    }
+
+
+def _environment(context: Context) -> dict[str, Any]:
+    names = ("lchp", "torch", "torchvision", "numpy", "pyarrow", "ray", "imaug")
+    return {
+        "versions": {"python": platform.python_version(), **{n: v for n in names if (v := _version(n)) is not None}},
+        "git_revision": _git_revision(),
+        "platform": platform.platform(),
+        "device": describe(context.device),
+        "precision": context.precision,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "data_fingerprint": fingerprint(context.dataset),
+        "skipped": [str(p) for p in context.dataset.problems],
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_revision() -> str | None:
+    """Commit of the package's checkout, with -dirty for uncommitted changes; None for an installed package."""
+    here = Path(__file__).parent.parent
+    if not (here / ".git").exists():
+        return None
+    try:
+        return subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+__all__ = ["Result", "build", "initialize", "refine", "train"]
