@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lchp.config import suggest
+from lchp.depthwise import speed_up
 from lchp.errors import ConfigError, WeightsError
 
 Role = Literal["classifier", "localizer"]
@@ -170,6 +171,7 @@ def build_trunk(name: str, role: Role, *, pretrained: bool, weights_dir: str | N
     net = entry.build()
     if pretrained:
         load_weights(net, name, weights_dir)
+    speed_up(net)
     return nn.Sequential(Normalize(entry.normalization), entry.cut(net, role))
 
 

@@ -352,8 +352,9 @@ def _record(run: Path, models: Models, context: Context) -> dict[str, Any]:
     """Predicts the test split in both frames, writes predictions.parquet, and returns the summary made from it."""
     import pyarrow as pa
 
-    config, split = context.config, context.dataset.test
-    images = open_images(split, config.data, show_progress=context.show_progress)
+    config = context.config
+    images = open_images(context.dataset.test, config.data, show_progress=context.show_progress)
+    split = images.split
     tables = []
     for frame in FRAMES:
         p = _predict(models, context, images, frame)
@@ -388,7 +389,7 @@ def _consistency(models: Models, context: Context, images: Images, table: Any) -
 def _kept(nets: Networks, context: Context) -> dict[str, Any]:
     """Table 4, left: which training boxes of LCHP-I pass tau, and how good they are. A diagnostic that reads training
     boxes; nothing is chosen by it."""
-    config, split, tau = context.config, context.dataset.train, context.config.refinement.tau
+    config, split, tau = context.config, context.images.split, context.config.refinement.tau
     models = Models(nets.classifier, None, {"lchp_i": nets.localizer}, config.initialization)
     p = _predict(models, context, context.images, "center_crop")
     truth = _truth(split, context.images, "center_crop", config)
@@ -419,7 +420,7 @@ def _environment(context: Context) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "data_fingerprint": fingerprint(context.dataset),
-        "skipped": [str(p) for p in context.dataset.problems],
+        "skipped": [str(p) for p in (*context.dataset.problems, *context.images.problems)],
     }
 
 

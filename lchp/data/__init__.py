@@ -7,7 +7,7 @@ import numpy as np
 
 from lchp.config import DataConfig
 from lchp.data import cub, folder, imagenet, parts, tiny_imagenet
-from lchp.data.base import DataSet, Problem, Split, require_folder
+from lchp.data.base import DataSet, Problem, Split, describe, require_folder
 from lchp.errors import DataError
 
 DATASETS: dict[str, Callable[[DataConfig], DataSet]] = {
@@ -35,16 +35,6 @@ def load(config: DataConfig) -> DataSet:
             f"{dataset.name}: {len(dataset.train)} training and {len(dataset.test)} test images; both need some"
         )
     return dataset
-
-
-def describe(problems: tuple[Problem, ...], most: int = 10) -> str:
-    """The first problems and the count, for an error message."""
-    rest = f"\n  ... and {len(problems) - most} more" if len(problems) > most else ""
-    lines = "".join(f"\n  {p}" for p in problems[:most])
-    return (
-        f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in the data (lchp data check lists all; "
-        f"--data.skip-bad drops what is faulty):{lines}{rest}"
-    )
 
 
 def fingerprint(dataset: DataSet) -> str:

@@ -1,4 +1,4 @@
-"""What a data set is to the rest of the package: images with ids and labels, boxes where there are any, and its faults."""
+"""What a data set is to the rest of the package: images with ids and labels, perhaps boxes, and its faults."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,8 +26,9 @@ class Problem:
 class Split:
     """One split, in a fixed order (the annotation file's, or sorted).
 
-    `image_ids` are unique text ids, `labels` N int64 in 0..classes-1, `boxes` per image a K x 4 float32 array of x1 y1 x2 y2
-    in pixels of the original image with exclusive x2 y2 (K >= 1), or None for the whole split where there are none.
+    `image_ids` are unique text ids, `labels` N int64 in 0..classes-1, `boxes` per image a K x 4 float32 array of
+    x1 y1 x2 y2 in pixels of the original image with exclusive x2 y2 (K >= 1), or None for the whole split where there
+    are none.
     Images are either files (`paths`) or, for generated sets, an N x H x W x 3 uint8 array (`images`).
     `exif`: the files' EXIF orientation is to be applied, and boxes are those of the upright picture. It is off for the
     published sets, whose boxes follow the pixels as stored.
@@ -79,3 +80,13 @@ def require_folder(root: str | Path | None, name: str, expected: str) -> Path:
     if not path.is_dir():
         raise DataError(f"data.root = {str(path)!r}: no such folder; expected {expected}")
     return path
+
+
+def describe(problems: tuple[Problem, ...], most: int = 10) -> str:
+    """The first problems and the count, for an error message."""
+    rest = f"\n  ... and {len(problems) - most} more" if len(problems) > most else ""
+    lines = "".join(f"\n  {p}" for p in problems[:most])
+    return (
+        f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in the data (lchp data check lists all; "
+        f"--data.skip-bad drops what is faulty):{lines}{rest}"
+    )

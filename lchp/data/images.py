@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from lchp.config import DataConfig
-from lchp.data.base import Split
+from lchp.data.base import Problem, Split, describe
 from lchp.data.decode import decode, image_size
 from lchp.errors import DataError
 
@@ -35,11 +35,17 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Images:
-    """The split's images at R x R. `pixels` is an N x R x R x 3 uint8 array (in memory or mapped), or None: decode anew."""
+    """The split's images at R x R.
+
+    `pixels`: uint8 array of R x R x 3 images (in memory or mapped), whose rows `rows` (N ints) are the split's images; or
+    None: decode anew. `problems`: images that did not decode and were dropped from `split` (under data.skip_bad).
+    """
 
     split: Split
     resize: int
     pixels: np.ndarray | None
+    rows: np.ndarray
+    problems: tuple[Problem, ...] = ()
 
     def __len__(self) -> int:
         return len(self.split)
@@ -47,7 +53,7 @@ class Images:
     def __getitems__(self, index: list[int]) -> Batch:
         """The hook by which torch's DataLoader fetches a whole batch at once."""
         if self.pixels is not None:
-            pixels = self.pixels[index]
+            pixels = self.pixels[self.rows[index]]
         else:
             assert self.split.paths is not None
             pixels = np.stack([decode(self.split.paths[i], self.resize, exif=self.split.exif) for i in index])
@@ -69,7 +75,12 @@ class Images:
 
 
 def open_images(split: Split, config: DataConfig, *, show_progress: bool = True) -> Images:
-    """The images of a split, from memory, the cache (made here if it is not there yet), or decoded on demand."""
+    """The images of a split, from memory, the cache (made here if it is not there yet), or decoded on demand.
+
+    Raises DataError naming the first images that do not decode, unless data.skip_bad drops them; without a cache a bad
+    image shows only when its turn comes.
+    """
+    everything = np.arange(len(split))
     if split.images is not None:
         pixels = split.images
         if pixels.shape[1:3] != (config.resize, config.resize):
@@ -77,16 +88,26 @@ def open_images(split: Split, config: DataConfig, *, show_progress: bool = True)
                 f"data.resize = {config.resize}: this data set is generated at {pixels.shape[1]} px; "
                 f"set data.resize to {pixels.shape[1]}"
             )
-        return Images(split, config.resize, pixels)
+        return Images(split, config.resize, pixels, everything)
     if config.cache == "off":
-        return Images(split, config.resize, None)
+        return Images(split, config.resize, None, everything)
     folder = Path(platformdirs.user_cache_dir("lchp")) if config.cache == "auto" else Path(config.cache).expanduser()
-    return Images(split, config.resize, _cached(split, config, folder, show_progress))
-
-
-def _cached(split: Split, config: DataConfig, folder: Path, show_progress: bool) -> np.ndarray:
-    """The memory-mapped N x R x R x 3 array, decoded in threads and published by one rename."""
+    pixels, bad = _cached(split, config, folder, show_progress)
+    if not bad:
+        return Images(split, config.resize, pixels, everything)
     assert split.paths is not None
+    problems = tuple(Problem(str(split.paths[i]), None, message, split.image_ids[i]) for i, message in bad.items())
+    if not config.skip_bad:
+        raise DataError(describe(problems))
+    rows = np.setdiff1d(everything, list(bad))
+    return Images(split.select(rows), config.resize, pixels, rows, problems)
+
+
+def _cached(
+    split: Split, config: DataConfig, folder: Path, show_progress: bool
+) -> tuple[np.ndarray, dict[int, str]]:
+    """The memory-mapped N x R x R x 3 array, decoded in threads and published by one rename; and, by position, what is
+    wrong with the images that did not decode."""
     target = folder / "images" / _cache_key(split, config.resize)
     if not (target / "images.npy").is_file():
         try:
@@ -94,21 +115,23 @@ def _cached(split: Split, config: DataConfig, folder: Path, show_progress: bool)
             partial = Path(tempfile.mkdtemp(prefix=f"{target.name}-", dir=target.parent))
         except OSError as error:
             raise DataError(
-                f"data.cache = {str(folder)!r}: cannot be written ({error}); name another or say off"
+                f"data.cache = {str(folder)!r}: cannot be written ({error.strerror or error}); name another or say off"
             ) from None
         try:
-            _fill(split, config, partial / "images.npy", show_progress)
-            (partial / "about.json").write_text(json.dumps({"images": len(split), "resize": config.resize}))
+            bad = _fill(split, config, partial / "images.npy", show_progress)
+            about = {"images": len(split), "resize": config.resize, "bad": bad}
+            (partial / "about.json").write_text(json.dumps(about))
             # another process that made the same cache meanwhile: its copy serves as well
             with contextlib.suppress(OSError):
                 os.rename(partial, target)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-    return np.load(target / "images.npy", mmap_mode="r")
+    bad = json.loads((target / "about.json").read_text())["bad"]
+    return np.load(target / "images.npy", mmap_mode="r"), {int(i): message for i, message in bad.items()}
 
 
-def _fill(split: Split, config: DataConfig, file: Path, show_progress: bool) -> None:
-    assert split.paths is not None
+def _fill(split: Split, config: DataConfig, file: Path, show_progress: bool) -> dict[int, str]:
+    """Decodes all images into `file`; returns what is wrong with those that do not decode, by position."""
     shape = (len(split), config.resize, config.resize, 3)
     needed, free = int(np.prod(shape)), shutil.disk_usage(file.parent).free
     if needed > free:
@@ -117,10 +140,14 @@ def _fill(split: Split, config: DataConfig, file: Path, show_progress: bool) -> 
             "name another folder or say --data.cache off"
         )
     out = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape)
+    bad: dict[int, str] = {}
 
     def put(i: int) -> None:
         assert split.paths is not None
-        out[i] = decode(split.paths[i], config.resize, exif=split.exif)
+        try:
+            out[i] = decode(split.paths[i], config.resize, exif=split.exif)
+        except DataError as error:
+            bad[i] = str(error).removeprefix(f"{split.paths[i]}: ")
 
     bar = tqdm(total=len(split), desc="decode images", unit="img", disable=None if show_progress else True)
     with bar, ThreadPoolExecutor(config.workers or os.cpu_count()) as pool:
@@ -131,6 +158,7 @@ def _fill(split: Split, config: DataConfig, file: Path, show_progress: bool) -> 
             pool.shutdown(cancel_futures=True)
             raise
     out.flush()
+    return dict(sorted(bad.items()))
 
 
 def _cache_key(split: Split, resize: int) -> str:

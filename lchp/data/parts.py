@@ -31,25 +31,31 @@ Range = tuple[float, float]
 class Design:
     """How hard the images are. Lengths in px, hues in turns; a pair is the range of a uniform draw."""
 
-    length: Range = (11.0, 18.0)
+    length: Range = (15.0, 23.0)
     """Half the body's length."""
-    aspect: Range = (0.5, 0.8)
+    aspect: Range = (0.55, 0.85)
     """The body's width over its length."""
     tilt: float = 0.09
     """Largest rotation either way, in turns."""
-    head: Range = (0.5, 0.62)
+    head: Range = (0.42, 0.55)
     """The head's radius over half the body's width."""
-    body_saturation: Range = (0.35, 0.6)
-    body_jitter: float = 0.06
+    spot: float = 0.65
+    """Radius of the coloured spot over the white head's."""
+    body_saturation: Range = (0.4, 0.7)
+    body_jitter: float = 0.05
     """Largest deviation of a body's hue from its family's; the larger, the weaker the cue."""
     head_jitter: float = 0.02
-    bodies: tuple[int, int] = (1, 2)
+    bodies: tuple[int, int] = (0, 1)
     """Distractor bodies without a head (least, most)."""
-    bits: tuple[int, int] = (2, 5)
+    bits: tuple[int, int] = (0, 3)
     """Distractor bits of one colour (least, most)."""
+    cards: tuple[int, int] = (1, 3)
+    """Plain grey rectangles (least, most): without them a hole that a method cuts into an image is a sight of its own."""
+    chroma: float = 12.0
+    """Largest deviation of the background from grey, in grey levels."""
     texture: float = 0.3
     """Contrast of the texture that lies over everything."""
-    noise: float = 0.04
+    noise: float = 0.02
     """Contrast of the pixel noise."""
 
 
@@ -72,7 +78,10 @@ def _split(seed: int, part: int, count: int, design: Design) -> Split:
 
 def draw(rng: np.random.Generator, label: int, design: Design) -> tuple[np.ndarray, tuple[int, int, int, int]]:
     """One image (72 x 72 x 3 uint8 RGB) and its object's box x1 y1 x2 y2 in px, x2 and y2 exclusive."""
-    canvas = _background(rng)
+    canvas = _background(rng, design)
+    for _ in range(rng.integers(design.cards[0], design.cards[1] + 1)):
+        corner, side = rng.integers(-8, IMAGE_SIZE - 8, 2), rng.integers(8, 29, 2)
+        cv2.rectangle(canvas, corner.tolist(), (corner + side).tolist(), (float(rng.uniform(100, 155)),) * 3, cv2.FILLED)
     for _ in range(rng.integers(design.bodies[0], design.bodies[1] + 1)):
         _ellipse(canvas, _body_colour(rng, int(rng.integers(CLASSES)), design), *_free_body(rng, design))
     for _ in range(rng.integers(design.bits[0], design.bits[1] + 1)):
@@ -80,7 +89,7 @@ def draw(rng: np.random.Generator, label: int, design: Design) -> tuple[np.ndarr
         centre, radius = rng.uniform(0, IMAGE_SIZE, 2), rng.uniform(2.5, 5)
         _ellipse(canvas, colour, centre, (radius, radius), 0.0)
     mask = _object(canvas, rng, label, design)
-    image = canvas * (1 + design.texture * _texture(rng)) + rng.uniform(-255, 255, canvas.shape) * design.noise
+    image = canvas + rng.uniform(-255, 255, canvas.shape) * design.noise
     return np.clip(image, 0, 255).astype(np.uint8), _box(mask)
 
 
@@ -100,9 +109,9 @@ def _object(canvas: np.ndarray, rng: np.random.Generator, label: int, design: De
     mask = np.zeros(canvas.shape[:2], np.uint8)
     for where, colour in ((canvas, _body_colour(rng, label, design)), (mask, 1)):
         _ellipse(where, colour, centre, half, angle)
-    for where, colour in ((canvas, _rgb(hue, 0.85, value)), (mask, 1)):
+    for where, colour in ((canvas, (235.0, 235.0, 235.0)), (mask, 1)):
         _ellipse(where, colour, centre + offset, (radius, radius), 0.0)
-    _ellipse(canvas, _rgb(hue + 0.5, 0.85, value), centre + offset, (radius / 2, radius / 2), 0.0)
+    _ellipse(canvas, _rgb(hue, 0.85, value), centre + offset, (design.spot * radius,) * 2, 0.0)
     return mask
 
 
@@ -128,10 +137,11 @@ def _rgb(hue: float, saturation: float, value: float) -> tuple[float, float, flo
     return 255 * r, 255 * g, 255 * b
 
 
-def _background(rng: np.random.Generator) -> np.ndarray:
+def _background(rng: np.random.Generator, design: Design) -> np.ndarray:
     """A smooth field of dull colours, 72 x 72 x 3 float32 in 0..255."""
-    grid = rng.uniform(60, 200, (4, 4, 1)) + rng.uniform(-35, 35, (4, 4, 3))
-    return cv2.resize(grid.astype(np.float32), (IMAGE_SIZE, IMAGE_SIZE), interpolation=cv2.INTER_LINEAR)
+    grid = rng.uniform(60, 200, (4, 4, 1)) + design.chroma * rng.uniform(-1, 1, (4, 4, 3))
+    smooth = cv2.resize(grid.astype(np.float32), (IMAGE_SIZE, IMAGE_SIZE), interpolation=cv2.INTER_LINEAR)
+    return smooth * (1 + design.texture * _texture(rng))
 
 
 def _texture(rng: np.random.Generator) -> np.ndarray:
