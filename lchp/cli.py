@@ -204,8 +204,10 @@ def _one_line(box: str) -> str:
     """What tyro says in a box of several lines, up to its first rule, as one line."""
     lines = []
     for line in box.splitlines():
-        if re.search("[─-]{20}", line) and lines:
-            break
+        if re.search("[─-]{20}", line):
+            if lines:
+                break
+            continue
         text = re.sub("[│╭╮╰╯─|]", " ", line).strip()
         if text and not text.endswith(("error", "Error")):
             lines.append(text)

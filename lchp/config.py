@@ -361,15 +361,15 @@ PRESETS: dict[str, Preset] = {
     "parts": Preset(
         TrainConfig(
             data=DataConfig(name="parts", resize=72, image_size=64, batch_size=32),
-            model=ModelConfig(classifier="tiny", localizer="tiny", pretrained=False),
-            initialization=InitializationConfig(
-                epochs=12, delta=0.5, lr=0.1, schedule="onecycle", localizer_lr=2e-3, localizer_schedule="constant"
+            model=ModelConfig(
+                classifier="tiny", localizer="tiny", attention_maps=8, bap_scale=10.0, pretrained=False
             ),
-            refinement=RefinementConfig(epochs=6, lr=2e-3),
+            initialization=InitializationConfig(epochs=4, delta=0.3, lr=0.1, schedule="onecycle", localizer_lr=1e-3),
+            refinement=RefinementConfig(epochs=6, lr=0.02),
             evaluation=EvaluationConfig(batch_size=100),
             precision="fp32",
         ),
-        deltas=(0.3, 0.4, 0.5, 0.6),
+        deltas=(0.1, 0.2, 0.3, 0.4),
         about="embedded synthetic data, 64 px, tiny networks from random initialisation; minutes on a laptop CPU",
     ),
     "cub": Preset(

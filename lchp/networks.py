@@ -84,7 +84,7 @@ class Localizer(nn.Module):
             squeezed = nn.Conv2d(channels, self.HEAD_CHANNELS, 1, bias=False)
             last = nn.Linear(self.HEAD_CHANNELS * h * w, 4)
             self.head = nn.Sequential(
-                squeezed, nn.BatchNorm2d(self.HEAD_CHANNELS), nn.ReLU(inplace=True), nn.Flatten(), _Scale(h * w), last
+                squeezed, nn.BatchNorm2d(self.HEAD_CHANNELS), nn.ReLU(inplace=True), nn.Flatten(), _Scale(last.in_features), last
             )
         else:
             last = nn.Linear(channels, 4)
@@ -92,7 +92,7 @@ class Localizer(nn.Module):
         self.sigmoid = config.box_encoding == "sigmoid"
         start = torch.tensor(CENTRE_BOX)  # every image starts from the centred box, so no corner starts crossed
         with torch.no_grad():
-            last.weight.mul_(0.1)
+            nn.init.normal_(last.weight, std=0.05 if config.localizer_head == "spatial" else 0.001)
             last.bias.copy_(start.logit() if self.sigmoid else start)
 
     @property
@@ -106,12 +106,12 @@ class Localizer(nn.Module):
 
 
 class _Scale(nn.Module):
-    """Divides by sqrt(pixels), so that a learning rate means the same on every grid: a linear layer over h * w * C inputs
-    moves its output by lr * |input|^2, which grows with the grid."""
+    """Multiplies by 2 / sqrt(inputs). A step moves a linear layer's output by lr * |input|^2, which grows with the grid:
+    unscaled, regression at the paper's rates diverges on any grid worth having."""
 
-    def __init__(self, pixels: int) -> None:
+    def __init__(self, inputs: int) -> None:
         super().__init__()
-        self.factor = pixels**-0.5
+        self.factor = 2 * inputs**-0.5
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.factor

@@ -96,7 +96,7 @@ def train(
         first = Path(source) / CHECKPOINTS / f"{INITIALIZATION}.pt"
     else:
         first = run / CHECKPOINTS / f"{INITIALIZATION}.pt"
-    _claim(run, config, resume)
+    _check_claim(run, config, resume)
     context = _open(config, show_progress)
     begin = time.perf_counter()
     environment = _environment(context)
@@ -109,10 +109,11 @@ def train(
             on_epoch(metrics)
 
     nets = build(config, len(context.dataset.class_names), context.device)
-    options = {"resume": resume, "on_epoch": epoch_done, "show_progress": show_progress}
     if stage == "refine":
         _load_initialization(nets, first, context)
-    else:
+    _claim(run, config)  # only now: a config that cannot start leaves no folder behind
+    options = {"resume": resume, "on_epoch": epoch_done, "show_progress": show_progress}
+    if stage != "refine":
         initialize(nets, context, first, **options)
     lchp_i = copy.deepcopy(nets.localizer)
     localizers = {"lchp_i": lchp_i}
@@ -269,17 +270,21 @@ def refine(nets: Networks, context: Context, checkpoint: Path, **options: Any) -
     )
 
 
-def _claim(run: Path, config: TrainConfig, resume: bool) -> None:
-    """Makes the run folder ours: writes config.json, or compares it with the one there when resuming."""
+def _check_claim(run: Path, config: TrainConfig, resume: bool) -> None:
+    """Refuses a folder that holds another run, or this one without `resume`."""
     there = run / runs.CONFIG
-    if there.exists():
-        if not resume:
-            raise RunError(f"{run}: holds a run already; go on with it by --resume, or name another --output")
-        if runs.read_config(run) != config:
-            raise RunError(
-                f"{there}: differs from the config asked for; resume with the same flags, or use another --output"
-            )
+    if not there.exists():
         return
+    if not resume:
+        raise RunError(f"{run}: holds a run already; go on with it by --resume, or name another --output")
+    if runs.read_config(run) != config:
+        raise RunError(
+            f"{there}: differs from the config asked for; resume with the same flags, or use another --output"
+        )
+
+
+def _claim(run: Path, config: TrainConfig) -> None:
+    """Makes the run folder ours by writing config.json into it."""
     try:
         runs.write_config(run, config)
     except OSError as error:

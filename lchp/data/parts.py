@@ -39,7 +39,7 @@ class Design:
     """Largest rotation either way, in turns."""
     head: Range = (0.42, 0.55)
     """The head's radius over half the body's width."""
-    spot: float = 0.65
+    spot: float = 0.55
     """Radius of the coloured spot over the white head's."""
     body_saturation: Range = (0.4, 0.7)
     body_jitter: float = 0.05
