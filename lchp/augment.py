@@ -25,9 +25,11 @@ class AxisMap:
     shift: Tensor
 
     def then(self, other: "AxisMap") -> "AxisMap":
+        """The map that applies this one first and `other` second."""
         return AxisMap(self.scale * other.scale, self.shift * other.scale + other.shift)
 
     def inverse(self) -> "AxisMap":
+        """The map that undoes this one."""
         return AxisMap(1 / self.scale, -self.shift / self.scale)
 
     def boxes(self, boxes: Tensor) -> Tensor:
@@ -35,9 +37,11 @@ class AxisMap:
         return apply_map(boxes, self.scale, self.shift)
 
     def to(self, device: torch.device) -> "AxisMap":
+        """The same maps on a device."""
         return AxisMap(self.scale.to(device, non_blocking=True), self.shift.to(device, non_blocking=True))
 
     def select(self, keep: slice) -> "AxisMap":
+        """The maps of some images."""
         return AxisMap(self.scale[keep], self.shift[keep])
 
 
@@ -96,7 +100,7 @@ def warp(images: Tensor, axis_map: AxisMap, fill: Tensor | None = None) -> Tenso
 
 
 def strong_view(images: Tensor, parameters: StrongParameters, fill: Tensor, backend: str) -> Tensor:
-    """S(I_r) of B x 3 x H x W images in [0, 1]; `fill`: the colour from outside (3 values); backend: see RefinementConfig."""
+    """S(I_r) of B x 3 x H x W images in [0, 1]; fill: colour from outside (3 values); backend: see RefinementConfig."""
     if backend == "imgaug":
         return warp_imgaug(images, parameters, fill)
     return warp(images, parameters.axis_map().to(images.device), fill)
@@ -113,24 +117,32 @@ def crop(images: Tensor, boxes: Tensor) -> Tensor:
 
 
 def warp_imgaug(images: Tensor, parameters: StrongParameters, fill: Tensor) -> Tensor:
-    """The same view by imgaug (the paper's tool), on uint8 and image by image. images: B x 3 x H x W in [0, 1]."""
+    """The same view by imgaug (the paper's tool), on uint8 and image by image. images: B x 3 x H x W in [0, 1].
+
+    It differs from `warp` in three ways: padding and cropping are whole pixels, each operation resamples, and what the
+    scaling moves out of the view does not come back when padding shrinks the content.
+    """
     import imgaug.augmenters as iaa
 
-    raw = (images.float().cpu() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
-    colour = tuple(int(v) for v in (fill.float().cpu() * 255).round().tolist())
-    views = [imgaug_sequence(parameters, i, colour, iaa).augment_image(image) for i, image in enumerate(raw)]
-    return (torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2) / 255).to(images.device, images.dtype)
+    # imgaug takes a list of fill values for a choice among them, so the padding stays 0, and a fourth channel, 1 where
+    # the image is, tells where the colour goes
+    inside = torch.ones_like(images[:, :1])
+    raw = (torch.cat([images, inside], 1).float().cpu() * 255).round().to(torch.uint8)
+    pictures = raw.permute(0, 2, 3, 1).contiguous().numpy()
+    views = [imgaug_sequence(parameters, i, iaa).augment_image(picture) for i, picture in enumerate(pictures)]
+    view = (torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2) / 255).to(images.device, images.dtype)
+    return view[:, :3] + (1 - view[:, 3:]) * fill.view(1, 3, 1, 1).to(view)
 
 
-def imgaug_sequence(parameters: StrongParameters, i: int, colour: tuple[int, ...], iaa: Any) -> Any:
+def imgaug_sequence(parameters: StrongParameters, i: int, iaa: Any) -> Any:
     """imgaug's sequence with image i's draws: Affine scale, CropAndPad (size kept), horizontal and vertical flip."""
     sx, sy = parameters.scale[i].tolist()
     left, top, right, bottom = parameters.sides[i].tolist()
     horizontal, vertical = parameters.flip[i].tolist()
     return iaa.Sequential(
         [
-            iaa.Affine(scale={"x": sx, "y": sy}, cval=list(colour), mode="constant"),
-            iaa.CropAndPad(percent=(top, right, bottom, left), pad_cval=list(colour), keep_size=True),
+            iaa.Affine(scale={"x": sx, "y": sy}, cval=0, mode="constant"),
+            iaa.CropAndPad(percent=(top, right, bottom, left), pad_cval=0, keep_size=True),
             iaa.Fliplr(float(horizontal)),
             iaa.Flipud(float(vertical)),
         ]
@@ -138,7 +150,7 @@ def imgaug_sequence(parameters: StrongParameters, i: int, colour: tuple[int, ...
 
 
 def sample_general(n: int, resize: int, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Random crops and flips: (offsets n x 2 int64 in px (x, y), flip n bool), of a size x size crop of a resize x resize image."""
+    """Random crops and flips of resize x resize images: (offsets n x 2 int64 in px (x, y), flip n bool)."""
     offsets = torch.randint(0, resize - size + 1, (n, 2), generator=generator)
     return offsets, torch.rand(n, generator=generator) < 0.5
 

@@ -29,7 +29,7 @@ class Backbone:
 
     The classifier's trunk ends at stride 16, where attention is still fine enough to localize; the localizer's is the
     whole feature extractor unless the entry says otherwise. `discard`: parameter prefixes that the trunk never uses
-    (classification layers), which a weight file may hold or lack. `download`: torchvision's weights, None if there are none.
+    (classification layers), which a weight file may hold or lack. `download`: torchvision's weights, None without any.
     """
 
     build: Callable[[], nn.Module]
@@ -40,7 +40,7 @@ class Backbone:
 
 
 class Normalize(nn.Module):
-    """(x - mean) / std of B x 3 x H x W images in [0, 1]. A part of each network, since weights differ in what they want."""
+    """(x - mean) / std of B x 3 x H x W images in [0, 1]. Part of each network: weights differ in what they want."""
 
     mean: Tensor
     std: Tensor
@@ -51,6 +51,7 @@ class Normalize(nn.Module):
         self.register_buffer("std", torch.tensor(normalization[1]), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Images as the weights want them."""
         return (x - self.mean.view(1, 3, 1, 1)) / self.std.view(1, 3, 1, 1)
 
 
@@ -61,11 +62,10 @@ def _inception_v3() -> nn.Module:
 
 
 def _cut_inception_v3(net: nn.Module, role: Role) -> nn.Module:
-    names = (
-        "Conv2d_1a_3x3 Conv2d_2a_3x3 Conv2d_2b_3x3 maxpool1 Conv2d_3b_1x1 Conv2d_4a_3x3 maxpool2 Mixed_5b Mixed_5c Mixed_5d "
-        "Mixed_6a Mixed_6b Mixed_6c Mixed_6d Mixed_6e Mixed_7a Mixed_7b Mixed_7c"
-    ).split()
-    return nn.Sequential(*(net.get_submodule(n) for n in (names[:15] if role == "classifier" else names)))
+    stem = ["Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "maxpool1", "Conv2d_3b_1x1", "Conv2d_4a_3x3", "maxpool2"]
+    fine = [f"Mixed_{n}" for n in ("5b", "5c", "5d", "6a", "6b", "6c", "6d", "6e")]
+    coarse = [] if role == "classifier" else [f"Mixed_{n}" for n in ("7a", "7b", "7c")]
+    return nn.Sequential(*(net.get_submodule(n) for n in (*stem, *fine, *coarse)))
 
 
 def _resnet50() -> nn.Module:
@@ -75,7 +75,7 @@ def _resnet50() -> nn.Module:
 
 
 def _cut_resnet50(net: nn.Module, role: Role) -> nn.Module:
-    names = "conv1 bn1 relu maxpool layer1 layer2 layer3 layer4".split()
+    names = ["conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"]
     return nn.Sequential(*(net.get_submodule(n) for n in (names[:7] if role == "classifier" else names)))
 
 
@@ -114,7 +114,7 @@ def _mobilenet_v2() -> nn.Module:
     return mobilenet_v2(weights=None)
 
 
-def _cut_mobilenet_v2(net: nn.Module, role: Role) -> nn.Module:
+def _cut_mobilenet_v2(net: nn.Module, _role: Role) -> nn.Module:
     """Both roles: features up to the ReLU6 expansion of block 14, stride 16, 576 channels."""
     layers = net.get_submodule("features")
     assert isinstance(layers, nn.Sequential)
@@ -140,7 +140,7 @@ def _tiny(*widths: int) -> Callable[[], nn.Module]:
     return build
 
 
-def _whole(net: nn.Module, role: Role) -> nn.Module:
+def _whole(net: nn.Module, _role: Role) -> nn.Module:
     return net
 
 
@@ -216,8 +216,8 @@ def _read(path: Path, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     if not path.is_file():
         raise WeightsError(
-            f"{path}: no such file, so {name} cannot start from ImageNet weights; put it there, leave model.weights_dir "
-            "unset to download torchvision's, or say --model.no-pretrained for a random start"
+            f"{path}: no such file, so {name} cannot start from ImageNet weights; put it there, leave "
+            "model.weights_dir unset to download torchvision's, or say --model.no-pretrained for a random start"
         )
     try:
         with safe_open(path, "pt") as file:
@@ -249,8 +249,9 @@ def _check_normalization(source: str, metadata: dict[str, str], ours: Normalizat
 
 
 def _move_strides(net: nn.Module) -> None:
-    """ResNet v1 as first published strides in conv1 of a block, torchvision's (v1.5) in conv2; a file's metadata says."""
+    """ResNet v1 as published strides in conv1 of a block, torchvision's (v1.5) in conv2; a file's metadata says."""
     for layer in ("layer2", "layer3", "layer4"):
         conv1, conv2 = net.get_submodule(f"{layer}.0.conv1"), net.get_submodule(f"{layer}.0.conv2")
-        assert isinstance(conv1, nn.Conv2d) and isinstance(conv2, nn.Conv2d)
+        assert isinstance(conv1, nn.Conv2d)
+        assert isinstance(conv2, nn.Conv2d)
         conv1.stride, conv2.stride = (2, 2), (1, 1)

@@ -143,6 +143,8 @@ class RefinementConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
+    """How the test split is predicted, and what else is measured."""
+
     batch_size: int = 64
     kept_by_tau: bool = True
     """Score LCHP-I's training boxes after stage 1 (Table 4, left: a diagnostic that reads training boxes)."""
@@ -317,8 +319,8 @@ def _coerce(value: Any, hint: Any) -> Any:
     if isinstance(value, list):
         value = tuple(value)
     if typing.get_origin(hint) is tuple and isinstance(value, tuple) and float in typing.get_args(hint):
-        return tuple(float(v) if type(v) is int else v for v in value)
-    if hint is float and type(value) is int:
+        return tuple(_coerce(v, float) for v in value)
+    if hint is float and type(value) is int and abs(value) < 2**53:
         return float(value)
     return value
 
@@ -361,9 +363,7 @@ PRESETS: dict[str, Preset] = {
     "parts": Preset(
         TrainConfig(
             data=DataConfig(name="parts", resize=72, image_size=64, batch_size=32),
-            model=ModelConfig(
-                classifier="tiny", localizer="tiny", attention_maps=8, bap_scale=10.0, pretrained=False
-            ),
+            model=ModelConfig(classifier="tiny", localizer="tiny", attention_maps=8, bap_scale=10.0, pretrained=False),
             initialization=InitializationConfig(epochs=4, delta=0.3, lr=0.1, schedule="onecycle", localizer_lr=1e-3),
             refinement=RefinementConfig(epochs=6, lr=0.02),
             evaluation=EvaluationConfig(batch_size=100),

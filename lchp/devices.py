@@ -32,7 +32,7 @@ def resolve_precision(name: str, device: torch.device) -> str:
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
     """The context in which networks run. Weights and losses stay fp32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")  # pyright: ignore[reportReturnType]
 
 
 def prepare(config: TrainConfig, device: torch.device) -> None:
@@ -44,6 +44,7 @@ def prepare(config: TrainConfig, device: torch.device) -> None:
 
 
 def describe(device: torch.device) -> str:
+    """The device's name, for the record."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 

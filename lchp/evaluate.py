@@ -29,6 +29,7 @@ class GroundTruth:
     valid: np.ndarray
 
     def select(self, keep: np.ndarray) -> "GroundTruth":
+        """Of some images."""
         return GroundTruth(self.boxes[keep], self.valid[keep])
 
 
@@ -54,7 +55,7 @@ def ground_truth(boxes: Sequence[np.ndarray], sizes: np.ndarray, frame: str, *, 
 
 
 def best_iou(boxes: np.ndarray, truth: GroundTruth) -> np.ndarray:
-    """IoU of each predicted box (N x 4) with the best of its image's ground-truth boxes, N values; any of many counts."""
+    """IoU of each predicted box (N x 4) with the best of its image's ground-truth boxes, N values (any counts)."""
     each = iou(np.asarray(boxes, np.float64)[:, None], truth.boxes)
     return np.where(truth.valid, each, 0.0).max(1)
 
@@ -106,5 +107,5 @@ def floors(truth: GroundTruth) -> dict[str, float]:
 
 
 def consistency(boxes: np.ndarray, mapped_back: np.ndarray) -> float:
-    """Mean IoU in percent between boxes (N x 4) and the boxes of V views mapped back (V x N x 4). Needs no ground truth."""
+    """Mean IoU in percent of boxes (N x 4) and the boxes of V views mapped back (V x N x 4). Needs no ground truth."""
     return percent(iou(np.asarray(boxes, np.float64)[None], np.asarray(mapped_back, np.float64)).ravel())

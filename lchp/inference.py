@@ -28,6 +28,7 @@ class Models:
     config: InitializationConfig
 
     def eval(self) -> None:
+        """Puts every network in inference mode."""
         for net in (self.classifier, self.teacher, *self.localizers.values()):
             if net is not None:
                 net.eval()

@@ -82,11 +82,13 @@ def fit(
     checkpoint: Path,
     identity: str,
     resume: bool = False,
+    record: Callable[[Metrics], None] | None = None,
     on_epoch: Callable[[Metrics], None] | None = None,
     show_progress: bool = True,
 ) -> None:
     """Trains a stage, writing `checkpoint` after every epoch and handing the epoch's metrics to `on_epoch`.
 
+    record: gets the metrics just before the checkpoint is written, so that no finished epoch lacks them after a crash.
     identity: hash of what the result depends on; a checkpoint of another identity is refused with RunError.
     Raises DivergedError when a loss is not finite at the end of an epoch; the checkpoint of the epoch before remains.
     """
@@ -96,8 +98,11 @@ def fit(
         bad = [k for k, v in metrics.items() if isinstance(v, float) and not math.isfinite(v)]
         if bad:
             raise DivergedError(
-                f"{stage.name}, epoch {epoch + 1}: {bad[0]} is {metrics[bad[0]]}; training diverged, lower the learning rate"
+                f"{stage.name}, epoch {epoch + 1}: {bad[0]} is {metrics[bad[0]]}; training diverged, "
+                "lower the learning rate"
             )
+        if record is not None:
+            record(metrics)
         save(stage, checkpoint, identity, epoch + 1)
         tqdm.write(stage.describe(metrics)) if show_progress else log.info(stage.describe(metrics))
         if on_epoch is not None:
@@ -152,17 +157,21 @@ def save(stage: Stage, path: Path, identity: str, epoch: int) -> None:
 def restore(stage: Stage, path: Path, identity: str) -> int:
     """Loads what `save` wrote into the stage and returns the number of finished epochs."""
     state = load_checkpoint(path, identity)
-    for name, module in stage.modules.items():
-        module.load_state_dict(state["modules"][name])
-    for name, optimizer in stage.optimizers.items():
-        optimizer.load_state_dict(state["optimizers"][name])
-    for name, schedule in stage.schedules.items():
-        schedule.scheduler.load_state_dict(state["schedules"][name])
-    return int(state["epoch"])
+    try:
+        for name, module in stage.modules.items():
+            module.load_state_dict(state["modules"][name])
+        for name, optimizer in stage.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        for name, schedule in stage.schedules.items():
+            schedule.scheduler.load_state_dict(state["schedules"][name])
+        return int(state["epoch"])
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RunError(f"{path}: does not fit this stage ({reason[:200]})") from None
 
 
 def load_checkpoint(path: Path, identity: str | None = None) -> dict[str, Any]:
-    """A checkpoint as data (no code in it can run). Raises RunError where it is missing, damaged or of another config."""
+    """A checkpoint as data (no code in it can run). Raises RunError where it is missing, damaged or another config's."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:

@@ -44,8 +44,8 @@ def foreground(attention: Tensor, delta: float, normalization: str, reference: T
     """Foreground = normalised A > delta (Eq. 1): B x H x W bool of B x H x W attention.
 
     `max` divides by the maximum, `minmax` stretches the range to 0..1. `reference` (B x h x w) is the map whose range
-    counts, A_r for a second pass in `raw` range; the map itself by default. A map without range (constant under `minmax`,
-    nowhere positive under `max`) has no foreground.
+    counts, A_r for a second pass in `raw` range; the map itself by default. A map without range (constant under
+    `minmax`, nowhere positive under `max`) has no foreground.
     """
     of = attention if reference is None else reference
     high = of.amax((1, 2), keepdim=True)

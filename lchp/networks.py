@@ -58,6 +58,7 @@ class Classifier(nn.Module):
         return _mean(self.trunk)
 
     def forward(self, x: Tensor) -> ClassifierOutput:
+        """Logits, attention maps and features of B x 3 x H x W images in [0, 1]."""
         features = self.trunk(x)  # B x C x h x w
         if self.head == "gap":
             return ClassifierOutput(self.linear(features.mean((2, 3))), features[:, :0], features)
@@ -84,7 +85,12 @@ class Localizer(nn.Module):
             squeezed = nn.Conv2d(channels, self.HEAD_CHANNELS, 1, bias=False)
             last = nn.Linear(self.HEAD_CHANNELS * h * w, 4)
             self.head = nn.Sequential(
-                squeezed, nn.BatchNorm2d(self.HEAD_CHANNELS), nn.ReLU(inplace=True), nn.Flatten(), _Scale(last.in_features), last
+                squeezed,
+                nn.BatchNorm2d(self.HEAD_CHANNELS),
+                nn.ReLU(inplace=True),
+                nn.Flatten(),
+                _Scale(last.in_features),
+                last,
             )
         else:
             last = nn.Linear(channels, 4)
@@ -101,6 +107,7 @@ class Localizer(nn.Module):
         return _mean(self.backbone)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Boxes (B x 4) of B x 3 x H x W images in [0, 1]."""
         box = self.head(self.backbone(x)).float()
         return box.sigmoid() if self.sigmoid else box
 

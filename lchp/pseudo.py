@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from lchp.boxes import merge
 from lchp.config import InitializationConfig
 from lchp.losses import foreground
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ def enclosing_boxes(mask: Tensor) -> tuple[Tensor, Tensor]:
 def attention_boxes(
     attention: Tensor, size: tuple[int, int], config: InitializationConfig, reference: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """L = box of {A > delta} (Eq. 1): attention B x h x w, `size` = H, W of the input, `reference`: see `foreground`."""
+    """L = box of {A > delta} (Eq. 1): attention B x h x w, `size` = H, W of the input, reference: see `foreground`."""
     if config.resolution == "input":
         attention = upsample(attention, size)
         reference = None if reference is None else upsample(reference, size)
@@ -89,7 +92,7 @@ def algorithm_1(
     return Pseudo(merge(l_r, l_m), l_r, l_m, i_m, a_r)
 
 
-def make_teacher(student: nn.Module) -> nn.Module:
+def make_teacher(student: Network) -> Network:
     """theta_2: a copy of the student in eval mode, without gradients."""
     return copy.deepcopy(student).requires_grad_(False).eval()
 
@@ -98,7 +101,7 @@ def make_teacher(student: nn.Module) -> nn.Module:
 def update_teacher(teacher: nn.Module, student: nn.Module, beta: float, buffers: str = "copied") -> None:
     """theta_2 <- beta theta_2 + (1 - beta) theta_1 (Eq. 7). BatchNorm buffers are `copied` or `averaged` likewise."""
     ours, theirs = list(teacher.parameters()), list(student.parameters())
-    torch._foreach_lerp_(ours, theirs, 1 - beta)
+    torch._foreach_lerp_(ours, theirs, 1 - beta)  # pyright: ignore  # one kernel; torch's stubs leave it out
     for mine, other in zip(teacher.buffers(), student.buffers(), strict=True):
         if buffers == "averaged" and mine.is_floating_point():
             mine.lerp_(other, 1 - beta)

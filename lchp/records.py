@@ -36,8 +36,8 @@ def frame_table(
 ) -> pa.Table:
     """One frame's rows of predictions.parquet.
 
-    top5, top5_score: N x k; boxes: result -> N x 4 fractions of the frame; truth: the frame's ground truth, or None where
-    there is none (the columns `<result>_iou` and `ground_truth` are then null).
+    top5, top5_score: N x k; boxes: result -> N x 4 fractions of the frame; truth: the frame's ground truth, or None
+    where there is none (the columns `<result>_iou` and `ground_truth` are then null).
     """
     n = len(image_ids)
     columns: dict[str, pa.Array] = {
@@ -61,6 +61,7 @@ def frame_table(
 
 
 def write_predictions(run: Path, table: pa.Table) -> None:
+    """Writes predictions.parquet."""
     write_atomically(run / PREDICTIONS, lambda file: pq.write_table(table, file))
 
 

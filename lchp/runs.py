@@ -57,6 +57,7 @@ def read_json(path: Path) -> Any:
 
 
 def write_config(run: Path, config: TrainConfig) -> None:
+    """Writes config.json, complete, so that it round-trips."""
     write_json(run / CONFIG, to_dict(config))
 
 
@@ -70,7 +71,7 @@ def read_config(run: Path) -> TrainConfig:
 
 
 def append_metrics(run: Path, line: Mapping[str, Any]) -> None:
-    """Adds one line (an epoch of a stage), replacing a line of the same stage and epoch that an earlier, cut-off try left."""
+    """Adds one line (an epoch of a stage) in place of a line of the same epoch that an earlier, cut-off try left."""
     path = run / METRICS
     kept = [old for old in read_metrics(run) if (old["stage"], old["epoch"]) != (line["stage"], line["epoch"])]
     text = "".join(json.dumps(entry) + "\n" for entry in [*kept, line])

@@ -62,10 +62,9 @@ def initialization_step(
         logits = nets.classifier(torch.cat([i_r, pseudo.masked])).logits.float()  # 2B x classes
         logits_r, logits_m = logits.chunk(2)
         l_cls = classification_loss(logits_r, logits_m, y)  # Eq. 2
+        l_reg = torch.zeros_like(l_cls)
         if train_localizer:
             l_reg = regression_loss(nets.localizer(i_r), pseudo.box)  # Eq. 3
-        else:
-            l_reg = torch.zeros_like(l_cls)
         loss = initialization_loss(l_cls, l_reg, config.alpha)
     loss.backward()
     for optimizer in optimizers:
@@ -119,7 +118,7 @@ def refinement_step(
 
 
 def label_boxes(nets: Networks, i_r: Tensor) -> Tensor:
-    """The boxes b that teach: by Loc itself (online) or the labeller, in inference mode, whatever mode Loc trains in."""
+    """The boxes b that teach: by Loc itself (online) or the labeller, in inference mode, whatever mode Loc is in."""
     source = nets.localizer if nets.labeller is None else nets.labeller
     modes = [(m, m.training) for m in source.modules()]
     source.eval()

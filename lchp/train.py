@@ -102,17 +102,15 @@ def train(
     environment = _environment(context)
     seconds: dict[str, float] = {}
 
-    def epoch_done(metrics: Metrics) -> None:
+    def record(metrics: Metrics) -> None:
         runs.append_metrics(run, metrics)
         seconds[metrics["stage"]] = seconds.get(metrics["stage"], 0.0) + metrics["seconds"]
-        if on_epoch is not None:
-            on_epoch(metrics)
 
     nets = build(config, len(context.dataset.class_names), context.device)
     if stage == "refine":
         _load_initialization(nets, first, context)
     _claim(run, config)  # only now: a config that cannot start leaves no folder behind
-    options = {"resume": resume, "on_epoch": epoch_done, "show_progress": show_progress}
+    options = {"resume": resume, "record": record, "on_epoch": on_epoch, "show_progress": show_progress}
     if stage != "refine":
         initialize(nets, context, first, **options)
     lchp_i = copy.deepcopy(nets.localizer)
@@ -172,7 +170,7 @@ def build(config: TrainConfig, num_classes: int, device: torch.device) -> Networ
 def initialize(nets: Networks, context: Context, checkpoint: Path, **options: Any) -> None:
     """Stage 1: trains classifier, teacher and localizer in place."""
     config, stage1 = context.config, context.config.initialization
-    rates = {"momentum": stage1.momentum, "weight_decay": stage1.weight_decay}
+    rates: dict[str, Any] = {"momentum": stage1.momentum, "weight_decay": stage1.weight_decay}
     optimizers = {
         "classifier": torch.optim.SGD(nets.classifier.parameters(), lr=stage1.lr, **rates),
         "localizer": torch.optim.SGD(nets.localizer.parameters(), lr=stage1.localizer_lr, **rates),
@@ -205,7 +203,7 @@ def initialize(nets: Networks, context: Context, checkpoint: Path, **options: An
                 "classifier": make_schedule(optimizers["classifier"], stage1.schedule, **schedule),
                 "localizer": make_schedule(optimizers["localizer"], stage1.localizer_schedule, **schedule),
             },
-            lambda epoch, generator: _general_batches(context, generator),
+            lambda _epoch, generator: _general_batches(context, generator),
             step,
             count=lambda batch: len(batch[0]),
             describe=lambda m: (
@@ -238,7 +236,7 @@ def refine(nets: Networks, context: Context, checkpoint: Path, **options: Any) -
         freeze_batch_norm(nets.localizer)
     steps = len(_order(context, torch.Generator()))
 
-    def step(batch: tuple[Tensor, Tensor, StrongParameters], epoch: int) -> dict[str, Tensor]:
+    def step(batch: tuple[Tensor, Tensor, StrongParameters], _epoch: int) -> dict[str, Tensor]:
         i_r, _, strong = batch
         return refinement_step(nets, optimizer, i_r, strong, stage2, config.initialization.beta, context.autocast)
 
@@ -254,7 +252,7 @@ def refine(nets: Networks, context: Context, checkpoint: Path, **options: Any) -
                     optimizer, stage2.schedule, decay=stage2.lr_decay, epochs=stage2.epochs, steps_per_epoch=steps
                 )
             },
-            lambda epoch, generator: _strong_batches(context, generator),
+            lambda _epoch, generator: _strong_batches(context, generator),
             step,
             count=lambda batch: len(batch[0]),
             describe=lambda m: (
@@ -387,7 +385,7 @@ def _consistency(models: Models, context: Context, images: Images, table: Any) -
         device=context.device,
         autocast=context.autocast,
     )
-    plain = table.filter(pc.equal(table["frame"], "full_image"))
+    plain = table.filter(pc.equal(table["frame"], "full_image"))  # pyright: ignore[reportAttributeAccessIssue]
     return {name: consistency(np.array(plain[f"{name}_box"].to_pylist()), v) for name, v in views.items()}
 
 

@@ -11,7 +11,7 @@ from lchp.data.base import DataSet, Problem, Split, describe, require_folder
 from lchp.errors import DataError
 
 DATASETS: dict[str, Callable[[DataConfig], DataSet]] = {
-    "parts": lambda config: parts.load(),
+    "parts": lambda _config: parts.load(),
     "cub": lambda config: cub.load(require_folder(config.root, "CUB-200-2011", "the folder that holds images.txt")),
     "tiny_imagenet": lambda config: tiny_imagenet.load(
         require_folder(config.root, "Tiny-ImageNet", "the folder that holds train/ and val/")

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +37,7 @@ class Batch(NamedTuple):
 class Images:
     """The split's images at R x R.
 
-    `pixels`: uint8 array of R x R x 3 images (in memory or mapped), whose rows `rows` (N ints) are the split's images; or
+    `pixels`: uint8 array of R x R x 3 images (in memory or mapped), whose rows `rows` (N ints) are the split's; or
     None: decode anew. `problems`: images that did not decode and were dropped from `split` (under data.skip_bad).
     """
 
@@ -66,11 +66,7 @@ class Images:
             return np.tile([w, h], (len(self.split), 1))
         assert self.split.paths is not None
         with ThreadPoolExecutor() as pool:
-            read = (
-                [image_size(p, exif=self.split.exif) for p in self.split.paths]
-                if len(self) < 64
-                else list(pool.map(lambda p: image_size(p, exif=self.split.exif), self.split.paths, chunksize=64))
-            )
+            read = list(pool.map(lambda path: image_size(path, exif=self.split.exif), self.split.paths))
         return np.array(read).reshape(-1, 2)
 
 
@@ -174,7 +170,7 @@ def _cache_key(split: Split, resize: int) -> str:
     return digest.hexdigest()[:24]
 
 
-def batches(images: Images, order: Sequence[Sequence[int]], *, workers: int, pin: bool) -> Iterator[Batch]:
+def batches(images: Images, order: list[list[int]], *, workers: int, pin: bool) -> Iterator[Batch]:
     """Batches of the positions in `order`, prefetched by `workers` processes where images are decoded on demand."""
     loader = DataLoader(
         images,  # pyright: ignore[reportArgumentType]  # anything with __getitems__ and __len__ serves

@@ -1,0 +1,105 @@
+"""TensorBoard: every metric of every epoch, and sample pictures with boxes after each stage."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+
+from lchp.data.base import Split
+from lchp.data.images import Images
+from lchp.errors import ConfigError
+from lchp.evaluate import ground_truth
+from lchp.inference import Models, predict_batch, see
+from lchp.pictures import BLACK, STYLES, WHITE, draw_box
+from lchp.records import TITLES
+
+FOLDER = "tensorboard"
+SAMPLES = 16
+COLUMNS = 4
+LEAST_CELL = 192  # px; smaller images are enlarged, so that lines can be told apart
+LEGEND = 24  # px
+
+
+@dataclass(frozen=True)
+class Board:
+    """A writer into RUN/tensorboard, and the test images (positions in their split) that it shows, the same every time."""
+
+    writer: Any
+    shown: np.ndarray
+
+    def scalars(self, metrics: Mapping[str, Any]) -> None:
+        """Every number of an epoch's metrics as the scalar `stage/name`."""
+        for name, value in metrics.items():
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and name not in ("epoch", "epochs"):
+                self.writer.add_scalar(f"{metrics['stage']}/{name}", value, metrics["epoch"])
+        self.writer.flush()
+
+    def pictures(
+        self, stage: str, epoch: int, models: Models, images: Images, size: int, autocast: AbstractContextManager[None]
+    ) -> None:
+        """A grid of test images in the frame `full_image`, with the boxes of `models` and the ground truth."""
+        grid = sample_grid(models, images, self.shown, size, autocast)
+        self.writer.add_image(f"{stage}/boxes", grid, epoch, dataformats="HWC")
+        self.writer.flush()
+
+
+def open_board(run: Path, test: Split, seed: int) -> Board:
+    """The board of a run folder. Raises ConfigError where tensorboardX is missing."""
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        raise ConfigError("tensorboard = True needs tensorboardX: pip install tensorboardX") from None
+    shown = np.random.default_rng(seed).choice(len(test), min(SAMPLES, len(test)), replace=False)
+    return Board(SummaryWriter(str(run / FOLDER)), np.sort(shown))
+
+
+@torch.inference_mode()
+def sample_grid(
+    models: Models, images: Images, shown: np.ndarray, size: int, autocast: AbstractContextManager[None]
+) -> np.ndarray:
+    """Pictures of the test images `shown` with boxes as in the paper's Figure 2, H x W x 3 uint8.
+
+    Yellow Pseudo Label, green LCHP-I, blue LCHP-R, red ground truth (where there is one). Modes of the networks are put
+    back as they were.
+    """
+    nets = [n for n in (models.classifier, models.teacher, *models.localizers.values()) if n is not None]
+    modes = [(m, m.training) for net in nets for m in net.modules()]
+    device = next(models.classifier.parameters()).device
+    models.eval()
+    x = see(images.__getitems__(shown.tolist()).images.to(device), "full_image", size)
+    with autocast:
+        boxes = {name: b.cpu().numpy()[:, None] for name, b in predict_batch(models, x)[2].items()}
+    for module, training in modes:
+        module.training = training
+    split = images.split.select(shown)
+    layers: dict[str, Sequence[np.ndarray]] = {**boxes}
+    if split.boxes is not None:
+        sizes = Images(split, images.resize, None).sizes()
+        truth = ground_truth(split.boxes, sizes, "full_image")
+        layers = {"ground_truth": [b[v] for b, v in zip(truth.boxes, truth.valid, strict=True)], **layers}
+    pixels = (x.float().permute(0, 2, 3, 1) * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+    return _compose(pixels, layers)
+
+
+def _compose(pixels: np.ndarray, layers: Mapping[str, Sequence[np.ndarray]]) -> np.ndarray:
+    """N x S x S x 3 uint8 and layer -> N times K x 4 boxes (fractions) to one picture with a legend on top."""
+    cell = max(LEAST_CELL, pixels.shape[1])
+    rows = -(-len(pixels) // COLUMNS)
+    out = Image.new("RGB", (COLUMNS * cell, LEGEND + rows * cell), WHITE)
+    for i, array in enumerate(pixels):
+        image = Image.fromarray(array).resize((cell, cell), Image.Resampling.BILINEAR)
+        for name, boxes in layers.items():
+            for x1, y1, x2, y2 in (boxes[i] * cell).tolist():
+                draw_box(image, (x1, y1, x2, y2), STYLES[name])
+        out.paste(image, (i % COLUMNS * cell, LEGEND + i // COLUMNS * cell))
+    draw = ImageDraw.Draw(out)
+    for k, name in enumerate(layers):
+        left = 8 + k * (COLUMNS * cell - 16) // len(layers)
+        draw_box(out, (left, 5, left + 24, LEGEND - 5), STYLES[name])
+        draw.text((left + 32, 6), TITLES.get(name, "ground truth"), fill=BLACK)
+    return np.asarray(out)

@@ -1,0 +1,157 @@
+"""What a prediction is, and how it is written: JSON lines, CSV, COCO or YOLO. Each writer streams."""
+
+import contextlib
+import csv
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+Format = Literal["jsonl", "csv", "coco", "yolo"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One image's. `image`: its path relative to the folder asked for, with `/`; width, height, box in px of the
+    original image, box x1 y1 x2 y2 with exclusive ends; `score`: the class's softmax on the whole view;
+    `confidence`: maximum softmax on the crop in the box (Eq. 4)."""
+
+    image: str
+    width: int
+    height: int
+    class_id: int
+    class_name: str
+    score: float
+    box: tuple[float, float, float, float]
+    confidence: float
+
+    def record(self) -> dict[str, Any]:
+        """Plain values, rounded to what is meant: 1/100 px, six digits of a probability."""
+        return asdict(self) | {
+            "score": round(self.score, 6),
+            "box": [round(v, 2) for v in self.box],
+            "confidence": round(self.confidence, 6),
+        }
+
+
+Write = Callable[[Prediction, Path], object]
+"""Writes one image's prediction; the path is the image file's."""
+
+
+def open_writer(format: Format, folder: Path | None, class_names: tuple[str, ...]) -> AbstractContextManager[Write]:
+    """A writer into files of `folder`, or to standard output (not for YOLO, which is many files).
+
+    jsonl: predictions.jsonl. csv: predictions.csv. coco: annotations.json, `score` being the confidence and category ids
+    counting from 1. yolo: labels/*.txt with `class cx cy w h` in fractions, images/ (links to the originals), classes.txt
+    and data.yaml, so that a detector trains on the folder as it is.
+    """
+    return _WRITERS[format](folder, class_names)
+
+
+@contextlib.contextmanager
+def _opened(folder: Path | None, name: str) -> Iterator[TextIO]:
+    if folder is None:
+        yield sys.stdout
+        sys.stdout.flush()
+    else:
+        with (folder / name).open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+            yield file
+
+
+@contextlib.contextmanager
+def _json_lines(folder: Path | None, class_names: tuple[str, ...]) -> Iterator[Write]:  # noqa: ARG001
+    with _opened(folder, "predictions.jsonl") as file:
+        yield lambda prediction, _: file.write(json.dumps(prediction.record()) + "\n")
+
+
+@contextlib.contextmanager
+def _csv(folder: Path | None, class_names: tuple[str, ...]) -> Iterator[Write]:  # noqa: ARG001
+    columns = ["image", "width", "height", "class_id", "class_name", "score", "x1", "y1", "x2", "y2", "confidence"]
+    with _opened(folder, "predictions.csv") as file:
+        rows = csv.DictWriter(file, columns, lineterminator="\n")
+        rows.writeheader()
+
+        def write(prediction: Prediction, _: Path) -> None:
+            values = prediction.record()
+            rows.writerow(values | dict(zip(("x1", "y1", "x2", "y2"), values.pop("box"), strict=True)))
+
+        yield write
+
+
+@contextlib.contextmanager
+def _coco(folder: Path | None, class_names: tuple[str, ...]) -> Iterator[Write]:
+    categories = [{"id": k + 1, "name": name, "supercategory": ""} for k, name in enumerate(class_names)]
+    info = {"description": "classes and boxes predicted by lchp; score is the confidence of Eq. 4"}
+    # images go straight into the file, annotations into a spool that is appended at the end
+    with _opened(folder, "annotations.json") as file, tempfile.TemporaryFile("w+", encoding="utf-8") as spool:
+        file.write(f'{{"info": {json.dumps(info)},\n"licenses": [],\n"categories": {json.dumps(categories)},\n"images": [')
+        count = 0
+
+        def write(prediction: Prediction, _: Path) -> None:
+            nonlocal count
+            comma, count = (",\n" if count else "\n"), count + 1
+            r = prediction.record()
+            x1, y1, x2, y2 = r["box"]
+            w, h = round(x2 - x1, 2), round(y2 - y1, 2)
+            image = {"id": count, "file_name": r["image"], "width": r["width"], "height": r["height"]}
+            annotation = {
+                "id": count,
+                "image_id": count,
+                "category_id": r["class_id"] + 1,
+                "bbox": [x1, y1, w, h],
+                "area": round(w * h, 2),
+                "iscrowd": 0,
+                "score": r["confidence"],
+                "class_score": r["score"],
+            }
+            file.write(comma + json.dumps(image))
+            spool.write(comma + json.dumps(annotation))
+
+        yield write
+        file.write('],\n"annotations": [')
+        spool.seek(0)
+        shutil.copyfileobj(spool, file)
+        file.write("]}\n")
+
+
+@contextlib.contextmanager
+def _yolo(folder: Path | None, class_names: tuple[str, ...]) -> Iterator[Write]:
+    assert folder is not None
+    labels, images = folder / "labels", folder / "images"  # detectors exchange one name for the other
+    for made in (labels, images):
+        made.mkdir()
+
+    def write(prediction: Prediction, path: Path) -> None:
+        x1, y1, x2, y2 = prediction.box
+        w, h = prediction.width, prediction.height
+        values = ((x1 + x2) / 2 / w, (y1 + y2) / 2 / h, (x2 - x1) / w, (y2 - y1) / h)
+        name = Path(prediction.image)
+        if (labels / name.with_suffix(".txt")).exists():  # a.jpg beside a.png: a label is named by the stem alone
+            name = name.with_name(name.name + name.suffix)
+        label, image = labels / name.with_suffix(".txt"), images / name
+        label.parent.mkdir(parents=True, exist_ok=True)
+        label.write_text(f"{prediction.class_id} " + " ".join(f"{v:.6f}" for v in values) + "\n")
+        image.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            image.symlink_to(path.resolve())
+        except OSError:  # no links here (some network file systems)
+            shutil.copyfile(path, image)
+
+    yield write
+    (folder / "classes.txt").write_text("".join(f"{name}\n" for name in class_names), encoding="utf-8")
+    # JSON text is valid YAML, whatever is in a name; without `path`, detectors take the folder of data.yaml
+    names = "".join(f"  {k}: {json.dumps(name)}\n" for k, name in enumerate(class_names))
+    (folder / "data.yaml").write_text(f"train: images\nval: images\nnames:\n{names}")
+
+
+_WRITERS: dict[str, Callable[[Path | None, tuple[str, ...]], AbstractContextManager[Write]]] = {
+    "jsonl": _json_lines,
+    "csv": _csv,
+    "coco": _coco,
+    "yolo": _yolo,
+}

@@ -1,0 +1,339 @@
+"""A finished run as a tool: class, box and confidence of any image, streamed into a folder or to standard output."""
+
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from tqdm import tqdm
+
+from lchp import runs
+from lchp.config import TrainConfig
+from lchp.data.annotations import IMAGE_EXTENSIONS
+from lchp.data.decode import decode, image_size
+from lchp.devices import autocast, resolve_precision
+from lchp.errors import ConfigError, DataError, RunError
+from lchp.formats import Format, Prediction, open_writer
+from lchp.inference import Models, predict_batch, see
+from lchp.loop import load_checkpoint
+from lchp.networks import Classifier, Localizer
+from lchp.pictures import YELLOW, Style, draw_box, draw_label, line_width
+from lchp.train import INITIALIZATION, REFINEMENT
+
+Frame = Literal["full_image", "center_crop"]
+
+PICTURES = "pictures"
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """The networks of a run folder, in eval mode. `result`: whose localizer it is, `lchp_r` or `lchp_i`."""
+
+    config: TrainConfig
+    class_names: tuple[str, ...]
+    classifier: Classifier
+    localizer: Localizer
+    result: str
+    device: torch.device
+
+    @property
+    def exif(self) -> bool:
+        """Whether EXIF orientation is applied to images: as in training, for one's own images only."""
+        return self.config.data.name == "folder"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What `predict_to` did: images predicted, images that could not be read, and those left out of COCO or YOLO."""
+
+    images: int
+    broken: int
+    left_out: int
+
+
+def load_run(run: str | Path, device: torch.device) -> TrainedRun:
+    """The classifier and the best localizer of a run folder: LCHP-R where stage 2 is complete, else LCHP-I.
+
+    No weights are downloaded or read but the checkpoints'. Raises RunError, one line, where the folder, its stage 1 or
+    the class names are missing, stage 1 is unfinished, or a checkpoint is damaged or of other networks.
+    """
+    run = Path(run)
+    if not run.is_dir():
+        raise RunError(f"{run}: no such run folder")
+    config = runs.read_config(run)
+    environment = runs.read_json(run / runs.ENVIRONMENT)
+    class_names = environment.get("class_names") if isinstance(environment, dict) else None
+    if not class_names:
+        raise RunError(f"{run / runs.ENVIRONMENT}: lacks class_names; it was written by another version of lchp")
+    first, stage1 = _stage_1(run, environment)
+    if stage1["epoch"] < config.initialization.epochs:
+        raise RunError(
+            f"{first}: stage 1 stopped after {stage1['epoch']} of {config.initialization.epochs} epochs; "
+            "finish it with lchp train and --resume first"
+        )
+    model = replace(config.model, pretrained=False, weights_dir=None)
+    classifier = Classifier(model, len(class_names))
+    localizer = Localizer(model, config.data.image_size)
+    _fill(classifier, stage1, "classifier", first)
+    second = run / runs.CHECKPOINTS / f"{REFINEMENT}.pt"
+    stage2 = load_checkpoint(second) if second.exists() else None
+    if stage2 is not None and stage2["epoch"] >= config.refinement.epochs:
+        result = "lchp_r"
+        _fill(localizer, stage2, "localizer", second)
+    else:
+        result = "lchp_i"
+        _fill(localizer, stage1, "localizer", first)
+    layout: dict[str, Any] = {"device": device, "memory_format": torch.channels_last}
+    for net in (classifier, localizer):
+        net.eval().requires_grad_(False).to(**layout)
+    return TrainedRun(config, tuple(class_names), classifier, localizer, result, device)
+
+
+def _stage_1(run: Path, environment: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
+    """The stage-1 checkpoint: the run's own, or that of the run folder which a run of stage 2 alone started from."""
+    own = run / runs.CHECKPOINTS / f"{INITIALIZATION}.pt"
+    other = environment.get("stage1")
+    if own.exists() or not other:
+        return own, load_checkpoint(own)
+    path = Path(other["checkpoint"])
+    return path, load_checkpoint(path, other["identity"])
+
+
+def _fill(net: nn.Module, state: dict[str, Any], name: str, path: Path) -> None:
+    try:
+        net.load_state_dict(state["modules"][name])
+    except (KeyError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise RunError(f"{path}: does not fit the {name} of its config.json ({reason[:200]})") from None
+
+
+def predict(
+    trained: TrainedRun,
+    images: Iterable[tuple[str, Path]],
+    *,
+    frame: Frame = "full_image",
+    batch_size: int = 32,
+    precision: str | None = None,
+    workers: int = 0,
+    on_broken: Callable[[str], object] | None = None,
+) -> Iterator[tuple[Prediction, Path]]:
+    """Predictions of (name, path) pairs, in their order; a few batches of images are in memory at a time.
+
+    frame: what the networks see, `full_image` (the whole image, squeezed to a square) or `center_crop` (the centre crop
+    of the training recipe; the box comes back in px of the whole image all the same).
+    EXIF orientation is applied exactly if the run's data set was `folder`, as in its training: boxes are then those of
+    the upright picture. Otherwise pixels count as they are stored.
+    precision: fp32 or bf16, by default the run's. workers: decoding threads, 0: one per core. on_broken: is given one
+    line per unreadable image, which is left out; without it DataError is raised.
+    """
+    precision = resolve_precision(precision or trained.config.precision, trained.device)
+    with contextlib.closing(_decoded(images, trained, 2 * batch_size, workers)) as read:
+        while batch := list(islice(read, batch_size)):
+            good: list[_Read] = []
+            for image in batch:
+                if isinstance(image, _Read):
+                    good.append(image)
+                elif on_broken is None:
+                    raise image
+                else:
+                    on_broken(str(image))
+            if good:
+                found = _predict_batch(trained, good, frame, autocast(trained.device, precision))
+                yield from zip(found, [image.path for image in good], strict=True)
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A decoded image: `pixels` R x R x 3 uint8; `size`: width, height in px of the original."""
+
+    name: str
+    path: Path
+    pixels: np.ndarray
+    size: tuple[int, int]
+
+
+def _decoded(
+    images: Iterable[tuple[str, Path]], trained: TrainedRun, ahead: int, workers: int
+) -> Generator[_Read | DataError, None, None]:
+    """Images in order, decoded by threads at most `ahead` images before they are taken."""
+
+    def read(name: str, path: Path) -> _Read | DataError:
+        try:
+            pixels = decode(path, trained.config.data.resize, exif=trained.exif)
+            return _Read(name, path, pixels, image_size(path, exif=trained.exif))
+        except DataError as error:
+            return error
+
+    pool = ThreadPoolExecutor(workers or os.cpu_count())
+    try:
+        pending: deque[Future[_Read | DataError]] = deque()
+        for name, path in images:
+            pending.append(pool.submit(read, name, path))
+            if len(pending) > ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@torch.inference_mode()
+def _predict_batch(
+    trained: TrainedRun, images: list[_Read], frame: Frame, context: AbstractContextManager[None]
+) -> list[Prediction]:
+    r, s = trained.config.data.resize, trained.config.data.image_size
+    models = Models(trained.classifier, None, {trained.result: trained.localizer}, trained.config.initialization)
+    pixels = torch.from_numpy(np.stack([image.pixels for image in images])).to(trained.device)
+    with context:
+        top, score, boxes, confidence = predict_batch(models, see(pixels, frame, s))
+    box = boxes[trained.result].double().cpu().numpy()  # B x 4, fractions of the frame
+    if frame == "center_crop":
+        box = ((r - s) // 2 + box * s) / r  # fractions of the image
+    box = box * np.array([image.size * 2 for image in images])  # px
+    classes, scores, confidences = top[:, 0].tolist(), score[:, 0].tolist(), confidence.tolist()
+    return [
+        Prediction(image.name, *image.size, k, trained.class_names[k], p, (b[0], b[1], b[2], b[3]), c)
+        for image, k, p, b, c in zip(images, classes, scores, box.tolist(), confidences, strict=True)
+    ]
+
+
+def find_images(source: Path, skip: Path | None = None) -> Iterator[tuple[str, Path]]:
+    """(name, path) of one file, or of all images below a folder in a fixed order, without holding the list.
+
+    Names are relative with `/`. Hidden files and folders, links to folders, and the folder `skip` are passed over.
+    """
+    if not source.is_dir():
+        yield source.name, source
+        return
+    passed = None if skip is None else skip.resolve()
+    for parent, folders, files in os.walk(source):
+        here = Path(parent)
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        if passed is not None:
+            folders[:] = [f for f in folders if (here / f).resolve() != passed]
+        for file in sorted(files):
+            if file.lower().endswith(IMAGE_EXTENSIONS) and not file.startswith("."):
+                yield (here / file).relative_to(source).as_posix(), here / file
+
+
+def predict_to(
+    trained: TrainedRun,
+    source: str | Path,
+    output: str | Path | None = None,
+    *,
+    format: Format = "jsonl",
+    frame: Frame = "full_image",
+    pictures: bool = False,
+    min_confidence: float = 0.0,
+    batch_size: int = 32,
+    precision: str | None = None,
+    workers: int = 0,
+    show_progress: bool = False,
+) -> Summary:
+    """Predicts an image or a folder of them (see `predict`), and writes the new folder `output`, or to standard output.
+
+    `output` gets the format's files (see `lchp.formats.open_writer`) and, for `pictures`, copies with class and box drawn.
+    It appears only when all is done: a run that is stopped leaves nothing.
+    min_confidence: for COCO and YOLO an image below it is left out (and counted), since an image without annotation
+    would teach a detector that nothing is there; so is one whose box is thinner than a pixel.
+    Unreadable images are reported on standard error, one line each, and counted.
+    Raises DataError where there is no image, ConfigError for options that contradict each other.
+    """
+    source, target = Path(source), None if output is None else Path(output)
+    _check_options(target, format, pictures, min_confidence, batch_size)
+    if not source.exists():
+        raise DataError(f"{source}: no such image or folder")
+    total = sum(1 for _ in find_images(source, target))
+    if not total:
+        raise DataError(f"{source}: no images found ({' '.join(IMAGE_EXTENSIONS)})")
+    done = broken = left_out = 0
+
+    def report(line: str) -> None:
+        nonlocal broken
+        broken += 1
+        bar.update()
+        tqdm.write(line, file=sys.stderr)
+
+    with contextlib.ExitStack() as stack:
+        bar = stack.enter_context(
+            tqdm(total=total, desc="predict", unit="img", disable=None if show_progress else True)
+        )
+        folder = stack.enter_context(_published(target))
+        write = stack.enter_context(open_writer(format, folder, trained.class_names))
+        pool = stack.enter_context(ThreadPoolExecutor(workers or os.cpu_count()))
+        options: dict[str, Any] = {"batch_size": batch_size, "precision": precision, "workers": workers}
+        found = predict(trained, find_images(source, target), frame=frame, on_broken=report, **options)
+        stack.enter_context(contextlib.closing(found))  # pyright: ignore[reportArgumentType]
+        while batch := list(islice(found, batch_size)):
+            for prediction, path in batch:
+                if format in ("coco", "yolo") and (prediction.confidence < min_confidence or _is_thin(prediction)):
+                    left_out += 1
+                else:
+                    write(prediction, path)
+            if pictures and folder is not None:
+                list(pool.map(lambda pair, to=folder / PICTURES: _picture(*pair, to, trained.exif), batch))
+            done += len(batch)
+            bar.update(len(batch))
+    return Summary(done, broken, left_out)
+
+
+def _check_options(target: Path | None, format: str, pictures: bool, min_confidence: float, batch_size: int) -> None:
+    if target is None and (pictures or format == "yolo"):
+        raise ConfigError(f"{'--pictures' if pictures else '--format yolo'} needs --output DIR to write to")
+    if target is not None and target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(f"output = {str(target)!r}: is there already and not empty; name another folder")
+    if not 0 <= min_confidence <= 1:
+        raise ConfigError(f"min_confidence = {min_confidence}: expected in [0, 1]")
+    if batch_size < 1:
+        raise ConfigError(f"batch_size = {batch_size}: expected at least 1")
+
+
+@contextlib.contextmanager
+def _published(target: Path | None) -> Iterator[Path | None]:
+    """A folder beside `target` that takes its name when the block ends well and vanishes when it does not."""
+    if target is None:
+        yield None
+        return
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    except OSError as error:
+        raise ConfigError(f"output = {str(target)!r}: cannot be written ({error.strerror})") from None
+    try:
+        yield partial
+        partial.chmod(0o755)  # mkdtemp's 0700 would hide it from a group
+        os.replace(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _is_thin(prediction: Prediction) -> bool:
+    x1, y1, x2, y2 = prediction.box
+    return x2 - x1 < 1 or y2 - y1 < 1
+
+
+def _picture(prediction: Prediction, path: Path, folder: Path, exif: bool) -> None:
+    """A copy of the image with box, class and confidence, as JPEG; a name that is not a JPEG's gets .jpg appended."""
+    image = Image.fromarray(decode(path, None, exif=exif))
+    draw_box(image, prediction.box, Style(YELLOW, line_width(image.size)))
+    draw_label(image, prediction.box[:2], f"{prediction.class_name} {prediction.confidence:.2f}")
+    name = prediction.image
+    file = folder / (name if name.lower().endswith((".jpg", ".jpeg")) else f"{name}.jpg")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    image.save(file, "JPEG", quality=92)
+
+
+__all__ = ["Prediction", "Summary", "TrainedRun", "find_images", "load_run", "predict", "predict_to"]
