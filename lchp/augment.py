@@ -54,6 +54,10 @@ class StrongParameters:
     sides: Tensor
     flip: Tensor
 
+    def select(self, keep: slice) -> "StrongParameters":
+        """The parameters of some of the images."""
+        return StrongParameters(self.scale[keep], self.sides[keep], self.flip[keep])
+
     def axis_map(self) -> AxisMap:
         """The three as one map."""
         scaled = AxisMap(self.scale, 0.5 - 0.5 * self.scale)  # about the centre

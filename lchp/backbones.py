@@ -55,6 +55,21 @@ class Normalize(nn.Module):
         return (x - self.mean.view(1, 3, 1, 1)) / self.std.view(1, 3, 1, 1)
 
 
+class Trunk(nn.Sequential):
+    """`Normalize` and the cut network. Its state holds its convolutions' strides too: a weight file may have moved them
+    (see `_move_strides`), and a network rebuilt without that file must get them from the checkpoint."""
+
+    def get_extra_state(self) -> Tensor:
+        """Strides, convolutions x 2."""
+        return torch.tensor([m.stride for m in self.modules() if isinstance(m, nn.Conv2d)])
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Takes the strides of `get_extra_state`."""
+        convolutions = [m for m in self.modules() if isinstance(m, nn.Conv2d)]
+        for convolution, (vertical, horizontal) in zip(convolutions, state.tolist(), strict=True):
+            convolution.stride = (vertical, horizontal)
+
+
 def _inception_v3() -> nn.Module:
     from torchvision.models import inception_v3
 
@@ -121,8 +136,8 @@ def _cut_mobilenet_v2(net: nn.Module, _role: Role) -> nn.Module:
     return nn.Sequential(*layers[:14], layers.get_submodule("14.conv.0"))
 
 
-def _tiny(*widths: int) -> Callable[[], nn.Module]:
-    """3x3 convolutions of the given widths with BatchNorm and ReLU, the first two 4x4 with stride 2: stride 4.
+def _tiny(*widths: int, halvings: int = 2) -> Callable[[], nn.Module]:
+    """3x3 convolutions of the given widths with BatchNorm and ReLU, the first `halvings` of them 4x4 with stride 2.
 
     Even kernels keep a feature centred on its pixels; 3x3 ones with stride 2 shift the upsampled attention by 1.5 px,
     which on 64 px images leaves a good part of a small object outside its box.
@@ -131,7 +146,7 @@ def _tiny(*widths: int) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
         layers: list[nn.Module] = []
         for i, (c_in, c_out) in enumerate(zip((3, *widths[:-1]), widths, strict=True)):
-            stride = 2 if i < 2 else 1
+            stride = 2 if i < halvings else 1
             conv = nn.Conv2d(c_in, c_out, 4 if stride == 2 else 3, stride, padding=1, bias=False)
             nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
             layers += [conv, nn.BatchNorm2d(c_out), nn.ReLU(inplace=True)]
@@ -157,6 +172,9 @@ BACKBONES: dict[str, Backbone] = {
         _mobilenet_v2, _cut_mobilenet_v2, IMAGENET, ("classifier.",), "MobileNet_V2_Weights.IMAGENET1K_V1"
     ),
     "tiny": Backbone(_tiny(16, 32, 48), _whole, SYMMETRIC),
+    "tiny_wide": Backbone(_tiny(24, 48, 72), _whole, SYMMETRIC),
+    "tiny_coarse": Backbone(_tiny(16, 32, 64, 64, halvings=3), _whole, SYMMETRIC),
+    "tiny_deep": Backbone(_tiny(16, 32, 48, 48, 48), _whole, SYMMETRIC),
 }
 
 
@@ -177,7 +195,7 @@ def build_trunk(name: str, role: Role, *, pretrained: bool, weights_dir: str | N
     if pretrained:
         load_weights(net, name, weights_dir)
     speed_up(net)
-    return nn.Sequential(Normalize(entry.normalization), entry.cut(net, role))
+    return Trunk(Normalize(entry.normalization), entry.cut(net, role))
 
 
 def load_weights(net: nn.Module, name: str, weights_dir: str | None) -> None:

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from lchp.data.base import Split
 from lchp.data.images import Images
 from lchp.errors import ConfigError
 from lchp.evaluate import ground_truth
@@ -27,10 +26,12 @@ LEGEND = 24  # px
 
 @dataclass(frozen=True)
 class Board:
-    """A writer into RUN/tensorboard, and the test images (positions in their split) that it shows, the same every time."""
+    """A writer into RUN/tensorboard; `shown`: the positions of the test images that it shows, the same every time."""
 
     writer: Any
+    images: Images
     shown: np.ndarray
+    size: int
 
     def scalars(self, metrics: Mapping[str, Any]) -> None:
         """Every number of an epoch's metrics as the scalar `stage/name`."""
@@ -39,23 +40,25 @@ class Board:
                 self.writer.add_scalar(f"{metrics['stage']}/{name}", value, metrics["epoch"])
         self.writer.flush()
 
-    def pictures(
-        self, stage: str, epoch: int, models: Models, images: Images, size: int, autocast: AbstractContextManager[None]
-    ) -> None:
+    def pictures(self, stage: str, epoch: int, models: Models, autocast: AbstractContextManager[None]) -> None:
         """A grid of test images in the frame `full_image`, with the boxes of `models` and the ground truth."""
-        grid = sample_grid(models, images, self.shown, size, autocast)
+        grid = sample_grid(models, self.images, self.shown, self.size, autocast)
         self.writer.add_image(f"{stage}/boxes", grid, epoch, dataformats="HWC")
         self.writer.flush()
 
+    def close(self) -> None:
+        """Ends the writer's thread."""
+        self.writer.close()
 
-def open_board(run: Path, test: Split, seed: int) -> Board:
-    """The board of a run folder. Raises ConfigError where tensorboardX is missing."""
+
+def open_board(run: Path, images: Images, size: int, seed: int) -> Board:
+    """The board of a run folder, over the test images. Raises ConfigError where tensorboardX is missing."""
     try:
         from tensorboardX import SummaryWriter
     except ImportError:
         raise ConfigError("tensorboard = True needs tensorboardX: pip install tensorboardX") from None
-    shown = np.random.default_rng(seed).choice(len(test), min(SAMPLES, len(test)), replace=False)
-    return Board(SummaryWriter(str(run / FOLDER)), np.sort(shown))
+    shown = np.random.default_rng(seed).choice(len(images), min(SAMPLES, len(images)), replace=False)
+    return Board(SummaryWriter(str(run / FOLDER)), images, np.sort(shown), size)
 
 
 @torch.inference_mode()
@@ -77,11 +80,11 @@ def sample_grid(
     for module, training in modes:
         module.training = training
     split = images.split.select(shown)
-    layers: dict[str, Sequence[np.ndarray]] = {**boxes}
+    layers: dict[str, Sequence[np.ndarray]] = {name: list(b) for name, b in boxes.items()}
     if split.boxes is not None:
-        sizes = Images(split, images.resize, None).sizes()
+        sizes = Images(split, images.resize, None, np.arange(len(split))).sizes()
         truth = ground_truth(split.boxes, sizes, "full_image")
-        layers = {"ground_truth": [b[v] for b, v in zip(truth.boxes, truth.valid, strict=True)], **layers}
+        layers["ground_truth"] = [b[v] for b, v in zip(truth.boxes, truth.valid, strict=True)]
     pixels = (x.float().permute(0, 2, 3, 1) * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
     return _compose(pixels, layers)
 
@@ -90,6 +93,7 @@ def _compose(pixels: np.ndarray, layers: Mapping[str, Sequence[np.ndarray]]) -> 
     """N x S x S x 3 uint8 and layer -> N times K x 4 boxes (fractions) to one picture with a legend on top."""
     cell = max(LEAST_CELL, pixels.shape[1])
     rows = -(-len(pixels) // COLUMNS)
+    layers = {name: layers[name] for name in STYLES if name in layers}
     out = Image.new("RGB", (COLUMNS * cell, LEGEND + rows * cell), WHITE)
     for i, array in enumerate(pixels):
         image = Image.fromarray(array).resize((cell, cell), Image.Resampling.BILINEAR)

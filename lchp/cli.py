@@ -2,19 +2,21 @@
 
 import argparse
 import contextlib
+import dataclasses
 import io
 import logging
+import os
 import re
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
+from lchp import __version__
 from lchp.config import PRESETS, TrainConfig, field_types, preset, suggest
 from lchp.errors import ConfigError, LchpError
 
@@ -38,6 +40,7 @@ class Train:
     """Run folder that holds stage 1, for --stage refine."""
 
     def run(self) -> int:
+        """Carries the command out; the exit status."""
         from lchp.records import summary_table
         from lchp.train import train
 
@@ -67,12 +70,94 @@ class Evaluate:
     """Print JSON instead of the table."""
 
     def run(self) -> int:
+        """Carries the command out; the exit status."""
         import json
 
         from lchp.records import read_predictions, summarize, summary_table
 
         summary = summarize(read_predictions(self.run_folder))
         print(json.dumps(summary, indent=2) if self.json else summary_table(summary))
+        return 0
+
+
+@dataclass
+class Predict:
+    """Name the class and draw the box of any image, by a trained run; also as annotations for a detector."""
+
+    source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="IMAGE/FOLDER")]
+    """An image, or a folder that is searched in full."""
+    run_folder: Annotated[Path, tyro.conf.arg(name="run", metavar="DIR")]
+    """Run folder; LCHP-R is used, or LCHP-I where stage 2 is not complete."""
+    output: Path | None = None
+    """New folder to write to; standard output by default."""
+    format: Literal["jsonl", "csv", "coco", "yolo"] = "jsonl"
+    """JSON lines, CSV, or annotations that a detector can be trained from."""
+    frame: Literal["full_image", "center_crop"] = "full_image"
+    """What the networks see: the whole image, or the centre crop of the training recipe."""
+    pictures: bool = False
+    """Also write copies with class and box drawn, into OUTPUT/pictures."""
+    min_confidence: float = 0.0
+    """Leave less confident images out of COCO and YOLO."""
+    batch_size: int = 32
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] | None = None
+    """The run's by default."""
+    workers: int = 0
+    """Threads that decode images; 0: one per core."""
+
+    def run(self) -> int:
+        """Carries the command out; the exit status."""
+        from lchp.devices import resolve_device
+        from lchp.predict import load_run, predict_to
+        from lchp.records import TITLES
+
+        trained = load_run(self.run_folder, resolve_device(self.device))
+        summary = predict_to(
+            trained,
+            self.source,
+            self.output,
+            format=self.format,
+            frame=self.frame,
+            pictures=self.pictures,
+            min_confidence=self.min_confidence,
+            batch_size=self.batch_size,
+            precision=self.precision,
+            workers=self.workers,
+            show_progress=True,
+        )
+        said = [f"{summary.images} images by {TITLES[trained.result]}"]
+        if summary.left_out:
+            said.append(f"{summary.left_out} left out (confidence below {self.min_confidence:g}, or box under a pixel)")
+        if summary.broken:
+            said.append(f"{summary.broken} could not be read")
+        if self.output is not None:
+            said.append(f"written to {self.output}")
+        print("; ".join(said), file=sys.stderr)
+        return 1 if summary.broken else 0
+
+
+@dataclass
+class Export:
+    """Write localizer and classifier of a run as one file that runs without lchp."""
+
+    run_folder: Annotated[Path, tyro.conf.arg(name="run", metavar="DIR")]
+    """Run folder; LCHP-R is used, or LCHP-I where stage 2 is not complete."""
+    output: Path
+    """File to write."""
+    format: Literal["torchscript", "onnx"] = "torchscript"
+
+    def run(self) -> int:
+        """Carries the command out; the exit status."""
+        from lchp.devices import resolve_device
+        from lchp.export import export
+        from lchp.predict import load_run
+        from lchp.records import TITLES
+
+        about = export(load_run(self.run_folder, resolve_device("cpu")), self.output, self.format)
+        print(
+            f"{self.output}: {TITLES[about['result']]} and classifier as {self.format}, {about['image_size']} px, "
+            f"{len(about['class_names'])} classes; largest difference {about['largest_difference']:.1e}"
+        )
         return 0
 
 
@@ -87,6 +172,7 @@ class DataCheck:
     """Threads that decode images; 0: one per core."""
 
     def run(self) -> int:
+        """Carries the command out; the exit status."""
         from lchp.config import DataConfig
         from lchp.data import DATASETS
         from lchp.data.check import check, summary
@@ -109,6 +195,7 @@ class DataDownload:
     """Folder to unpack into."""
 
     def run(self) -> int:
+        """Carries the command out; the exit status."""
         from lchp.data.download import download, imagenet_instructions
 
         if self.name == "imagenet":
@@ -121,6 +208,8 @@ class DataDownload:
 COMMANDS: dict[str, type[Any]] = {
     "train": Train,
     "evaluate": Evaluate,
+    "predict": Predict,
+    "export": Export,
     "data check": DataCheck,
     "data download": DataDownload,
 }
@@ -136,22 +225,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"lchp: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(
-            "\nlchp: stopped; finished epochs are kept, go on with the same command, --output and --resume",
-            file=sys.stderr,
-        )
+        kept = "; finished epochs are kept, go on with the same command, --output and --resume"
+        print(f"\nlchp: stopped{kept if arguments[:1] == ['train'] else ''}", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:  # whoever read standard output has enough (lchp predict ... | head)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else flushing at exit fails once more
+        return 1
 
 
 def _dispatch(arguments: list[str]) -> int:
     if arguments[:1] == ["--version"]:
-        print(f"lchp {version('lchp')}")
+        print(f"lchp {__version__}")
         return 0
     for name, command in COMMANDS.items():
         words = name.split()
         if arguments[: len(words)] == words:
             rest = arguments[len(words) :]
-            default = Train(_chosen_preset(rest)) if command is Train else None
+            default = Train(chosen_preset(rest)) if command is Train else None
             return parse(command, rest, f"lchp {name}", default).run()
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_overview())
@@ -170,7 +260,7 @@ def _overview() -> str:
     )
 
 
-def _chosen_preset(arguments: list[str]) -> TrainConfig:
+def chosen_preset(arguments: list[str]) -> TrainConfig:
     """The preset is read first, since it sets the defaults of all other options."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--preset", default="parts", nargs="?", const="")
@@ -190,25 +280,23 @@ def parse(command: Callable[..., Any], arguments: list[str], program: str, defau
             raise
         raise ConfigError(_one_line(printed.getvalue()) + f"; {program} --help lists the options") from None
     if unknown:
-        flags = [f"--{name.replace('_', '-')}" for name in field_types()] + [
-            "--preset",
-            "--output",
-            "--resume",
-            "--from",
-        ]
-        raise ConfigError(f"{unknown[0]}: no such option of {program}{suggest(unknown[0], flags)}")
+        raise ConfigError(f"{unknown[0]}: no such option of {program}{suggest(unknown[0], _flags(command))}")
     return value
 
 
+def _flags(command: Any) -> list[str]:
+    """Options that a mistyped one may have meant."""
+    fields = [f.name for f in dataclasses.fields(command)]
+    names = ["from" if name == "source" else name.removesuffix("_folder") for name in fields if name != "config"]
+    names += field_types() if "config" in fields else []
+    return [f"--{name.replace('_', '-')}" for name in names]
+
+
 def _one_line(box: str) -> str:
-    """What tyro says in a box of several lines, up to its first rule, as one line."""
-    lines = []
-    for line in box.splitlines():
-        if re.search("[─-]{20}", line):
-            if lines:
-                break
-            continue
-        text = re.sub("[│╭╮╰╯─|]", " ", line).strip()
-        if text and not text.endswith(("error", "Error")):
-            lines.append(text)
-    return " ".join(lines)
+    """What tyro says between the first two rules of its message, below or inside of the title, as one line."""
+    sections = re.split("^.*[─-]{20}.*$", box, flags=re.MULTILINE)
+    for section in sections[1:] or sections:
+        text = " ".join(re.sub("[│╭╮╰╯─|]", " ", section).split())
+        if text:
+            return text
+    return "the options could not be read"

@@ -36,6 +36,8 @@ class DataConfig:
     """Processes that decode images when `cache` is `off`; threads that fill the cache otherwise (0: one per core)."""
     cache: str = "auto"
     """`auto`: decode once into the user's cache folder; `off`: decode every epoch; or the cache folder's path."""
+    validation: float = 0.0
+    """Share of the training images that is held out (by a hash of seed and image id) to choose settings on; 0: none."""
     skip_bad: bool = False
     """Drop unreadable images and bad annotations (counted, listed in the run folder) instead of refusing to start."""
 
@@ -148,6 +150,8 @@ class EvaluationConfig:
     batch_size: int = 64
     kept_by_tau: bool = True
     """Score LCHP-I's training boxes after stage 1 (Table 4, left: a diagnostic that reads training boxes)."""
+    confidence: float = 0.9
+    """Fixed confidence, whatever tau is, above which a held-out image counts as kept (see data.validation)."""
     consistency: bool = False
     """Mean IoU between boxes and those of flipped and scaled views; always computed where test images have no boxes."""
 
@@ -182,6 +186,8 @@ class Preset:
     deltas: tuple[float, ...]
     about: str
     taus: tuple[float, ...] = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9)
+    localizers: tuple[str, ...] = ("vgg19_bn", "resnet50", "inception_v3")
+    """Backbones of Table 5. The recipe's own delta, tau and localizer are in these lists, so that tables share cells."""
 
 
 # (field, predicate, what is allowed). Checked for every config that is built, also by replace() and from_dict().
@@ -192,6 +198,7 @@ _RULES: dict[str, tuple[Any, str]] = {
     "data.image_size": (lambda v: 8 <= v <= 4096, "in 8..4096"),
     "data.batch_size": (lambda v: v >= 1, "at least 1"),
     "data.workers": (lambda v: v >= 0, "at least 0"),
+    "data.validation": (lambda v: 0 <= v <= 0.5, "in [0, 0.5]"),
     "model.attention_maps": (lambda v: v >= 1, "at least 1"),
     "model.bap_scale": _POSITIVE,
     "initialization.epochs": (lambda v: v >= 1, "at least 1"),
@@ -220,6 +227,7 @@ _RULES: dict[str, tuple[Any, str]] = {
     "refinement.translation_probability": _RATE,
     "refinement.flip_probability": _RATE,
     "evaluation.batch_size": (lambda v: v >= 1, "at least 1"),
+    "evaluation.confidence": _RATE,
     "seed": (lambda v: 0 <= v < 2**31, "in 0..2^31-1"),
     "threads": (lambda v: v >= 0, "at least 0"),
 }
@@ -363,13 +371,16 @@ PRESETS: dict[str, Preset] = {
     "parts": Preset(
         TrainConfig(
             data=DataConfig(name="parts", resize=72, image_size=64, batch_size=32),
-            model=ModelConfig(classifier="tiny", localizer="tiny", attention_maps=8, bap_scale=10.0, pretrained=False),
-            initialization=InitializationConfig(epochs=4, delta=0.3, lr=0.1, schedule="onecycle", localizer_lr=1e-3),
-            refinement=RefinementConfig(epochs=6, lr=0.02),
+            model=ModelConfig(
+                classifier="tiny", localizer="tiny_coarse", attention_maps=8, bap_scale=12.0, pretrained=False
+            ),
+            initialization=InitializationConfig(epochs=4, delta=0.5, lr=0.1, schedule="onecycle", localizer_lr=5e-3),
+            refinement=RefinementConfig(epochs=4, lr=2e-3),
             evaluation=EvaluationConfig(batch_size=100),
             precision="fp32",
         ),
-        deltas=(0.1, 0.2, 0.3, 0.4),
+        deltas=(0.2, 0.3, 0.4, 0.5),
+        localizers=("tiny", "tiny_deep", "tiny_coarse"),
         about="embedded synthetic data, 64 px, tiny networks from random initialisation; minutes on a laptop CPU",
     ),
     "cub": Preset(
@@ -411,6 +422,7 @@ PRESETS: dict[str, Preset] = {
             precision="bf16",
         ),
         deltas=(0.3, 0.4, 0.5, 0.6),
+        localizers=("vgg19_bn", "resnet50", "mobilenet_v2"),
         about="CUB-200-2011 or a part of it with MobileNetV2 at 160 px; half an hour on two CPU cores for 50 classes",
     ),
 }

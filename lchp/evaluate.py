@@ -51,7 +51,7 @@ def ground_truth(boxes: Sequence[np.ndarray], sizes: np.ndarray, frame: str, *, 
     elif frame != "full_image":
         raise ValueError(f"frame = {frame!r}: expected one of {', '.join(FRAMES)}")
     out = np.clip(out, 0, 1)
-    return GroundTruth(out, valid & (area(out) > 0))
+    return GroundTruth(out, valid & (area(out) > 1e-9))  # rounding leaves slivers of what touches the crop
 
 
 def best_iou(boxes: np.ndarray, truth: GroundTruth) -> np.ndarray:

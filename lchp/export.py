@@ -7,16 +7,18 @@ import json
 import logging
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 import lchp
 from lchp.augment import crop
 from lchp.data import load
-from lchp.data.images import Images
+from lchp.data.images import open_images
 from lchp.errors import ConfigError, LchpError
 from lchp.inference import see
 from lchp.losses import confidence
@@ -46,6 +48,7 @@ class Detector(nn.Module):
         self.classifier, self.localizer = classifier, localizer
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Images to box, scores, confidence."""
         scores = self.classifier(images).logits.float().softmax(1)
         box = predict_boxes(self.localizer, images)
         return box, scores, confidence(self.classifier(crop(images, box)).logits)
@@ -91,7 +94,7 @@ def describe(trained: TrainedRun) -> dict[str, Any]:
         "image_size": data.image_size,
         "resize": data.resize,
         "frame": "full_image",
-        "input": "images: float32, B x 3 x image_size x image_size, RGB in [0, 1], the whole image resized (full_image)",
+        "input": "images: float32, B x 3 x image_size x image_size, RGB in [0, 1], the whole image resized",
         "outputs": "box: B x 4, x1 y1 x2 y2 in [0, 1] of the frame; scores: B x classes; confidence: B",
     }
 
@@ -166,15 +169,15 @@ def _check_images(trained: TrainedRun) -> list[Tensor]:
     generator = torch.Generator().manual_seed(1)
     found = [torch.rand(n, 3, size, size, generator=generator) for n in CHECKED_BATCHES]
     with contextlib.suppress(LchpError):  # the data may be gone, or on another machine: noise must do
-        split = load(data).test
-        images = Images(split, data.resize, split.images)
-        pixels = images.__getitems__(list(range(min(REAL_IMAGES, len(split))))).images
-        found.append(see(pixels, "full_image", size))
+        test = load(data).test
+        first = np.arange(min(REAL_IMAGES, len(test)))
+        images = open_images(test.select(first), replace(data, cache="off"), show_progress=False)
+        found.append(see(images.__getitems__(first.tolist()).images, "full_image", size))
     return found
 
 
 def _largest_difference(detector: Detector, run: Callable[[Tensor], Any], batches: list[Tensor]) -> float:
-    """Over all outputs; infinite where a shape differs, NaN (which passes no comparison) where an output is not finite."""
+    """Over all outputs; infinite where a shape differs, NaN (which passes no comparison) where an output is."""
     worst = torch.tensor(0.0)
     for images in batches:
         for ours, theirs in zip(detector(images), run(images), strict=True):

@@ -46,9 +46,9 @@ Write = Callable[[Prediction, Path], object]
 def open_writer(format: Format, folder: Path | None, class_names: tuple[str, ...]) -> AbstractContextManager[Write]:
     """A writer into files of `folder`, or to standard output (not for YOLO, which is many files).
 
-    jsonl: predictions.jsonl. csv: predictions.csv. coco: annotations.json, `score` being the confidence and category ids
-    counting from 1. yolo: labels/*.txt with `class cx cy w h` in fractions, images/ (links to the originals), classes.txt
-    and data.yaml, so that a detector trains on the folder as it is.
+    jsonl: predictions.jsonl. csv: predictions.csv. coco: annotations.json, where `score` is the confidence and category
+    ids count from 1. yolo: labels/*.txt with `class cx cy w h` in fractions, images/ (links to the originals),
+    classes.txt and data.yaml, so that a detector trains on the folder as it is.
     """
     return _WRITERS[format](folder, class_names)
 
@@ -89,7 +89,8 @@ def _coco(folder: Path | None, class_names: tuple[str, ...]) -> Iterator[Write]:
     info = {"description": "classes and boxes predicted by lchp; score is the confidence of Eq. 4"}
     # images go straight into the file, annotations into a spool that is appended at the end
     with _opened(folder, "annotations.json") as file, tempfile.TemporaryFile("w+", encoding="utf-8") as spool:
-        file.write(f'{{"info": {json.dumps(info)},\n"licenses": [],\n"categories": {json.dumps(categories)},\n"images": [')
+        head = {"info": info, "licenses": [], "categories": categories}
+        file.write(json.dumps(head).removesuffix("}") + ',\n"images": [')
         count = 0
 
         def write(prediction: Prediction, _: Path) -> None:

@@ -13,6 +13,8 @@ from tqdm import tqdm
 from lchp.augment import AxisMap, crop, warp
 from lchp.config import InitializationConfig
 from lchp.data.images import Batch, Images, batches, in_order
+from lchp.distributed import collected, dealt
+from lchp.distributed import size as size_of_team
 from lchp.losses import confidence
 from lchp.networks import Classifier, Localizer
 from lchp.stages import predict_boxes, pseudo_boxes
@@ -77,7 +79,7 @@ def predict(
 ) -> Predictions:
     """Everything about a split in one pass."""
     models.eval()
-    order = in_order(len(images), batch_size)
+    order = dealt(in_order(len(images), batch_size))
     source = batches(images, order, workers=workers, pin=device.type == "cuda")
     title = f"predict {frame}"
     parts: list[tuple[Tensor, Tensor, dict[str, Tensor], Tensor]] = []
@@ -86,6 +88,8 @@ def predict(
             with autocast:
                 parts.append(predict_batch(models, see(batch.images.to(device), frame, size)))
             bar.update(len(batch.index))
+    if size_of_team() > 1:
+        parts = collected([(t.cpu(), s.cpu(), {n: v.cpu() for n, v in b.items()}, c.cpu()) for t, s, b, c in parts])
     names = parts[0][2]
     return Predictions(
         torch.cat([p[0] for p in parts]).cpu().numpy(),
@@ -122,16 +126,19 @@ def view_boxes(
     """Boxes of flipped and scaled views mapped back to the plain view: result -> V x N x 4. For `consistency`, which
     needs no ground truth. Views: horizontal flip; scale 0.9 and 1.1 about the centre."""
     models.eval()
-    order = in_order(len(images), batch_size)
-    found: dict[str, list[list[Tensor]]] = {}
+    order = dealt(in_order(len(images), batch_size))
+    found: list[dict[str, Tensor]] = []  # per batch: result -> V x B x 4
     for batch in batches(images, order, workers=workers, pin=device.type == "cuda"):
         x = see(batch.images.to(device), "full_image", size)
-        for v, view in enumerate(_views(x)):
+        each: dict[str, list[Tensor]] = {}
+        for view in _views(x):
             with autocast:
                 boxes = predict_batch(models, warp(x, view))[2]
             for name, b in boxes.items():
-                found.setdefault(name, [[], [], []])[v].append(view.inverse().boxes(b).clamp(0, 1).cpu())
-    return {name: np.stack([torch.cat(v).numpy() for v in views]) for name, views in found.items()}
+                each.setdefault(name, []).append(view.inverse().boxes(b).clamp(0, 1).cpu())
+        found.append({name: torch.stack(b) for name, b in each.items()})
+    found = collected(found)
+    return {name: torch.cat([f[name] for f in found], 1).numpy() for name in found[0]}
 
 
 def _views(x: Tensor) -> Iterator[AxisMap]:

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ConstantLR, ExponentialLR, LRScheduler, OneCycleLR
 from tqdm import tqdm
 
+from lchp import distributed
 from lchp.errors import LchpError, RunError
 from lchp.runs import write_atomically
 
@@ -44,7 +45,8 @@ class Stage:
     """What `fit` runs. `modules`, `optimizers`, `schedules` by name are what a checkpoint holds.
 
     batches(epoch, generator) yields what step takes; step(batch, epoch) trains on it and returns scalars, still on the
-    device: each is averaged over the epoch. `size` = images per epoch, for the progress bar.
+    device: each is averaged over the epoch. `size` = images per epoch, for the progress bar. evaluate() measures after
+    every epoch what is to be recorded with it.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Stage:
     step: Callable[[Any, int], dict[str, Tensor]]
     count: Callable[[Any], int] = len
     describe: Callable[[Metrics], str] = str
+    evaluate: Callable[[], dict[str, float]] = dict
 
 
 def make_schedule(optimizer: Optimizer, kind: str, *, decay: float, epochs: int, steps_per_epoch: int) -> Schedule:
@@ -94,16 +97,17 @@ def fit(
     """
     start = restore(stage, checkpoint, identity) if resume and checkpoint.exists() else 0
     for epoch in range(start, stage.epochs):
-        metrics = _run_epoch(stage, epoch, seed, show_progress)
+        metrics = _run_epoch(stage, epoch, seed, show_progress) | stage.evaluate()
         bad = [k for k, v in metrics.items() if isinstance(v, float) and not math.isfinite(v)]
         if bad:
             raise DivergedError(
                 f"{stage.name}, epoch {epoch + 1}: {bad[0]} is {metrics[bad[0]]}; training diverged, "
                 "lower the learning rate"
             )
-        if record is not None:
-            record(metrics)
-        save(stage, checkpoint, identity, epoch + 1)
+        if distributed.rank() == 0:
+            if record is not None:
+                record(metrics)
+            save(stage, checkpoint, identity, epoch + 1)
         tqdm.write(stage.describe(metrics)) if show_progress else log.info(stage.describe(metrics))
         if on_epoch is not None:
             on_epoch(metrics)
@@ -111,7 +115,8 @@ def fit(
 
 def _run_epoch(stage: Stage, epoch: int, seed: int, show_progress: bool) -> Metrics:
     generator = torch.Generator().manual_seed(epoch_seed(seed, stage.name, epoch))
-    torch.manual_seed(epoch_seed(seed, stage.name, epoch))  # whatever draws inside a network (dropout)
+    # whatever draws inside a network (dropout), which must differ between the workers of one run
+    torch.manual_seed(epoch_seed(seed, stage.name, epoch) + distributed.rank())
     sums: dict[str, Tensor] = {}
     rates = {f"lr_{k}": o.param_groups[0]["lr"] for k, o in stage.optimizers.items()}
     steps, begin = 0, time.perf_counter()
@@ -124,10 +129,11 @@ def _run_epoch(stage: Stage, epoch: int, seed: int, show_progress: bool) -> Metr
                 if schedule.per_step:
                     schedule.scheduler.step()
             steps += 1
-            bar.update(stage.count(batch))
+            bar.update(stage.count(batch) * distributed.size())
     for schedule in stage.schedules.values():
         if not schedule.per_step:
             schedule.scheduler.step()
+    sums = distributed.mean_over_workers(sums)
     means = {name: float(total) / max(steps, 1) for name, total in sums.items()}  # the epoch's only device-to-host copy
     seconds = time.perf_counter() - begin
     return {
@@ -171,7 +177,7 @@ def restore(stage: Stage, path: Path, identity: str) -> int:
 
 
 def load_checkpoint(path: Path, identity: str | None = None) -> dict[str, Any]:
-    """A checkpoint as data (no code in it can run). Raises RunError where it is missing, damaged or another config's."""
+    """A checkpoint as data (no code in it can run). Raises RunError if it is missing, damaged or another config's."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lchp.backbones import Normalize, build_trunk
 from lchp.config import ModelConfig
+from lchp.errors import ConfigError
 from lchp.evaluate import CENTRE_BOX
 
 
@@ -113,8 +114,8 @@ class Localizer(nn.Module):
 
 
 class _Scale(nn.Module):
-    """Multiplies by 2 / sqrt(inputs). A step moves a linear layer's output by lr * |input|^2, which grows with the grid:
-    unscaled, regression at the paper's rates diverges on any grid worth having."""
+    """Multiplies by 2 / sqrt(inputs). A step moves a linear layer's output by lr * |input|^2, which grows with the
+    grid: unscaled, regression at the paper's rates diverges on any grid worth having."""
 
     def __init__(self, inputs: int) -> None:
         super().__init__()
@@ -133,7 +134,11 @@ def _mean(trunk: nn.Module) -> Tensor:
 def _output_shape(trunk: nn.Module, size: int) -> tuple[int, int, int]:
     """C, h, w of a trunk's features for a size x size image, by one forward pass in eval mode."""
     training = trunk.training
-    with torch.no_grad():
-        shape = trunk.eval()(torch.zeros(1, 3, size, size)).shape[1:]
+    try:
+        with torch.no_grad():
+            shape = trunk.eval()(torch.zeros(1, 3, size, size)).shape[1:]
+    except RuntimeError as error:  # a pooling or convolution larger than what is left to it
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"data.image_size = {size}: too small for this backbone ({reason})") from None
     trunk.train(training)
     return shape[0], shape[1], shape[2]

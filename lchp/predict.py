@@ -245,8 +245,8 @@ def predict_to(
 ) -> Summary:
     """Predicts an image or a folder of them (see `predict`), and writes the new folder `output`, or to standard output.
 
-    `output` gets the format's files (see `lchp.formats.open_writer`) and, for `pictures`, copies with class and box drawn.
-    It appears only when all is done: a run that is stopped leaves nothing.
+    `output` gets the format's files (see `lchp.formats.open_writer`) and, for `pictures`, copies with class and box
+    drawn. It appears only when all is done: a run that is stopped leaves nothing.
     min_confidence: for COCO and YOLO an image below it is left out (and counted), since an image without annotation
     would teach a detector that nothing is there; so is one whose box is thinner than a pixel.
     Unreadable images are reported on standard error, one line each, and counted.
@@ -284,7 +284,9 @@ def predict_to(
                 else:
                     write(prediction, path)
             if pictures and folder is not None:
-                list(pool.map(lambda pair, to=folder / PICTURES: _picture(*pair, to, trained.exif), batch))
+                drawn = [pool.submit(_picture, *pair, folder / PICTURES, trained.exif) for pair in batch]
+                for picture in drawn:
+                    picture.result()
             done += len(batch)
             bar.update(len(batch))
     return Summary(done, broken, left_out)

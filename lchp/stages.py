@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from lchp.augment import StrongParameters, crop, strong_view
 from lchp.boxes import order
 from lchp.config import InitializationConfig, RefinementConfig
+from lchp.distributed import average_gradients
 from lchp.losses import (
     classification_loss,
     confidence,
@@ -67,6 +68,7 @@ def initialization_step(
             l_reg = regression_loss(nets.localizer(i_r), pseudo.box)  # Eq. 3
         loss = initialization_loss(l_cls, l_reg, config.alpha)
     loss.backward()
+    average_gradients(optimizers)
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -104,6 +106,7 @@ def refinement_step(
         box_hat = nets.localizer(view)  # Loc(S(I_r))
         loss = refinement_loss(box_hat, clipped if config.targets == "clipped" else target, weight)  # Eq. 6
     (config.loss_weight * loss).backward()
+    average_gradients([optimizer])
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     if config.labeller == "ema" and nets.labeller is not None:

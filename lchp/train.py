@@ -1,12 +1,15 @@
 """train(config) -> Result: one run of both stages, free of Ray."""
 
 import copy
+import hashlib
 import logging
 import os
 import platform
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
+import types
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -17,13 +20,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lchp import runs
+from lchp import distributed, runs
 from lchp.augment import StrongParameters, general_view, sample_general, sample_strong
 from lchp.config import TrainConfig
 from lchp.data import DataSet, fingerprint, load
 from lchp.data.base import Split
 from lchp.data.images import Images, batches, open_images, shuffled
 from lchp.devices import autocast, describe, peak_memory_mb, prepare, resolve_device, resolve_precision
+from lchp.distributed import share_batch_statistics
 from lchp.errors import ConfigError, RunError
 from lchp.evaluate import FRAMES, GroundTruth, best_iou, consistency, ground_truth, hits, percent
 from lchp.inference import Models, Predictions, predict, to_float, view_boxes
@@ -67,6 +71,8 @@ class Context:
     device: torch.device
     precision: str
     show_progress: bool
+    held_out: Images | None = None
+    """The training images that `data.validation` takes away from `images`."""
 
     @property
     def autocast(self) -> AbstractContextManager[None]:
@@ -97,30 +103,49 @@ def train(
     else:
         first = run / CHECKPOINTS / f"{INITIALIZATION}.pt"
     _check_claim(run, config, resume)
+    distributed.barrier()  # worker 0 claims the folder below: not before all have looked
+    writes = distributed.rank() == 0
     context = _open(config, show_progress)
     begin = time.perf_counter()
-    environment = _environment(context)
+    identity = initialization_identity(config, fingerprint(context.dataset))
+    stage1 = {"checkpoint": str(first.resolve()), "identity": identity} if stage == "refine" else None
+    environment = _environment(context) | {"stage1": stage1}  # where stage 2 alone found its classifier
     seconds: dict[str, float] = {}
 
     def record(metrics: Metrics) -> None:
         runs.append_metrics(run, metrics)
         seconds[metrics["stage"]] = seconds.get(metrics["stage"], 0.0) + metrics["seconds"]
+        if board is not None:
+            board.scalars(metrics)
 
     nets = build(config, len(context.dataset.class_names), context.device)
     if stage == "refine":
         _load_initialization(nets, first, context)
-    _claim(run, config)  # only now: a config that cannot start leaves no folder behind
+    if writes:
+        _claim(run, config)  # only now: a config that cannot start leaves no folder behind
+        runs.write_json(run / ENVIRONMENT, environment)  # a stopped run needs its class names too
+    board = _open_board(run, context) if config.tensorboard and writes else None
     options = {"resume": resume, "record": record, "on_epoch": on_epoch, "show_progress": show_progress}
     if stage != "refine":
         initialize(nets, context, first, **options)
     lchp_i = copy.deepcopy(nets.localizer)
     localizers = {"lchp_i": lchp_i}
-    kept = _kept(nets, context) if config.evaluation.kept_by_tau else {}
+    models = Models(nets.classifier, nets.teacher, localizers, config.initialization)
+    if board is not None and stage != "refine":
+        board.pictures(INITIALIZATION, config.initialization.epochs, models, context.autocast)
+    kept = _known_kept(source, config) or _kept(nets, context) if config.evaluation.kept_by_tau else {}
     if stage != "init":
         refine(nets, context, run / CHECKPOINTS / f"{REFINEMENT}.pt", **options)
         localizers["lchp_r"] = nets.localizer
-    models = Models(nets.classifier, nets.teacher, localizers, config.initialization)
+        if board is not None:
+            board.pictures(REFINEMENT, config.refinement.epochs, models, context.autocast)
+    if board is not None:
+        board.close()
     summary = _record(run, models, context) | {"kept": kept}
+    if context.held_out is not None:
+        summary["validation"] = _validate(models, context, context.held_out)
+    if not writes:
+        return Result(run, config, summary)
     seconds["total"] = time.perf_counter() - begin
     runs.write_json(
         run / ENVIRONMENT,
@@ -140,12 +165,14 @@ def initialization_identity(config: TrainConfig, data: str) -> str:
     for name in ("root", "workers", "cache", "skip_bad"):
         parts["data"].pop(name)
     parts["model"].pop("weights_dir")
-    device = resolve_device(config.device)
+    precision = config.precision
+    if precision == "auto":  # a named precision gives a key on machines without the device, too
+        precision = resolve_precision(precision, resolve_device(config.device))
     return runs.digest(
         {
             "recipe": RECIPE_VERSION,
             "data": data,
-            "precision": resolve_precision(config.precision, device),
+            "precision": precision,
             "seed": config.seed,
             "config": {k: parts[k] for k in ("data", "model", "initialization")},
         }
@@ -164,6 +191,7 @@ def build(config: TrainConfig, num_classes: int, device: torch.device) -> Networ
     localizer = Localizer(config.model, config.data.image_size)
     layout = {"device": device, "memory_format": torch.channels_last}
     classifier, localizer = classifier.to(**layout), localizer.to(**layout)
+    classifier, localizer = share_batch_statistics(classifier), share_batch_statistics(localizer)
     return Networks(classifier, make_teacher(classifier), localizer)
 
 
@@ -240,6 +268,16 @@ def refine(nets: Networks, context: Context, checkpoint: Path, **options: Any) -
         i_r, _, strong = batch
         return refinement_step(nets, optimizer, i_r, strong, stage2, config.initialization.beta, context.autocast)
 
+    def evaluate() -> dict[str, float]:
+        if context.held_out is None:
+            return {}
+        models = Models(nets.classifier, None, {"lchp_r": nets.localizer}, config.initialization)
+        found = _validate(models, context, context.held_out)
+        nets.localizer.train()
+        if stage2.freeze_bn:
+            freeze_batch_norm(nets.localizer)
+        return {f"validation_{k}": v for k, v in found.items()}
+
     fit(
         Stage(
             REFINEMENT,
@@ -255,6 +293,7 @@ def refine(nets: Networks, context: Context, checkpoint: Path, **options: Any) -
             lambda _epoch, generator: _strong_batches(context, generator),
             step,
             count=lambda batch: len(batch[0]),
+            evaluate=evaluate,
             describe=lambda m: (
                 f"stage 2 epoch {m['epoch']}/{m['epochs']}  L_refine {m['loss']:.5f}  kept {m['kept']:.1f} %  "
                 f"confidence {m['confidence']:.1f} %  vanished {m['vanished']:.2f} %  lr {m['lr_localizer']:.2e}  "
@@ -294,8 +333,33 @@ def _open(config: TrainConfig, show_progress: bool) -> Context:
     prepare(config, device)
     dataset = load(config.data)
     images = open_images(dataset.train, config.data, show_progress=show_progress)
+    held_out = None
+    if config.data.validation:
+        chosen = held_out_images(images.split.image_ids, config.data.validation, config.seed)
+        held_out, images = images.select(np.flatnonzero(chosen)), images.select(np.flatnonzero(~chosen))
     precision = resolve_precision(config.precision, device)
-    return Context(config, dataset, images, device, precision, show_progress)
+    return Context(config, dataset, images, device, precision, show_progress, held_out)
+
+
+def held_out_images(image_ids: Sequence[str], share: float, seed: int) -> np.ndarray:
+    """Which images `data.validation` holds out, N bool: those whose hash of seed and id falls into the first `share`.
+    Raises ConfigError where that leaves either side empty."""
+    positions = [int.from_bytes(hashlib.sha256(f"{seed} {i}".encode()).digest()[:8], "big") / 2**64 for i in image_ids]
+    chosen = np.array(positions) < share
+    if not chosen.any() or chosen.all():
+        raise ConfigError(
+            f"data.validation = {share:g}: holds out {chosen.sum()} of {len(chosen)} training images; "
+            "both sides need some"
+        )
+    return chosen
+
+
+def _open_board(run: Path, context: Context) -> Any:
+    from lchp.board import open_board  # tensorboardX is for those who ask for it
+
+    config = context.config
+    images = open_images(context.dataset.test, config.data, show_progress=context.show_progress)
+    return open_board(run, images, config.data.image_size, config.seed)
 
 
 def _load_initialization(nets: Networks, path: Path, context: Context) -> None:
@@ -319,14 +383,18 @@ def _general_batches(context: Context, generator: torch.Generator) -> Iterator[t
 def _strong_batches(context: Context, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor, StrongParameters]]:
     """As `_general_batches`, with the draws of the strong view."""
     for i_r, y in _views(context, generator):
-        yield i_r, y, sample_strong(len(i_r), context.config.refinement, generator)
+        n = len(i_r) * distributed.size()
+        yield i_r, y, sample_strong(n, context.config.refinement, generator).select(distributed.part(n))
 
 
 def _views(context: Context, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
     data, device = context.config.data, context.device
     order = _order(context, generator)
-    for batch in batches(context.images, order, workers=data.workers, pin=device.type == "cuda"):
-        offsets, flip = sample_general(len(batch.index), data.resize, data.image_size, generator)
+    mine = [whole[distributed.part(len(whole))] for whole in order]
+    for batch in batches(context.images, mine, workers=data.workers, pin=device.type == "cuda"):
+        # every worker draws for the whole batch, so that an image's view does not depend on how many there are
+        n = len(batch.index) * distributed.size()
+        offsets, flip = (v[distributed.part(n)] for v in sample_general(n, data.resize, data.image_size, generator))
         raw = general_view(batch.images.to(device, non_blocking=True), offsets, flip, data.image_size)
         yield to_float(raw), batch.labels.to(device, non_blocking=True)
 
@@ -366,17 +434,16 @@ def _record(run: Path, models: Models, context: Context) -> dict[str, Any]:
             frame_table(split.image_ids, frame, split.labels, p.top5, p.top5_score, p.boxes, p.confidence, truth)
         )
     table = pa.concat_tables(tables)
-    write_predictions(run, table)
+    if distributed.rank() == 0:
+        write_predictions(run, table)
     summary = summarize(table)
     if split.boxes is None or config.evaluation.consistency:
         summary["consistency"] = _consistency(models, context, images, table)
     return summary
 
 
-def _consistency(models: Models, context: Context, images: Images, table: Any) -> dict[str, float]:
-    import pyarrow.compute as pc
-
-    views = view_boxes(
+def _view_boxes(models: Models, context: Context, images: Images) -> dict[str, np.ndarray]:
+    return view_boxes(
         models,
         images,
         context.config.data.image_size,
@@ -385,8 +452,28 @@ def _consistency(models: Models, context: Context, images: Images, table: Any) -
         device=context.device,
         autocast=context.autocast,
     )
+
+
+def _consistency(models: Models, context: Context, images: Images, table: Any) -> dict[str, float]:
+    import pyarrow.compute as pc
+
+    views = _view_boxes(models, context, images)
     plain = table.filter(pc.equal(table["frame"], "full_image"))  # pyright: ignore[reportAttributeAccessIssue]
     return {name: consistency(np.array(plain[f"{name}_box"].to_pylist()), v) for name, v in views.items()}
+
+
+def _validate(models: Models, context: Context, images: Images) -> dict[str, float]:
+    """How good the last localizer is on held-out training images, in percent. `score` is what a search may maximise
+    without any box: consistency of the boxes under flips and scales, times the share kept at a fixed confidence.
+    `oracle_gt_known` reads training boxes, where there are any."""
+    name = list(models.localizers)[-1]
+    models = replace(models, teacher=None, localizers={name: models.localizers[name]})
+    p = _predict(models, context, images, "full_image")
+    agreement = consistency(p.boxes[name], _view_boxes(models, context, images)[name])
+    kept = percent(p.confidence > context.config.evaluation.confidence)
+    out = {"images": float(len(images)), "consistency": agreement, "kept": kept, "score": agreement * kept / 100}
+    truth = _truth(images.split, images, "full_image", context.config)
+    return out if truth is None else out | {"oracle_gt_known": percent(hits(best_iou(p.boxes[name], truth)))}
 
 
 def _kept(nets: Networks, context: Context) -> dict[str, Any]:
@@ -412,6 +499,18 @@ def _kept(nets: Networks, context: Context) -> dict[str, Any]:
     }
 
 
+def _known_kept(source: str | Path | None, config: TrainConfig) -> dict[str, Any] | None:
+    """What `_kept` gives, where the run folder of stage 1 holds it already for this tau."""
+    tau = config.refinement.tau
+    if source is None or tau not in TAUS or not (Path(source) / SUMMARY).is_file():
+        return None
+    kept = runs.read_json(Path(source) / SUMMARY).get("kept") or {}
+    found = kept.get("by_tau", {}).get(f"{tau:g}")
+    if found is None or set(kept["by_tau"]) != {f"{t:g}" for t in TAUS}:
+        return None
+    return kept | {"tau": tau, **found}
+
+
 def _environment(context: Context) -> dict[str, Any]:
     names = ("lchp", "torch", "torchvision", "numpy", "pyarrow", "ray", "imaug")
     return {
@@ -423,6 +522,7 @@ def _environment(context: Context) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "data_fingerprint": fingerprint(context.dataset),
+        "class_names": list(context.dataset.class_names),
         "skipped": [str(p) for p in (*context.dataset.problems, *context.images.problems)],
     }
 
@@ -450,5 +550,15 @@ def _git_revision() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
 
+
+class _CallableModule(types.ModuleType):
+    """Importing this module binds it to the name `train` of its package, so `from lchp import train` finds the module
+    rather than the function: it is called like the function."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Result:
+        return train(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _CallableModule
 
 __all__ = ["Result", "build", "initialize", "refine", "train"]

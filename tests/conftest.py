@@ -1,10 +1,15 @@
-"""Fixtures over the real image samples; they skip, saying so, where the samples are missing."""
+"""Fixtures: the real image samples (they skip, saying so, where those are missing), and a run of seconds."""
 
 import os
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+
+from lchp import TrainConfig, override, preset
+from lchp.train import train
 
 
 @pytest.fixture(scope="session")
@@ -49,3 +54,49 @@ def _unpack(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         tar.extractall(target, filter="data")
     (top,) = target.iterdir()
     return top
+
+
+@pytest.fixture(scope="session")
+def squares_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 generated images of one coloured square each, 64 x 48 px, in three class folders, with boxes.csv."""
+    root = tmp_path_factory.mktemp("squares")
+    rng = np.random.default_rng(0)
+    rows = ["image,x1,y1,x2,y2"]
+    for channel, name in enumerate(("red", "green", "blue")):
+        (root / name).mkdir()
+        for i in range(8):
+            pixels = rng.integers(0, 60, (48, 64, 3), dtype=np.uint8)
+            x, y = rng.integers(0, 30, 2).tolist()
+            pixels[y : y + 16, x : x + 24, channel] = 230
+            Image.fromarray(pixels).save(root / name / f"{i}.png")
+            rows.append(f"{name}/{i}.png,{x},{y},{x + 24},{y + 16}")
+    (root / "boxes.csv").write_text("\n".join(rows) + "\n")
+    return root
+
+
+@pytest.fixture(scope="session")
+def squares_config(squares_root: Path) -> TrainConfig:
+    """A run of seconds: tiny networks at 32 px, one epoch each."""
+    values = {
+        "data.root": str(squares_root),
+        "data.cache": "off",
+        "data.resize": 40,
+        "data.image_size": 32,
+        "data.batch_size": 8,
+        "model.classifier": "tiny",
+        "model.localizer": "tiny",
+        "model.pretrained": False,
+        "initialization.epochs": 1,
+        "refinement.epochs": 1,
+        "precision": "fp32",
+        "device": "cpu",
+    }
+    return override(preset("folder"), values)
+
+
+@pytest.fixture(scope="session")
+def squares_run(squares_config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run folder. Tests only read it."""
+    run = tmp_path_factory.mktemp("runs") / "squares"
+    train(squares_config, output=run)
+    return run

@@ -6,12 +6,19 @@ from collections.abc import Callable
 import numpy as np
 
 from lchp.config import DataConfig
-from lchp.data import cub, folder, imagenet, parts, tiny_imagenet
+from lchp.data import cub, folder, imagenet, tiny_imagenet
 from lchp.data.base import DataSet, Problem, Split, describe, require_folder
 from lchp.errors import DataError
 
+
+def _load_parts(_config: DataConfig) -> DataSet:
+    from lchp.data import parts  # here, since drawing needs OpenCV and reading images does not
+
+    return parts.load()
+
+
 DATASETS: dict[str, Callable[[DataConfig], DataSet]] = {
-    "parts": lambda _config: parts.load(),
+    "parts": _load_parts,
     "cub": lambda config: cub.load(require_folder(config.root, "CUB-200-2011", "the folder that holds images.txt")),
     "tiny_imagenet": lambda config: tiny_imagenet.load(
         require_folder(config.root, "Tiny-ImageNet", "the folder that holds train/ and val/")

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,6 +58,10 @@ class Images:
             assert self.split.paths is not None
             pixels = np.stack([decode(self.split.paths[i], self.resize, exif=self.split.exif) for i in index])
         return Batch(torch.tensor(index), torch.from_numpy(pixels), torch.from_numpy(self.split.labels[index]))
+
+    def select(self, keep: np.ndarray) -> "Images":
+        """The images at the positions `keep` (int array), from the same pixels."""
+        return replace(self, split=self.split.select(keep), rows=self.rows[keep])
 
     def sizes(self) -> np.ndarray:
         """N x 2 int: width, height in px of the originals (headers only are read)."""

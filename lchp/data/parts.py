@@ -49,6 +49,8 @@ class Design:
     """Distractor bodies without a head (least, most)."""
     bits: tuple[int, int] = (0, 3)
     """Distractor bits of one colour (least, most)."""
+    decoys: tuple[int, int] = (0, 2)
+    """Distractor heads of any class, without a body (least, most)."""
     cards: tuple[int, int] = (1, 3)
     """Plain grey rectangles (least, most): without them a hole that a method cuts into an image is a sight of its own."""
     chroma: float = 12.0
@@ -88,6 +90,9 @@ def draw(rng: np.random.Generator, label: int, design: Design) -> tuple[np.ndarr
         colour = _rgb(rng.random(), rng.uniform(0.6, 0.9), rng.uniform(0.6, 0.95))
         centre, radius = rng.uniform(0, IMAGE_SIZE, 2), rng.uniform(2.5, 5)
         _ellipse(canvas, colour, centre, (radius, radius), 0.0)
+    for _ in range(rng.integers(design.decoys[0], design.decoys[1] + 1)):
+        centre, radius = rng.uniform(0, IMAGE_SIZE, 2), _body(rng, design)[0][1] * rng.uniform(*design.head)
+        _head(canvas, rng, int(rng.integers(CLASSES)), centre, radius, design)
     mask = _object(canvas, rng, label, design)
     image = canvas + rng.uniform(-255, 255, canvas.shape) * design.noise
     return np.clip(image, 0, 255).astype(np.uint8), _box(mask)
@@ -104,15 +109,19 @@ def _object(canvas: np.ndarray, rng: np.random.Generator, label: int, design: De
     low = np.minimum(-reach, offset - radius)
     high = np.maximum(reach, offset + radius)
     centre = rng.uniform(1 - low, IMAGE_SIZE - 2 - high)
-    hue = label / CLASSES + rng.uniform(-1, 1) * design.head_jitter
-    value = rng.uniform(0.7, 0.95)
     mask = np.zeros(canvas.shape[:2], np.uint8)
     for where, colour in ((canvas, _body_colour(rng, label, design)), (mask, 1)):
         _ellipse(where, colour, centre, half, angle)
-    for where, colour in ((canvas, (235.0, 235.0, 235.0)), (mask, 1)):
-        _ellipse(where, colour, centre + offset, (radius, radius), 0.0)
-    _ellipse(canvas, _rgb(hue, 0.85, value), centre + offset, (design.spot * radius,) * 2, 0.0)
+    _head(canvas, rng, label, centre + offset, radius, design)
+    _ellipse(mask, 1, centre + offset, (radius, radius), 0.0)
     return mask
+
+
+def _head(canvas: np.ndarray, rng: np.random.Generator, label: int, centre, radius: float, design: Design) -> None:
+    """A white disc, the same for all classes, with a spot in the class's own hue."""
+    hue = label / CLASSES + rng.uniform(-1, 1) * design.head_jitter
+    _ellipse(canvas, (235.0, 235.0, 235.0), centre, (radius, radius), 0.0)
+    _ellipse(canvas, _rgb(hue, 0.85, rng.uniform(0.7, 0.95)), centre, (design.spot * radius,) * 2, 0.0)
 
 
 def _body(rng: np.random.Generator, design: Design) -> tuple[np.ndarray, float]:

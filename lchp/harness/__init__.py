@@ -1,0 +1,20 @@
+"""Sweeps on Ray: grids and searches that train nothing twice and survive what happens to a machine.
+
+A sweep is a base config, cells (overrides of it) and a name; `run` trains what the store does not have yet:
+
+    from lchp import preset
+    from lchp.harness import Options, Sweep, grid, run
+
+    cells = grid({"initialization.alpha": [5.0, 20.0], "refinement.tau": [0.5, 0.9]})
+    result = run(Sweep("alpha", preset("parts"), cells), Options(storage="results"))
+    for cell in result.cells:
+        print(cell.cell.overrides, cell.summary["results"]["lchp_r"]["center_crop"]["gt_known"])
+
+`main` makes the same a script with the flags that all sweeps share. Everything that imports Ray is in this package.
+"""
+
+from lchp.harness.cells import Overrides, Sweep, grid
+from lchp.harness.cli import main
+from lchp.harness.sweep import Options, Outcome, SweepResult, run
+
+__all__ = ["Options", "Outcome", "Overrides", "Sweep", "SweepResult", "grid", "main", "run"]

@@ -1,0 +1,157 @@
+"""A sweep's cells, and the trainings they need: each different one once."""
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from lchp.config import DataConfig, EvaluationConfig, RefinementConfig, TrainConfig, from_dict, override, to_dict
+from lchp.data import fingerprint, load
+from lchp.devices import resolve_device, resolve_precision
+from lchp.runs import digest
+from lchp.train import initialization_identity, refinement_identity
+
+Overrides = dict[str, Any]
+"""Dotted field name -> value, over the sweep's base config."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep varies: `cells` are overrides of `base`; each runs for each of `seeds`. `name` names its records."""
+
+    name: str
+    base: TrainConfig
+    cells: Sequence[Overrides]
+    seeds: Sequence[int] = (0,)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One config of a sweep, and the keys of its two results."""
+
+    overrides: Overrides
+    config: TrainConfig
+    stage1: str
+    stage2: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training: stage 1, or stage 2 from the stage-1 result `source`; without a source (no sharing) stage 2 trains
+    its own stage 1 first. `config` is complete."""
+
+    stage: int
+    key: str
+    config: TrainConfig
+    source: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Unique among a sweep's jobs; the name of its work folder."""
+        return f"stage{self.stage}-{self.key}"
+
+    @property
+    def epochs(self) -> int:
+        """Epochs to train, over both stages where it trains both."""
+        first, second = self.config.initialization.epochs, self.config.refinement.epochs
+        return first if self.stage == 1 else second + (first if self.source is None else 0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for a trial's config."""
+        return {
+            "name": self.name,
+            "stage": self.stage,
+            "key": self.key,
+            "source": self.source,
+            "config": to_dict(self.config),
+        }
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> "Job":
+        """The inverse of `to_dict`."""
+        return Job(values["stage"], values["key"], from_dict(values["config"]), values["source"])
+
+
+def grid(axes: Mapping[str, Iterable[Any]]) -> list[Overrides]:
+    """Every combination of the values of each dotted field, the last field varying fastest."""
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def expand(sweep: Sweep) -> list[Cell]:
+    """The cells with their configs and keys, one for each different config, seed by seed.
+
+    Raises ConfigError for an override that does not fit, DataError where the data cannot be read.
+    """
+    cells: dict[str, Cell] = {}
+    for seed in sweep.seeds:
+        for overrides in sweep.cells:
+            cell = make_cell(replace(sweep.base, seed=seed), overrides)
+            cells.setdefault(cell.stage2, cell)
+    return list(cells.values())
+
+
+def make_cell(base: TrainConfig, overrides: Overrides) -> Cell:
+    """One cell. Raises ConfigError for an override that does not fit."""
+    config = override(base, overrides)
+    data = data_fingerprint(config.data)
+    # a record depends on what was asked to be measured, too
+    measured = replace(config.evaluation, batch_size=EvaluationConfig().batch_size)
+    second = digest([refinement_identity(config, data), asdict(measured)])
+    return Cell(dict(overrides), config, initialization_identity(config, data), second)
+
+
+def jobs_of(cells: Sequence[Cell], *, share: bool = True) -> dict[str, Job]:
+    """The trainings that cells need, by name, stage 1 first."""
+    first = [Job(1, c.stage1, _stage1_config(c.config)) for c in cells] if share else []
+    second = [Job(2, c.stage2, c.config, c.stage1 if share else None) for c in cells]
+    jobs: dict[str, Job] = {}
+    for job in (*first, *second):
+        jobs.setdefault(job.name, job)
+    return jobs
+
+
+def _stage1_config(config: TrainConfig) -> TrainConfig:
+    """What cells that share a stage 1 have in common: its record does not depend on which of them came first."""
+    evaluation = EvaluationConfig(batch_size=config.evaluation.batch_size)
+    return replace(config, refinement=RefinementConfig(), evaluation=evaluation)
+
+
+def pinned(config: TrainConfig, *, gpu: bool) -> TrainConfig:
+    """`config` with nothing left to the machine that a trial lands on: device, precision, threads, absolute paths."""
+    device = config.device if config.device != "auto" else ("cuda" if gpu else "cpu")
+    precision = config.precision
+    if precision == "auto":
+        # where this machine has no such GPU (a cluster's head node), the GPUs are taken to compute in bf16
+        import torch
+
+        there = device == "cpu" or torch.cuda.is_available()
+        precision = resolve_precision("auto", resolve_device(device)) if there else "bf16"
+    data, model = config.data, config.model
+    return replace(
+        config,
+        data=replace(data, root=_absolute(data.root), cache=_absolute_cache(data.cache)),
+        model=replace(model, weights_dir=_absolute(model.weights_dir)),
+        device=device,
+        precision=precision,
+        threads=config.threads or 1,
+    )
+
+
+def data_fingerprint(data: DataConfig) -> str:
+    """Fingerprint of the data set of a config (its lists are read once, its images never)."""
+    return _fingerprint(data.name, data.root, data.skip_bad)
+
+
+@cache
+def _fingerprint(name: Any, root: str | None, skip_bad: bool) -> str:
+    return fingerprint(load(DataConfig(name=name, root=root, skip_bad=skip_bad)))
+
+
+def _absolute(path: str | None) -> str | None:
+    return None if path is None else str(Path(path).expanduser().absolute())
+
+
+def _absolute_cache(cache_: str) -> str:
+    return cache_ if cache_ in ("auto", "off") else str(Path(cache_).expanduser().absolute())

@@ -1,0 +1,137 @@
+"""The flags that all sweeps share, and what a sweep's script does: `main` is its whole machinery."""
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from lchp.cli import INTERRUPTED, chosen_preset, parse
+from lchp.config import PRESETS, Preset, TrainConfig
+from lchp.errors import ConfigError, LchpError
+from lchp.harness.cells import Overrides, Sweep
+from lchp.harness.sweep import Options, SweepResult, make_plan, run
+from lchp.harness.tables import closing_table, dry_run_text
+
+Cells = Callable[[Preset], Sequence[Overrides]]
+"""What a sweep varies, given the preset with its lists of deltas, taus and localizers."""
+
+
+@dataclass
+class Flags:
+    """Run a sweep."""
+
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")]
+    preset: str = "parts"
+    """Recipe that every other option overrides, and whose lists of deltas, taus and localizers the sweep takes."""
+    seeds: int = 1
+    """Seeds per cell, from the config's seed upwards."""
+    storage: Path = Path("results")
+    """Folder of the store and of the sweeps' records."""
+    name: str | None = None
+    """Name of the sweep's record; the script's own by default."""
+    resume: bool = False
+    """Go on with the sweep of this name; cells that are new are added."""
+    gpus_per_trial: float | None = None
+    """GPUs per worker, e.g. 0.5 for two on one; by default 1 where this machine has any, else 0."""
+    workers_per_trial: int = 1
+    """Workers that share one training (DDP)."""
+    max_concurrent: int = 0
+    """Trainings at once; 0: as many as fit."""
+    max_failures: int = 2
+    """Times a training is tried again when its worker dies."""
+    address: str | None = None
+    """Ray cluster to run on; $RAY_ADDRESS by default, else this machine."""
+    dry_run: bool = False
+    """Print the cells and what is to be trained, and stop."""
+    share: bool = True
+    """Train a stage 1 once for all cells that need the same."""
+
+    def options(self) -> Options:
+        """As the library takes them."""
+        return Options(
+            self.storage,
+            self.resume,
+            self.gpus_per_trial,
+            self.workers_per_trial,
+            self.max_concurrent,
+            self.max_failures,
+            self.address,
+            self.share,
+        )
+
+    def sweep(self, name: str, cells: Cells) -> Sweep:
+        """The sweep that these flags ask for. Raises ConfigError."""
+        if self.seeds < 1:
+            raise ConfigError(f"--seeds = {self.seeds}: expected at least 1")
+        first = self.config.seed
+        chosen = replace(PRESETS[self.preset], config=self.config)
+        return Sweep(self.name or name, self.config, cells(chosen), range(first, first + self.seeds))
+
+
+def main(
+    name: str,
+    cells: Cells,
+    *,
+    about: str | None = None,
+    closing: Callable[[SweepResult, Preset], str] | None = None,
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Runs a sweep's script: parses the common flags, runs, prints the closing table (and what `closing` adds).
+
+    Returns the exit status: 0, 1 where cells failed, 2 for a user's mistake, 130 for Ctrl-C.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+
+    def body() -> int:
+        flags: Flags = parse(
+            described(Flags, about), arguments, Path(sys.argv[0]).name, Flags(chosen_preset(arguments))
+        )
+        sweep = flags.sweep(name, cells)
+        if flags.dry_run:
+            print(dry_run_text(make_plan(sweep, flags.options())))
+            return 0
+        result = run(sweep, flags.options(), show_progress=True)
+        print(f"\n{closing_table(result)}")
+        if closing is not None:
+            print(f"\n{closing(result, replace(PRESETS[flags.preset], config=flags.config))}")
+        print(f"\nrecords: {result.folder / 'sweep.json'}")
+        return 1 if result.failed else 0
+
+    return guarded(body, arguments)
+
+
+def guarded(body: Callable[[], int], arguments: Sequence[str]) -> int:
+    """Turns a user's mistake into one line, and Ctrl-C into a line that says how to go on."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    try:
+        return body()
+    except LchpError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        again = [sys.argv[0], *arguments] + ([] if "--resume" in arguments else ["--resume"])
+        print(f"\nstopped; finished epochs are kept, go on with: python {' '.join(again)}", file=sys.stderr)
+        return INTERRUPTED
+
+
+def described(flags: type[Any], about: str | None) -> type[Any]:
+    """The flags with a script's own description above them in --help."""
+    if about:
+        flags.__doc__ = about
+    return flags
+
+
+def leave(status: int) -> None:
+    """Ends the program with an exit status, past threads of Ray's that would hold it after Ctrl-C."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if status == INTERRUPTED:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        os._exit(status)
+    sys.exit(status)

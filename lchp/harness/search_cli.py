@@ -1,0 +1,82 @@
+"""The command line of a search script: the flags of all sweeps, and its own."""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import optuna
+import tyro
+
+from lchp.cli import chosen_preset, parse
+from lchp.config import PRESETS, Preset
+from lchp.errors import ConfigError
+from lchp.harness.cells import Overrides
+from lchp.harness.cli import Flags, described, guarded
+from lchp.harness.search import DATABASE, VALIDATION, Search, open_study, search
+
+Space = Callable[[Preset, optuna.Trial], Overrides]
+
+
+@dataclass
+class SearchFlags:
+    """Run a search."""
+
+    common: Annotated[Flags, tyro.conf.arg(name="")]
+    trials: int = 20
+    """Configs to try, those of earlier starts under the same name included."""
+    oracle_gt_known: bool = False
+    """Choose by GT-Known of the held-out training images. An oracle: it reads boxes; for comparison only."""
+    early_stopping: bool = True
+    """Stop stage-2 trainings whose objective falls behind (ASHA)."""
+
+
+def main(name: str, space: Space, *, about: str | None = None, argv: Sequence[str] | None = None) -> int:
+    """Runs a search's script; returns the exit status as `lchp.harness.main` does."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+
+    def body() -> int:
+        default = SearchFlags(Flags(chosen_preset(arguments)))
+        flags: SearchFlags = parse(described(SearchFlags, about), arguments, Path(sys.argv[0]).name, default)
+        common = flags.common
+        if common.seeds != 1:
+            raise ConfigError(f"--seeds = {common.seeds}: a search takes one seed, --seed; run its best cell with more")
+        preset = replace(PRESETS[common.preset], config=common.config)
+        spec = Search(
+            common.name or name,
+            common.config,
+            lambda trial: space(preset, trial),
+            flags.trials,
+            "oracle_gt_known" if flags.oracle_gt_known else "label_only",
+            flags.early_stopping,
+        )
+        if common.dry_run:
+            share = common.config.data.validation or VALIDATION
+            print(
+                f"{flags.trials} trials, each one stage 1 and one stage 2; {100 * share:g} % of the training images held "
+                f"out; objective: {spec.objective}"
+            )
+            return 0
+        result = search(spec, common.options(), show_progress=True)
+        print(f"\n{closing(spec, common.storage.absolute())}")
+        print(
+            f"\nrecords: {result.folder / 'sweep.json'}; study: optuna-dashboard sqlite:///{common.storage / DATABASE}"
+        )
+        return 1 if result.failed else 0
+
+    return guarded(body, arguments)
+
+
+def closing(spec: Search, storage: Path) -> str:
+    """Counts, and the best trial as flags to run it again."""
+    study = open_study(storage, spec.name)
+    states = [t.state.name.lower() for t in study.get_trials(deepcopy=False)]
+    counts = ", ".join(f"{states.count(s)} {s}" for s in ("complete", "pruned", "fail") if s in states)
+    if "complete" not in states:
+        return f"trials: {counts or 'none'}"
+    best = study.best_trial
+    what = "oracle GT-Known of held-out images" if spec.objective == "oracle_gt_known" else "label-only score"
+    values = "\n".join(f"  {k} = {v:.4g}" for k, v in best.params.items())
+    run = best.user_attrs["run"]
+    return f"trials: {counts}\nbest by {what}: trial {best.number}, {best.value:.2f}\n{values}\n  run: {run}"

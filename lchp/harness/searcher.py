@@ -1,0 +1,119 @@
+"""The Ray Tune side of a `Schedule`: it hands out jobs as trials, and hears what became of them."""
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ray.tune.callback import Callback
+from ray.tune.experiment import Trial
+from ray.tune.search import Searcher
+
+from lchp.harness.cells import Job
+from lchp.harness.schedule import FINISHED, Progress, Schedule
+
+Refill = Callable[[], list[Job]]
+"""More jobs, asked for when a place is free and no job is ready; none: there will be no more."""
+
+
+class StageSearcher(Searcher):
+    """Releases a stage-2 job only when its stage-1 result is there; says "later" otherwise, and never waits."""
+
+    def __init__(self, schedule: Schedule, setting: dict[str, Any], refill: Refill = list) -> None:
+        super().__init__()
+        self.schedule, self.setting, self.refill = schedule, setting, refill
+        self.names: dict[str, str] = {}  # trial id -> job
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """A trial's config, None for later, or FINISHED."""
+        job = self.schedule.next()
+        if job is None or job == FINISHED:
+            self.schedule.add(self.refill())
+            job = self.schedule.next()
+        if job is None:
+            return None
+        if not isinstance(job, Job):
+            return Searcher.FINISHED
+        self.names[trial_id] = job.name
+        return {"job": job.to_dict(), "setting": self.setting}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Moves the job to its last state; the text of an error comes by `Tracker`, which sees the trial."""
+        name = self.names.pop(trial_id, None)
+        if name is None:
+            return
+        result = result or {}
+        state = result.get("state")
+        if error:
+            self.schedule.failed(name, self.schedule.jobs[name].error or "its worker died")
+        elif state == "failed":
+            self.schedule.failed(name, result["error"])
+        elif state == "lost_source":
+            self.schedule.lost_source(name)
+        elif state == "done":
+            self.schedule.done(name, facts(result))
+        else:
+            self.schedule.stopped(name, facts(result))
+
+    def save(self, checkpoint_path: str) -> None:
+        """Tune's hook. What a resumed sweep needs is in the store; this keeps Tune's own snapshots whole."""
+        state = (self.schedule.jobs, self.names)
+        Path(checkpoint_path).write_bytes(pickle.dumps(state))
+
+    def restore(self, checkpoint_path: str) -> None:
+        """The inverse of `save`."""
+        self.schedule.jobs, self.names = pickle.loads(Path(checkpoint_path).read_bytes())
+
+
+class Tracker(Callback):
+    """Notes what trials report in the schedule, and calls `changed` with each job that has news."""
+
+    def __init__(self, schedule: Schedule, changed: Callable[[Progress], None]) -> None:
+        self.schedule, self.changed = schedule, changed
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
+        """A first or repeated start."""
+        progress = self._of(trial)
+        progress.attempts += 1
+        self.changed(progress)
+
+    def on_trial_result(
+        self,
+        iteration: int,  # noqa: ARG002
+        trials: list[Trial],  # noqa: ARG002
+        trial: Trial,
+        result: dict[str, Any],
+        **info: Any,  # noqa: ARG002
+    ) -> None:
+        """An epoch, or the end."""
+        progress = self._of(trial)
+        progress.epoch = result.get("done_epochs", progress.epoch)
+        progress.facts |= facts(result)
+        self.changed(progress)
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
+        """The searcher has moved the job to its last state before this is called."""
+        self.changed(self._of(trial))
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
+        """A trial that is not tried again."""
+        progress = self._of(trial)
+        self.schedule.failed(progress.job.name, describe_error(trial))
+        self.changed(progress)
+
+    def _of(self, trial: Trial) -> Progress:
+        return self.schedule.jobs[trial.config["job"]["name"]]
+
+
+def facts(result: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of a trial's report."""
+    names = ("node", "pid", "devices", "seconds", "objective", "train_epoch")
+    return {n: result[n] for n in names if n in result}
+
+
+def describe_error(trial: Trial) -> str:
+    """The last line of what a trial died of."""
+    error = trial.get_error()
+    lines = [line.strip() for line in str(error or "").splitlines() if line.strip()]
+    text = lines[-1] if lines else type(error).__name__ if error else "its worker died"
+    return text[:500]

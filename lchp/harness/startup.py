@@ -1,0 +1,93 @@
+"""Starting, joining and leaving Ray, quietly."""
+
+import contextlib
+import logging
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lchp.errors import ConfigError
+
+QUIET = {
+    "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own tables; lchp.harness.progress draws instead
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else a warning per worker
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # under `uv run` Ray would build an environment per worker
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # 2 s by default, which every short trial would wait for
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C reaches us, and ends the sweep at once
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # stage-1 trials report no objective
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+OBJECT_STORE = 128 * 2**20
+"""Bytes; nothing large goes through it."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a cluster has."""
+
+    cpus: float
+    gpus: float
+    nodes: int
+
+
+@contextlib.contextmanager
+def cluster(address: str | None = None, *, dashboard: bool = False, **local: Any) -> Iterator[Resources]:
+    """Joins the Ray cluster at `address` (or $RAY_ADDRESS), or starts one on this machine and stops it at the end.
+
+    local: arguments of ray.init for a start of our own (num_cpus, num_gpus). Raises ConfigError where nothing answers.
+    """
+    os.environ.update({k: v for k, v in QUIET.items() if k not in os.environ})
+    warnings.filterwarnings("ignore", module=r"ray\.")
+    for name in ("ray", "ray.tune", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    import ray
+
+    if ray.is_initialized():  # a program of the user's own: its cluster, which it stops itself
+        yield _resources()
+        return
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
+    address = address or os.environ.get("RAY_ADDRESS")
+    folder: str | None = None
+    if address:
+        common |= {"address": address, "runtime_env": {"env_vars": QUIET}}
+    else:
+        folder = tempfile.mkdtemp(prefix="lchp-", dir=_short_folder())
+        common |= {"_temp_dir": folder, "include_dashboard": dashboard, "object_store_memory": OBJECT_STORE, **local}
+        os.environ.pop("RAY_ADDRESS", None)
+    try:
+        try:
+            ray.init(**common)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            what = f"the Ray cluster at {address} could not be joined" if address else "Ray could not be started"
+            raise ConfigError(f"{what}: {reason}") from None
+        logging.getLogger("ray").setLevel(logging.ERROR)
+        yield _resources()
+    finally:
+        ray.shutdown()
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _resources() -> Resources:
+    import ray
+
+    total = ray.cluster_resources()
+    nodes = sum(bool(n["Alive"]) for n in ray.nodes())
+    return Resources(total.get("CPU", 0.0), total.get("GPU", 0.0), nodes)
+
+
+def _short_folder() -> str | None:
+    """Socket paths end at 107 bytes, and Ray's own part takes most of them; a long $TMPDIR would not fit."""
+    return "/tmp" if Path("/tmp").is_dir() and os.access("/tmp", os.W_OK) else None

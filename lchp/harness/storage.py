@@ -1,0 +1,126 @@
+"""The content-addressed store of finished trainings, shared by all sweeps of one storage.
+
+STORAGE/store/stage1/KEY and STORAGE/store/stage2/KEY are run folders, each with a DONE file: the checksums of all its
+files. A training happens in a work folder beside; DONE is its last file; then one rename publishes it. So a folder of
+the store is whole or damaged, never half-written, and two sweeps that finish the same training publish it once.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lchp.errors import RunError
+from lchp.runs import write_json
+
+log = logging.getLogger(__name__)
+
+DONE = "DONE"
+
+
+@dataclass(frozen=True)
+class Store:
+    """The store below `storage`."""
+
+    storage: Path
+
+    def path(self, stage: int, key: str) -> Path:
+        """Where a result lives once it is published."""
+        return self.storage / "store" / f"stage{stage}" / key
+
+    def find(self, stage: int, key: str) -> Path | None:
+        """The run folder of a finished training, checksums verified. A damaged one is moved aside, with a warning."""
+        folder = self.path(stage, key)
+        if not folder.is_dir():
+            return None
+        fault = verify(folder, key)
+        if fault is None:
+            return folder
+        aside = self.storage / "store" / "damaged" / f"stage{stage}-{key}-{time.time_ns()}"
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another sweep has just moved it
+            os.rename(folder, aside)
+        log.warning("%s is damaged (%s): moved to %s, to be trained again", folder, fault, aside)
+        return None
+
+    def publish(self, work: Path, stage: int, key: str) -> Path:
+        """Moves a finished run folder into the store. Where another sweep was first, its copy stays and ours goes."""
+        target = self.path(stage, key)
+        write_json(work / DONE, {"key": key, "files": checksums(work)})
+        _sync(work)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.rename(work, target)
+        except OSError:
+            if self.find(stage, key) is None:  # what stood there was damaged, and is out of the way now
+                os.rename(work, target)
+            else:
+                shutil.rmtree(work)
+        _sync(target.parent)
+        return target
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below a folder, by relative path; DONE and unfinished temporary files aside."""
+    found: dict[str, str] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != DONE and not path.name.startswith("."):
+            with path.open("rb") as file:
+                found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def verify(folder: Path, key: str) -> str | None:
+    """What is wrong with a folder of the store, or None."""
+    try:
+        done = json.loads((folder / DONE).read_text())
+        said, files = done["key"], dict(done["files"])
+    except FileNotFoundError:
+        return f"no {DONE} file"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{DONE} cannot be read: {error}"
+    if said != key:
+        return f"{DONE} names the key {said}"
+    try:
+        there = checksums(folder)
+    except OSError as error:
+        return f"cannot be read: {error}"
+    for name, checksum in files.items():
+        if name not in there:
+            return f"{name} is missing"
+        if there[name] != checksum:
+            return f"{name}: checksum differs"
+    return None
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, wait: float = 0.0) -> Iterator[None]:
+    """Holds the lock file `path`; it falls free when its holder dies. Raises RunError where another process has held it
+    for `wait` seconds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + wait
+    with path.open("a") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise RunError(f"{path}: held by another process that is still running") from None
+                time.sleep(0.1)
+        yield
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,402 @@
+"""Running a sweep: what it needs, what the store has, the rest on Ray, and its record.
+
+STORAGE/sweeps/NAME/sweep.json lists the cells with their overrides, keys, states and run folders (relative to STORAGE),
+so that whatever reads results needs no Ray. It and the store are all that --resume looks at; Ray's own state is thrown
+away, so a grid may change between two starts, and no kill can leave it half-written.
+"""
+
+import logging
+import math
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from lchp import __version__, runs
+from lchp.config import TrainConfig, from_dict, override, to_dict
+from lchp.errors import ConfigError, RunError
+from lchp.harness.cells import Cell, Job, Sweep, expand, jobs_of, make_cell, pinned
+from lchp.harness.progress import Display
+from lchp.harness.schedule import Progress, Schedule
+from lchp.harness.startup import Resources, cluster
+from lchp.harness.storage import Store, locked
+from lchp.harness.trainable import Setting
+
+log = logging.getLogger(__name__)
+
+SWEEP = "sweep.json"
+VERSION = 1
+DRIVER_CPU = 0.01  # a trial that drives Ray Train must ask for little, or drivers starve their own workers
+ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a sweep runs; none of it changes a result."""
+
+    storage: Path = Path("results")
+    resume: bool = False
+    gpus_per_trial: float | None = None
+    workers_per_trial: int = 1
+    max_concurrent: int = 0
+    max_failures: int = 2
+    address: str | None = None
+    share: bool = True
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("gpus_per_trial", 0),
+            ("workers_per_trial", 1),
+            ("max_concurrent", 0),
+            ("max_failures", 0),
+        ):
+            value = getattr(self, name)
+            if value is not None and (not math.isfinite(value) or value < least):
+                raise ConfigError(f"--{name.replace('_', '-')} = {value}: expected at least {least}")
+        if self.gpus_per_trial is not None and self.gpus_per_trial > 1 and self.gpus_per_trial % 1:
+            raise ConfigError(
+                f"--gpus-per-trial = {self.gpus_per_trial}: a share of one GPU, or a whole number of GPUs"
+            )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One cell after a sweep. `run`: its run folder, `summary`: what it measured; None unless `state` is `done`."""
+
+    cell: Cell
+    state: str
+    error: str | None
+    run: Path | None
+    summary: dict[str, Any] | None
+
+    @property
+    def seed(self) -> int:
+        """Of the cell's config."""
+        return self.cell.config.seed
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """A sweep's record (`folder`/sweep.json) and its cells, those of earlier starts under the same name included."""
+
+    folder: Path
+    cells: list[Outcome]
+
+    @property
+    def failed(self) -> list[Outcome]:
+        """Cells without a result."""
+        return [c for c in self.cells if c.state == "failed"]
+
+
+@dataclass
+class Plan:
+    """Cells, trainings, and where they go."""
+
+    sweep: Sweep
+    options: Options
+    cells: list[Cell]
+    schedule: Schedule
+    store: Store
+    folder: Path
+    created: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+
+    @property
+    def work(self) -> Path:
+        """Folder of unfinished trainings."""
+        return self.folder / "work"
+
+
+def run(sweep: Sweep, options: Options | None = None, *, show_progress: bool = False) -> SweepResult:
+    """Runs what the store does not have yet, and returns all cells. Failed cells are reported, not raised.
+
+    Raises ConfigError or RunError for a sweep that cannot start.
+    """
+    options = options or Options()
+    folder = options.storage.absolute() / "sweeps" / checked_name(sweep.name)
+    with locked(folder / "lock"):
+        if (folder / SWEEP).exists() and not options.resume:
+            raise RunError(
+                f"{folder}: holds a sweep already; go on with it or add to it by --resume, or take another --name"
+            )
+        plan = make_plan(sweep, options)
+        if not options.resume:
+            shutil.rmtree(plan.work, ignore_errors=True)
+        write_record(plan)
+        try:
+            if plan.schedule.next_exists():
+                run_trials(plan, show_progress=show_progress)
+        finally:
+            write_record(plan)
+        shutil.rmtree(folder / "ray", ignore_errors=True)
+        outcomes = outcomes_of(plan)
+        if not any(o.state == "failed" for o in outcomes):
+            shutil.rmtree(plan.work, ignore_errors=True)
+        return SweepResult(folder, outcomes)
+
+
+def make_plan(sweep: Sweep, options: Options) -> Plan:
+    """Cells (with those of the record under the same name), their trainings, and which of these are in the store."""
+    storage = options.storage.absolute()
+    base = pinned(sweep.base, gpu=gpus_per_worker(options, sweep.base) > 0)
+    folder = storage / "sweeps" / checked_name(sweep.name)
+    cells = {c.stage2: c for c in [*recorded_cells(folder), *expand(replace(sweep, base=base))]}
+    if not cells:
+        raise ConfigError(f"sweep {sweep.name}: has no cells")
+    store = Store(storage)
+    schedule = Schedule(jobs_of(list(cells.values()), share=options.share).values())
+    look_up(schedule, store)
+    return Plan(replace(sweep, base=base), options, list(cells.values()), schedule, store, folder)
+
+
+def look_up(schedule: Schedule, store: Store) -> None:
+    """Marks the jobs whose results are in the store. A stage-1 result that nothing waits for is not needed."""
+    with ThreadPoolExecutor(4) as pool:  # checksums release the interpreter's lock
+        found = list(pool.map(lambda p: store.find(p.job.stage, p.job.key), schedule.jobs.values()))
+    for progress, path in zip(list(schedule.jobs.values()), found, strict=True):
+        if path is not None:
+            schedule.done(progress.job.name, found=True)
+    wanted = {p.job.source for p in schedule.jobs.values() if p.state != "done"}
+    for name, progress in list(schedule.jobs.items()):
+        if progress.job.stage == 1 and progress.state == "waiting" and progress.job.key not in wanted:
+            del schedule.jobs[name]
+
+
+def recorded_cells(folder: Path) -> list[Cell]:
+    """The cells of a sweep's record; none where there is none. Raises RunError for a record that cannot be read."""
+    path = folder / SWEEP
+    if not path.exists():
+        return []
+    record = runs.read_json(path)
+    try:
+        if record["version"] != VERSION:
+            raise RunError(f"{path}: written by another version of lchp; take another --name")
+        bases = [from_dict(b) for b in record["bases"]]
+        return [make_cell(replace(bases[c["base"]], seed=c["seed"]), c["overrides"]) for c in record["cells"]]
+    except (KeyError, TypeError, IndexError, ConfigError) as error:
+        raise RunError(f"{path}: cannot be used ({error}); take another --name") from None
+
+
+def write_record(plan: Plan) -> None:
+    """Writes sweep.json."""
+    bases: list[dict[str, Any]] = []
+    cells = []
+    for outcome in outcomes_of(plan, summaries=False):
+        cell = outcome.cell
+        base = to_dict(replace(_without(cell, plan.sweep.base), seed=0))
+        if base not in bases:
+            bases.append(base)
+        cells.append(
+            {
+                "overrides": cell.overrides,
+                "seed": cell.config.seed,
+                "base": bases.index(base),
+                "stage1": cell.stage1,
+                "stage2": cell.stage2,
+                "state": outcome.state,
+                "error": outcome.error,
+                "run": str(plan.store.path(2, cell.stage2).relative_to(plan.store.storage)),
+                "stage1_run": str(plan.store.path(1, cell.stage1).relative_to(plan.store.storage)),
+            }
+        )
+    jobs = {
+        name: {"state": p.state, "found": p.found, "error": p.error, "attempts": p.attempts, **p.facts}
+        for name, p in plan.schedule.jobs.items()
+    }
+    record = {
+        "version": VERSION,
+        "lchp": __version__,
+        "name": plan.sweep.name,
+        "command": sys.argv,
+        "created": plan.created,
+        "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "options": {**asdict(plan.options), "storage": str(plan.options.storage)},
+        "bases": bases,
+        "cells": cells,
+        "jobs": jobs,
+    }
+    runs.write_json(plan.folder / SWEEP, record)
+
+
+def outcomes_of(plan: Plan, *, summaries: bool = True) -> list[Outcome]:
+    """The cells as they stand."""
+    out = []
+    for cell in plan.cells:
+        progress = plan.schedule.jobs[f"stage2-{cell.stage2}"]
+        path = plan.store.path(2, cell.stage2) if progress.state == "done" else None
+        summary = runs.read_json(path / runs.SUMMARY) if summaries and path is not None else None
+        out.append(Outcome(cell, progress.state, progress.error, path, summary))
+    return out
+
+
+def run_trials(plan: Plan, *, show_progress: bool, **hooks: Any) -> None:
+    """Runs the waiting jobs on Ray until none is left. hooks: `refill` and `changed` (see `searcher`), `scheduler` (one
+    of Tune's), `objective`, and for the display `best` and `total`."""
+    options = plan.options
+    gpus = gpus_per_worker(options, plan.sweep.base)
+    setting = Setting(
+        str(plan.store.storage),
+        str(plan.work),
+        options.workers_per_trial,
+        float(plan.sweep.base.threads),
+        gpus,
+        hooks.get("objective"),
+    )
+    display = Display(
+        plan.schedule,
+        lambda: _count_cells(plan, hooks.get("total", 0)),
+        hooks.get("best", lambda: _best(plan)),
+        lambda p: _describe_job(plan, p),
+        show_progress,
+    )
+    with cluster(options.address, dashboard=setting.wrapper == "ray_train" and "scheduler" in hooks) as resources:
+        places = places_for(setting, options, resources)
+        display.open()
+        try:
+            for _ in range(ROUNDS):
+                _tune(plan, setting, places, display, hooks)
+                if not any(p.state in ("waiting", "running") for p in plan.schedule.jobs.values()):
+                    break
+                for progress in plan.schedule.jobs.values():  # Tune ended without telling of them: again
+                    progress.state = "waiting" if progress.state == "running" else progress.state
+        finally:
+            display.close()
+
+
+def places_for(setting: Setting, options: Options, resources: Resources) -> int:
+    """How many trials run at once. Raises ConfigError where not even one fits."""
+    cpus = resources.cpus / (setting.cpus * setting.workers)
+    gpus = math.inf
+    if setting.gpus:
+        # a share of a GPU cannot be put together from two GPUs
+        per_gpu = math.floor(1 / setting.gpus + 1e-6) if setting.gpus <= 1 else 1 / setting.gpus
+        gpus = resources.gpus * per_gpu / setting.workers
+    places = math.floor(min(cpus, gpus) + 1e-6)
+    if places < 1:
+        need = f"{setting.workers} x ({setting.cpus:g} CPUs, {setting.gpus:g} GPUs)"
+        raise ConfigError(
+            f"a trial needs {need}, but Ray has {resources.cpus:g} CPUs and {resources.gpus:g} GPUs; "
+            "lower --workers-per-trial, --gpus-per-trial or --threads"
+        )
+    return min(places, options.max_concurrent) if options.max_concurrent else places
+
+
+def _tune(plan: Plan, setting: Setting, places: int, display: Display, hooks: dict[str, Any]) -> None:
+    from ray import tune
+
+    from lchp.harness.searcher import StageSearcher, Tracker
+    from lchp.harness.trainable import plain_trial, ray_train_trial
+
+    def changed(progress: Progress) -> None:
+        if "changed" in hooks:
+            hooks["changed"](progress)
+        if progress.state in ("done", "failed", "stopped"):
+            write_record(plan)
+        display.changed(progress)
+
+    if setting.wrapper == "plain":
+        trainable = tune.with_resources(plain_trial, {"CPU": setting.cpus})
+    else:
+        # so that drivers and workers together fit on the cores
+        setting = replace(setting, cpus=setting.cpus - 2 * DRIVER_CPU)
+        trainable = tune.with_resources(ray_train_trial, {"CPU": DRIVER_CPU})
+    searcher = StageSearcher(plan.schedule, asdict(setting), hooks.get("refill", list))
+    tuner = tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=hooks.get("scheduler"),
+            num_samples=-1,
+            max_concurrent_trials=places,
+            reuse_actors=setting.wrapper == "plain",  # saves the import of torch
+            trial_name_creator=lambda trial: trial.trial_id,
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name=f"{time.time_ns()}",
+            storage_path=str(plan.folder / "ray"),
+            failure_config=tune.FailureConfig(max_failures=plan.options.max_failures),
+            callbacks=[Tracker(plan.schedule, changed)],
+            verbose=0,
+        ),
+    )
+    tuner.fit()
+
+
+def gpus_per_worker(options: Options, base: TrainConfig) -> float:
+    """GPUs per worker: what was asked for, or one where this machine has any and the config does not say cpu."""
+    if options.gpus_per_trial is not None:
+        return float(options.gpus_per_trial)
+    if base.device == "cpu":
+        return 0.0
+    import torch
+
+    return 1.0 if torch.cuda.is_available() else 0.0
+
+
+def checked_name(name: str) -> str:
+    if not name or name.startswith(".") or any(c in name for c in "/\\\0"):
+        raise ConfigError(f"--name = {name!r}: expected a plain name, without slashes and not starting with a dot")
+    return name
+
+
+def _without(cell: Cell, base: TrainConfig) -> TrainConfig:
+    """A config of which overrides make the cell: the sweep's base, or for a cell of an earlier start its own."""
+    if override(replace(base, seed=cell.config.seed), cell.overrides) == cell.config:
+        return base
+    return cell.config
+
+
+def _count_cells(plan: Plan, total: int = 0) -> tuple[int, int, int]:
+    states = [plan.schedule.jobs[f"stage2-{c.stage2}"].state for c in plan.cells]
+    return states.count("done"), states.count("failed"), max(total, len(states))
+
+
+def _best(plan: Plan) -> str:
+    best: tuple[float, str] | None = None
+    for cell in plan.cells:
+        progress = plan.schedule.jobs[f"stage2-{cell.stage2}"]
+        if progress.state != "done":
+            continue
+        if "score" not in progress.facts:  # read once
+            folder = plan.store.path(2, cell.stage2)
+            progress.facts["score"] = headline(runs.read_json(folder / runs.SUMMARY))
+        score = progress.facts["score"]
+        if score is not None and (best is None or score > best[0]):
+            best = score, describe(cell.overrides)
+    return "" if best is None else f"{best[0]:.2f} ({best[1]})"
+
+
+def headline(summary: dict[str, Any]) -> float | None:
+    """The one figure of a progress display: LCHP-R's GT-Known in center_crop, or its consistency without boxes."""
+    known = summary["results"].get("lchp_r", {}).get("center_crop", {}).get("gt_known")
+    return known if known is not None else (summary.get("consistency") or {}).get("lchp_r")
+
+
+def describe(overrides: dict[str, Any]) -> str:
+    """Overrides as text: `delta 0.6, tau 0.9`."""
+
+    def show(value: Any) -> str:
+        return (
+            "+".join(map(str, value))
+            if isinstance(value, (list, tuple))
+            else f"{value:g}"
+            if isinstance(value, float)
+            else str(value)
+        )
+
+    return ", ".join(f"{k.rpartition('.')[2]} {show(v)}" for k, v in overrides.items()) or "base"
+
+
+def _describe_job(plan: Plan, progress: Progress) -> str:
+    job = progress.job
+    of: Sequence[Cell] = [c for c in plan.cells if job.key == (c.stage1 if job.stage == 1 else c.stage2)]
+    text = describe(of[0].overrides) if of else job.key
+    more = f" and {len(of) - 1} more" if len(of) > 1 else ""
+    return f"stage {job.stage} of {text}{more}, seed {job.config.seed}"
+
+
+__all__ = ["Job", "Options", "Outcome", "Plan", "SweepResult", "make_plan", "run"]

@@ -1,0 +1,162 @@
+"""What a sweep prints: its plan before, and its cells after. The paper's tables proper are made from the records."""
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from tabulate import tabulate
+
+from lchp import runs
+from lchp.harness.schedule import Progress
+from lchp.harness.sweep import Outcome, Plan, SweepResult, describe, gpus_per_worker
+from lchp.records import TITLES
+
+RESULTS = ("pseudo_label", "lchp_i", "lchp_r")
+
+
+def dry_run_text(plan: Plan) -> str:
+    """Cells, trainings needed, and an estimate."""
+    seeds = sorted({c.config.seed for c in plan.cells})
+    rows: dict[str, list[int]] = {}
+    for cell in plan.cells:
+        rows.setdefault(describe(cell.overrides), []).append(cell.config.seed)
+    cells = tabulate([[name, ", ".join(map(str, s))] for name, s in rows.items()], ["cell", "seeds"])
+    counts = "; ".join(
+        f"stage {s}: {plan.schedule.count(s, 'waiting')} to train, {plan.schedule.count(s, 'done')} in store"
+        for s in (1, 2)
+    )
+    head = f"{len(plan.cells)} cells ({len(rows)} settings x {len(seeds)} seeds at most), storage {plan.store.storage}"
+    return f"{head}\n\n{cells}\n\n{counts}\n{estimate(plan)}"
+
+
+def estimate(plan: Plan) -> str:
+    """Time for the waiting trainings, by what trainings of the same networks and data took before in this storage."""
+    waiting = [p for p in plan.schedule.jobs.values() if p.state == "waiting"]
+    if not waiting:
+        return "estimate: nothing to train"
+    known = _seconds_per_epoch(plan)
+    total = 0.0
+    for progress in waiting:
+        for stage, epochs in _epochs(progress).items():
+            seconds = known.get((stage, _kind(progress)))
+            if seconds is None:
+                work = f"{sum(sum(_epochs(p).values()) for p in waiting)} epochs in {len(waiting)} trainings"
+                return f"estimate: {work}; no time known yet, since no such training has finished in this storage"
+            total += seconds * epochs
+    places = "" if gpus_per_worker(plan.options, plan.sweep.base) else ", divided by the trainings that run at once"
+    return f"estimate: {total / 60:.1f} minutes of training{places}"
+
+
+def _epochs(progress: Progress) -> dict[str, int]:
+    job = progress.job
+    first, second = job.config.initialization.epochs, job.config.refinement.epochs
+    if job.stage == 1:
+        return {"initialization": first}
+    return {"refinement": second} | ({} if job.source else {"initialization": first})
+
+
+def _kind(progress: Progress) -> tuple[Any, ...]:
+    c = progress.job.config
+    return c.data.name, c.data.image_size, c.data.root, c.model.classifier, c.model.localizer, c.device, c.precision
+
+
+def _seconds_per_epoch(plan: Plan) -> dict[tuple[str, Any], float]:
+    """Median over the run folders of the store, per stage and kind of training."""
+    found: dict[tuple[str, Any], list[float]] = {}
+    for path in (plan.store.storage / "store").glob("stage[12]/*/" + runs.ENVIRONMENT):
+        try:
+            seconds = runs.read_json(path).get("wall_seconds", {})
+            config = runs.read_config(path.parent)
+        except runs.RunError:
+            continue
+        c = config
+        kind = c.data.name, c.data.image_size, c.data.root, c.model.classifier, c.model.localizer, c.device, c.precision
+        for stage, epochs in (("initialization", c.initialization.epochs), ("refinement", c.refinement.epochs)):
+            if stage in seconds:
+                found.setdefault((stage, kind), []).append(seconds[stage] / epochs)
+    return {k: statistics.median(v) for k, v in found.items()}
+
+
+def closing_table(result: SweepResult) -> str:
+    """One row per cell: mean (and deviation) over seeds of each result's GT-Known; and what failed, with its error."""
+    rows = []
+    for name, cells in _by_overrides(result.cells).items():
+        done = [c for c in cells if c.state == "done"]
+        states = "" if len(done) == len(cells) else f"{len(done)} of {len(cells)} {_word(cells)}"
+        rows.append([name, *(spread([known(c, r) for c in done]) for r in RESULTS), len(done), states])
+    head = ["cell", *(TITLES[r] for r in RESULTS), "seeds", ""]
+    lines = ["GT-Known (center_crop, %)", tabulate(rows, head, disable_numparse=True)]
+    for cell in result.failed:
+        lines.append(f"failed: {describe(cell.cell.overrides)}, seed {cell.seed}: {cell.error}")
+    if result.failed:
+        lines.append(f"{len(result.failed)} of {len(result.cells)} cells failed; --resume tries them again")
+    return "\n".join(lines)
+
+
+def table_of(result: SweepResult, axis: str, head: Sequence[str], columns: Sequence[Any], base: Any) -> str:
+    """The cells that differ from `base` in `axis` at most, one row per value. columns: functions Outcome -> figure."""
+    from lchp.config import to_flat
+
+    plain = to_flat(base)
+    rows: dict[Any, list[Outcome]] = {}
+    for cell in result.cells:
+        flat = to_flat(cell.cell.config)
+        same = all(flat[k] == plain[k] for k in cell.cell.overrides if k != axis)
+        if same and cell.state == "done":
+            rows.setdefault(flat[axis], []).append(cell)
+    body = [
+        [_show(value), *(spread([f(c) for c in cells]) for f in columns)]
+        for value, cells in sorted(rows.items(), key=lambda item: str(item[0]))
+    ]
+    return tabulate(body, head, disable_numparse=True) if body else "no finished cell"
+
+
+def table_3(result: SweepResult, base: Any) -> str:
+    """Table 3's measured half: GT-Known over delta at the recipe's own tau."""
+    head = ["delta", *(TITLES[r] for r in RESULTS)]
+    columns = [lambda c, r=r: known(c, r) for r in RESULTS]
+    return "Table 3, measured: GT-Known (center_crop, %)\n" + table_of(
+        result, "initialization.delta", head, columns, base
+    )
+
+
+def table_4(result: SweepResult, base: Any) -> str:
+    """Table 4's measured half: what tau keeps of the training boxes, and LCHP-R on the test images."""
+    head = ["tau", "kept training boxes", "their GT-Known (reads training boxes)", "LCHP-R"]
+    columns = [
+        lambda c: (c.summary.get("kept") or {}).get("count"),
+        lambda c: (c.summary.get("kept") or {}).get("gt_known"),
+        lambda c: known(c, "lchp_r"),
+    ]
+    return "Table 4, measured: GT-Known (center_crop, %)\n" + table_of(result, "refinement.tau", head, columns, base)
+
+
+def known(cell: Outcome, result: str) -> float | None:
+    """GT-Known in center_crop of a finished cell; None without boxes."""
+    results = {} if cell.summary is None else cell.summary["results"]
+    return results.get(result, {}).get("center_crop", {}).get("gt_known")
+
+
+def spread(values: Sequence[float | None]) -> str:
+    """Mean, and standard deviation where there are several; - where there is none."""
+    there = [v for v in values if v is not None]
+    if not there:
+        return "-"
+    whole = all(isinstance(v, int) for v in there)
+    mean = f"{statistics.mean(there):.0f}" if whole else f"{statistics.mean(there):.2f}"
+    return mean if len(there) < 2 else f"{mean} +- {statistics.stdev(there):.2f}"
+
+
+def _by_overrides(cells: Sequence[Outcome]) -> dict[str, list[Outcome]]:
+    out: dict[str, list[Outcome]] = {}
+    for cell in cells:
+        out.setdefault(describe(cell.cell.overrides), []).append(cell)
+    return out
+
+
+def _word(cells: Sequence[Outcome]) -> str:
+    return "done" if any(c.state in ("waiting", "running") for c in cells) else "done, failed: see below"
+
+
+def _show(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else "+".join(value) if isinstance(value, tuple) else str(value)

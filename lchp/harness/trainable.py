@@ -1,0 +1,163 @@
+"""One job as a Ray Tune trial: the same `lchp.train.train`, wrapped once plainly and once in Ray Train.
+
+All that matters is on disk: a trial that is started again goes on from the last epoch in its work folder, and a result
+that another sweep has published meanwhile is taken instead of training it.
+"""
+
+import contextlib
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from lchp import distributed, runs
+from lchp.config import TrainConfig
+from lchp.errors import LchpError, RunError
+from lchp.harness.cells import Job
+from lchp.harness.storage import Store, locked
+
+Report = Callable[[dict[str, Any]], None]
+
+LOCK_WAIT = 60.0
+"""Seconds that a trial waits for a predecessor, whose node was cut off or killed, to let go of the work folder."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How the trials of a sweep run. `work`: folder for unfinished trainings; cpus and gpus are per worker."""
+
+    storage: str
+    work: str
+    workers: int = 1
+    cpus: float = 1
+    gpus: float = 0
+    objective: str | None = None
+
+    @property
+    def wrapper(self) -> Literal["plain", "ray_train"]:
+        """Ray Train where a trial uses a GPU or several workers, a plain function on CPUs."""
+        return "ray_train" if self.gpus > 0 or self.workers > 1 else "plain"
+
+
+def run_job(job: Job, setting: Setting, report: Report) -> None:
+    """Trains a job and publishes its result, reporting after every epoch and once at the end, by `state`: `done`,
+    `failed` (with `error`: a fault that trying again would not mend) or `lost_source`."""
+    begin = time.time()
+    here = {"job": job.name, "node": socket.gethostname(), "pid": os.getpid(), "devices": _devices()}
+    last: dict[str, Any] = {}
+
+    def on_epoch(metrics: dict[str, Any]) -> None:
+        last.update(metrics)
+        done = metrics["epoch"]
+        if job.stage == 2 and job.source is None and metrics["stage"] == "refinement":
+            done += job.config.initialization.epochs
+        report(here | _scalars(metrics, setting) | {"state": "running", "done_epochs": done})
+
+    def finish(state: str, **facts: Any) -> None:
+        report(here | _scalars(last, setting) | {"state": state, "seconds": time.time() - begin, **facts})
+
+    try:
+        outcome = _train(job, setting, on_epoch)
+    except LchpError as error:
+        if distributed.size() > 1:
+            raise  # workers that do not agree cannot report together
+        finish("failed", error=str(error))
+        return
+    finish(outcome)
+
+
+def _train(job: Job, setting: Setting, on_epoch: Report) -> str:
+    from lchp.train import train
+
+    store = Store(Path(setting.storage))
+    work = Path(setting.work) / job.name
+    first = distributed.rank() == 0
+    with locked(work.with_name(f"{work.name}.lock"), wait=LOCK_WAIT) if first else contextlib.nullcontext():
+        if distributed.from_first(lambda: store.find(job.stage, job.key)) is not None:
+            return "done"
+        source = None
+        if job.source is not None:
+            source = distributed.from_first(lambda: store.find(1, job.source or ""))
+            if source is None:
+                return "lost_source"
+        resume = distributed.from_first(lambda: _can_resume(work, job.config))
+        stage: Any = "init" if job.stage == 1 else "both" if source is None else "refine"
+        train(job.config, on_epoch, output=work, stage=stage, source=source, resume=resume)
+        if first:
+            store.publish(work, job.stage, job.key)
+    return "done"
+
+
+def _can_resume(work: Path, config: TrainConfig) -> bool:
+    """Whether a work folder holds a beginning of this training. One that cannot be used is cleared away."""
+    from lchp.loop import load_checkpoint
+
+    if not work.exists():
+        return False
+    try:
+        if runs.read_config(work) == config:
+            for checkpoint in (work / runs.CHECKPOINTS).glob("*.pt"):
+                load_checkpoint(checkpoint)
+            runs.read_metrics(work)
+            return True
+    except RunError:
+        pass  # damaged, or never begun in earnest: training it again is always right
+    shutil.rmtree(work)
+    return False
+
+
+def _scalars(metrics: dict[str, Any], setting: Setting) -> dict[str, Any]:
+    """An epoch's metrics as reported to Tune. The objective is there in stage 2 only, so that a scheduler which stops
+    bad trials by it leaves stage 1 alone."""
+    names = ("stage", "epoch", "epochs", "images_per_second")
+    out = {f"train_{k}": metrics[k] for k in names if k in metrics}
+    if setting.objective is not None and setting.objective in metrics:
+        out["objective"] = metrics[setting.objective]
+    return out
+
+
+def _devices() -> str:
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "")
+
+
+def plain_trial(config: dict[str, Any]) -> None:
+    """A Tune trial without Ray Train: one process."""
+    from ray import tune
+
+    run_job(Job.from_dict(config["job"]), Setting(**config["setting"]), tune.report)
+
+
+def ray_train_trial(config: dict[str, Any]) -> None:
+    """A Tune trial that runs the job on Ray Train's workers (DDP where there are several)."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    job, setting = Job.from_dict(config["job"]), Setting(**config["setting"])
+    resources = {"CPU": setting.cpus} | ({"GPU": setting.gpus} if setting.gpus else {})
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config=config,
+        scaling_config=ScalingConfig(
+            num_workers=setting.workers, use_gpu=setting.gpus > 0, resources_per_worker=resources
+        ),
+        # gloo where a GPU only counts as a slot
+        torch_config=TorchConfig(backend="nccl" if setting.gpus and job.config.device == "cuda" else "gloo"),
+        run_config=RunConfig(
+            name=f"{job.name}-{time.time_ns()}",
+            storage_path=str(Path(setting.work) / "ray_train"),
+            failure_config=FailureConfig(max_failures=0),  # Tune counts the failures
+            callbacks=[TuneReportCallback()],
+        ),
+    )
+    trainer.fit()
+
+
+def _worker(config: dict[str, Any]) -> None:
+    import ray.train
+
+    run_job(Job.from_dict(config["job"]), Setting(**config["setting"]), ray.train.report)

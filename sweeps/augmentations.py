@@ -1,0 +1,17 @@
+"""The seven non-empty subsets of {scale, translation, flip} as strong view: Table 6."""
+
+from itertools import combinations
+
+from lchp.config import AUGMENTATIONS, Preset
+from lchp.harness import Overrides, main
+from lchp.harness.cli import leave
+
+
+def cells(_: Preset) -> list[Overrides]:
+    """Single augmentations, pairs, all three."""
+    subsets = [s for size in (1, 2, 3) for s in combinations(AUGMENTATIONS, size)]
+    return [{"refinement.augmentations": list(s)} for s in subsets]
+
+
+if __name__ == "__main__":
+    leave(main("augmentations", cells, about=__doc__))

@@ -1,0 +1,14 @@
+"""Backbones of the localizer: Table 5 (on the embedded data set, three small stand-ins)."""
+
+from lchp.config import Preset
+from lchp.harness import Overrides, grid, main
+from lchp.harness.cli import leave
+
+
+def cells(preset: Preset) -> list[Overrides]:
+    """The preset's localizers; the classifier stays."""
+    return grid({"model.localizer": preset.localizers})
+
+
+if __name__ == "__main__":
+    leave(main("backbones", cells, about=__doc__))

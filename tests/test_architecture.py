@@ -1,0 +1,141 @@
+"""Imports point one way, and what should not need torch or Ray does not."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "lchp"
+
+# from the bottom up; a module imports from its own layer and from those below it
+LAYERS = [
+    {"errors"},
+    {"config", "boxes", "distributed", "depthwise", "formats", "pictures"},
+    {"runs", "evaluate", "devices", "data", "augment", "losses", "backbones"},
+    {"networks", "pseudo", "records", "loop"},
+    {"stages", "methods"},
+    {"inference"},
+    {"board"},
+    {"train"},
+    {"predict"},
+    {"export"},
+    {"cli"},
+    {"harness"},
+    {"__main__", "__init__"},
+]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+WITHOUT_TORCH = ("errors", "config", "boxes", "runs", "evaluate", "records", "formats", "cli")
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def part_of(path: Path) -> str:
+    """The layer's name: a top-level module, or the package it lies in."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path, *, top_level: bool = False) -> Iterator[str]:
+    """Dotted names that a file imports; with `top_level`, only those that run when it is imported itself."""
+
+    def visit(node: ast.AST) -> Iterator[str]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                yield from (alias.name for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                assert child.level == 0, f"{path}: relative import"
+                yield from (f"{child.module}.{alias.name}" for alias in child.names)
+            elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test):
+                continue
+            elif not (top_level and isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))):
+                yield from visit(child)
+
+    return visit(ast.parse(path.read_text(), str(path)))
+
+
+def test_every_module_has_a_layer() -> None:
+    missing = {part_of(p) for p in modules()} - LEVEL.keys()
+    assert not missing, f"add {missing} to LAYERS, as low as its imports allow"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_downwards(path: Path) -> None:
+    own = part_of(path)
+    for name in imports(path):
+        parts = name.split(".")
+        if parts[0] == "lchp" and len(parts) > 1 and parts[1] in LEVEL and parts[1] != own:
+            assert LEVEL[parts[1]] <= LEVEL[own], f"{own} imports {name} from a layer above it"
+
+
+def test_layers_hold_no_circle() -> None:
+    """Within a layer modules may import each other, but not in a circle."""
+    uses = {
+        part_of(p): {n.split(".")[1] for n in imports(p, top_level=True) if n.startswith("lchp.")} - {part_of(p)}
+        for p in modules()
+        if p.parent == PACKAGE and p.stem != "__init__"
+    }
+
+    def reaches(start: str, goal: str, seen: set[str]) -> bool:
+        for name in uses.get(start, set()) - seen:
+            seen.add(name)
+            if name == goal or reaches(name, goal, seen):
+                return True
+        return False
+
+    assert not [name for name in uses if reaches(name, name, set())]
+
+
+def test_only_the_harness_and_sweeps_import_ray() -> None:
+    folders = [PACKAGE, *(ROOT / f for f in ("analysis", "tests"))]
+    for path in (p for f in folders for p in sorted(f.rglob("*.py"))):
+        if path.is_relative_to(PACKAGE / "harness") or path.is_relative_to(ROOT / "tests"):
+            continue
+        assert not [n for n in imports(path) if n.split(".")[0] == "ray"], path
+
+
+@pytest.mark.parametrize("name", WITHOUT_TORCH)
+def test_light_modules_import_no_torch(name) -> None:
+    heavy = {"torch", "torchvision", "ray", "imgaug"}
+    assert not [n for n in imports(PACKAGE / f"{name}.py", top_level=True) if n.split(".")[0] in heavy]
+
+
+def test_analysis_needs_no_torch() -> None:
+    for path in sorted((ROOT / "analysis").rglob("*.py")):
+        assert not [n for n in imports(path) if n.split(".")[0] in ("torch", "torchvision", "ray")], path
+
+
+def run_without(*blocked: str, code: str) -> None:
+    """Runs code in a process where some packages cannot be imported."""
+    guard = f"""
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {blocked!r}:
+            raise ImportError(f"{{name}} is blocked")
+sys.meta_path.insert(0, Block())
+"""
+    subprocess.run([sys.executable, "-c", guard + code], check=True, cwd=ROOT)
+
+
+def test_training_needs_neither_ray_nor_what_is_optional() -> None:
+    run_without(
+        "ray", "imgaug", "cv2", "tensorboardX", "onnx", "onnxruntime", "tyro", "optuna", code="import lchp.train"
+    )
+
+
+def test_importing_the_package_is_light() -> None:
+    run_without("torch", "numpy", "ray", code="import lchp; lchp.TrainConfig(); assert lchp.__version__")
+
+
+def test_public_names_exist() -> None:
+    import lchp
+
+    for name in lchp.__all__:
+        assert getattr(lchp, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'Trainer'"):
+        lchp.Trainer  # noqa: B018

@@ -1,0 +1,221 @@
+"""Run folders and the loop: atomic writes, damaged or foreign checkpoints, metrics, schedules."""
+
+import math
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lchp import runs
+from lchp.config import TrainConfig, preset
+from lchp.errors import RunError
+from lchp.loop import DivergedError, Stage, epoch_seed, fit, load_checkpoint, make_schedule
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.rglob("*") if p.is_file())
+
+
+def test_atomic_write_leaves_nothing_when_the_writer_raises(tmp_path: Path) -> None:
+    def broken(file) -> None:
+        file.write(b"half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        runs.write_atomically(tmp_path / "new", broken)
+    assert files(tmp_path) == []
+    runs.write_atomically(tmp_path / "old", lambda file: file.write(b"whole"))
+    with pytest.raises(OSError, match="disk full"):
+        runs.write_atomically(tmp_path / "old", broken)
+    assert (tmp_path / "old").read_bytes() == b"whole"
+    assert files(tmp_path) == ["old"]
+    assert os.stat(tmp_path / "old").st_mode & 0o777 == 0o644
+
+
+def test_config_round_trips(tmp_path: Path) -> None:
+    config = preset("cub50_cpu")
+    runs.write_config(tmp_path, config)
+    assert runs.read_config(tmp_path) == config
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[]", "3", '{"seed": 0}', '{"data": 3}'])
+def test_unreadable_config_is_one_line(tmp_path: Path, content) -> None:
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(RunError) as error:
+        runs.read_config(tmp_path)
+    assert str(error.value).startswith(f"{tmp_path}/config.json: ")
+    assert "\n" not in str(error.value)
+
+
+def test_metrics_replace_a_repeated_epoch(tmp_path: Path) -> None:
+    assert runs.read_metrics(tmp_path) == []
+    for stage, epoch, loss in (("a", 1, 1.0), ("a", 2, 0.9), ("b", 1, 0.8), ("a", 2, 0.7)):
+        runs.append_metrics(tmp_path, {"stage": stage, "epoch": epoch, "loss": loss})
+    lines = [(m["stage"], m["epoch"], m["loss"]) for m in runs.read_metrics(tmp_path)]
+    assert lines == [("a", 1, 1.0), ("b", 1, 0.8), ("a", 2, 0.7)]
+
+
+def test_digest_does_not_depend_on_key_order() -> None:
+    assert runs.digest({"a": 1, "b": [2]}) == runs.digest({"b": [2], "a": 1}) != runs.digest({"a": 1, "b": [3]})
+
+
+# --- the loop
+
+
+def stage(epochs: int = 3, *, lr: float = 0.1, blow_up: bool = False) -> tuple[Stage, nn.Linear]:
+    """Fits a line to random batches of 4 draws each, two per epoch."""
+    torch.manual_seed(0)
+    net = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9)
+
+    def step(batch: torch.Tensor, _epoch: int) -> dict[str, torch.Tensor]:
+        loss = (net(batch) - 3 * batch).square().mean() * (math.inf if blow_up else 1)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return {"loss": loss.detach()}
+
+    schedule = make_schedule(optimizer, "exponential", decay=0.5, epochs=epochs, steps_per_epoch=2)
+    batches = lambda _epoch, generator: (torch.rand(4, 1, generator=generator) for _ in range(2))  # noqa: E731
+    return Stage("line", epochs, 8, {"net": net}, {"net": optimizer}, {"net": schedule}, batches, step), net
+
+
+def run(s: Stage, path: Path, **options: Any) -> list[dict[str, Any]]:
+    seen: list[dict[str, Any]] = []
+    fit(s, seed=1, checkpoint=path, identity="mine", on_epoch=seen.append, show_progress=False, **options)
+    return seen
+
+
+def test_fit_reports_each_epoch_and_decays(tmp_path: Path) -> None:
+    seen = run(stage()[0], tmp_path / "c.pt")
+    assert [(m["stage"], m["epoch"], m["epochs"]) for m in seen] == [("line", 1, 3), ("line", 2, 3), ("line", 3, 3)]
+    assert [m["lr_net"] for m in seen] == pytest.approx([0.1, 0.05, 0.025])
+    assert seen[2]["loss"] < seen[0]["loss"]
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3])
+def test_a_resumed_loop_equals_the_straight_one(tmp_path: Path, cut) -> None:
+    straight, net = stage()
+    run(straight, tmp_path / "straight.pt")
+
+    def stop(metrics: dict[str, Any]) -> None:
+        if metrics["epoch"] == cut:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(stage()[0], seed=1, checkpoint=tmp_path / "c.pt", identity="mine", on_epoch=stop, show_progress=False)
+    resumed, other = stage()
+    with torch.no_grad():
+        other.weight.fill_(99)
+    assert [m["epoch"] for m in run(resumed, tmp_path / "c.pt", resume=True)] == list(range(cut + 1, 4))
+    assert torch.equal(other.weight, net.weight)
+    assert torch.equal(other.bias, net.bias)
+
+
+def test_metrics_are_recorded_before_the_checkpoint(tmp_path: Path) -> None:
+    """A crash between the two repeats an epoch instead of losing its line."""
+    path, there = tmp_path / "c.pt", []
+    run(stage(1)[0], path, record=lambda _metrics: there.append(path.exists()))
+    assert there == [False]
+
+
+def test_divergence_is_said_and_keeps_the_checkpoint_before(tmp_path: Path) -> None:
+    path = tmp_path / "c.pt"
+    run(stage(1)[0], path)
+    before = path.read_bytes()
+    with pytest.raises(DivergedError, match=r"line, epoch 2: loss is (inf|nan)"):
+        run(stage(2, blow_up=True)[0], path, resume=True)
+    assert path.read_bytes() == before
+
+
+def one_line(path: Path, identity: str | None = "mine") -> str:
+    with pytest.raises(RunError) as error:
+        load_checkpoint(path, identity)
+    assert "\n" not in str(error.value)
+    assert str(error.value).startswith(f"{path}: ")
+    return str(error.value)
+
+
+def test_checkpoint_of_another_config_is_refused(tmp_path: Path) -> None:
+    run(stage()[0], tmp_path / "c.pt")
+    assert "another config" in one_line(tmp_path / "c.pt", "other")
+    with pytest.raises(RunError, match="another config"):
+        fit(stage()[0], seed=1, checkpoint=tmp_path / "c.pt", identity="other", resume=True, show_progress=False)
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "scrambled", "text", "folder"])
+def test_damaged_checkpoints(tmp_path: Path, damage) -> None:
+    path = tmp_path / "c.pt"
+    run(stage()[0], path)
+    content = path.read_bytes()
+    path.unlink()
+    if damage == "folder":
+        path.mkdir()
+    elif damage != "missing":
+        path.write_bytes(
+            {
+                "empty": b"",
+                "truncated": content[: len(content) // 2],
+                "scrambled": content[:200] + b"\0" * 200 + content[400:],
+                "text": b"hello",
+            }[damage]
+        )
+    assert ("no such checkpoint" if damage == "missing" else "damaged") in one_line(path)
+
+
+def test_a_crafted_checkpoint_runs_nothing(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    state = {"identity": "mine", "modules": {}, "epoch": Evil()}
+    torch.save(state, tmp_path / "new.pt")
+    (tmp_path / "old.pt").write_bytes(pickle.dumps(state))
+    for name in ("new.pt", "old.pt"):
+        one_line(tmp_path / name)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_file_of_something_else_is_no_checkpoint(tmp_path: Path) -> None:
+    torch.save({"state_dict": {}}, tmp_path / "c.pt")
+    assert "not a checkpoint of lchp" in one_line(tmp_path / "c.pt")
+    torch.save({"identity": "mine", "modules": {}, "epoch": 1}, tmp_path / "c.pt")
+    with pytest.raises(RunError, match="does not fit this stage"):
+        run(stage()[0], tmp_path / "c.pt", resume=True)
+
+
+def test_schedules() -> None:
+    def rates(kind: str) -> list[float]:
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+        schedule = make_schedule(optimizer, kind, decay=0.9, epochs=4, steps_per_epoch=5)
+        out = []
+        for _ in range(4):
+            for _ in range(5):
+                out.append(optimizer.param_groups[0]["lr"])
+                optimizer.step()
+                if schedule.per_step:
+                    schedule.scheduler.step()
+            if not schedule.per_step:
+                schedule.scheduler.step()
+        return out
+
+    assert rates("constant") == [0.1] * 20
+    assert rates("exponential") == pytest.approx([0.1 * 0.9**e for e in range(4) for _ in range(5)])
+    cycle = rates("onecycle")
+    assert cycle[0] < 0.01
+    assert max(cycle) == pytest.approx(0.1, rel=0.05)
+    assert cycle[-1] < 1e-4
+
+
+def test_epoch_seeds_differ() -> None:
+    seeds = {epoch_seed(s, name, e) for s in range(5) for name in ("initialization", "refinement") for e in range(20)}
+    assert len(seeds) == 200
+
+
+def test_default_config_has_no_path_of_its_own() -> None:
+    assert TrainConfig().data.root is None

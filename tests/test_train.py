@@ -1,0 +1,240 @@
+"""A whole run: what it writes, that it repeats itself, goes on where it stopped, and takes every open choice."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import pytest
+import torch
+from small import small_config, write_images
+
+from lchp import runs
+from lchp.config import ConfigError, TrainConfig, field_types, override
+from lchp.errors import RunError
+from lchp.records import read_predictions, summarize
+from lchp.train import Result, train
+
+STOP_AFTER = [("initialization", 1), ("initialization", 2), ("refinement", 1), ("refinement", 2)]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def straight(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """A run of both stages without a break."""
+    return train(small_config(root), output=tmp_path_factory.mktemp("straight") / "run")
+
+
+def predictions(run: Path) -> bytes:
+    return (run / "predictions.parquet").read_bytes()
+
+
+def weights(run: Path, stage: str) -> dict[str, torch.Tensor]:
+    state = torch.load(run / "checkpoints" / f"{stage}.pt", weights_only=True)
+    return {f"{name}.{k}": v for name, module in state["modules"].items() for k, v in module.items()}
+
+
+def assert_same_run(one: Path, other: Path, stages: tuple[str, ...] = ("initialization", "refinement")) -> None:
+    """Bitwise: predictions, summary, weights, and the losses of each epoch."""
+    assert predictions(one) == predictions(other)
+    assert (one / "summary.json").read_text() == (other / "summary.json").read_text()
+    for stage in stages:
+        a, b = weights(one, stage), weights(other, stage)
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[k], b[k]) for k in a)
+
+    def losses(run: Path) -> list[Any]:
+        return [(m["stage"], m["epoch"], m["loss"]) for m in runs.read_metrics(run) if m["stage"] in stages]
+
+    assert losses(one) == losses(other)
+
+
+def test_run_folder(straight: Result) -> None:
+    run = straight.run
+    assert {p.name for p in run.iterdir()} >= {
+        "config.json",
+        "metrics.jsonl",
+        "predictions.parquet",
+        "summary.json",
+        "environment.json",
+        "checkpoints",
+    }
+    assert not [p for p in run.rglob(".*")]  # no temporary file stays
+    assert [(m["stage"], m["epoch"]) for m in runs.read_metrics(run)] == STOP_AFTER
+    environment = runs.read_json(run / "environment.json")
+    assert environment["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert environment["device"] == "cpu"
+    assert set(environment["wall_seconds"]) >= {"initialization", "refinement", "total"}
+
+
+def test_config_written_is_config_received(straight: Result, root: Path) -> None:
+    assert runs.read_config(straight.run) == straight.config == small_config(root)
+
+
+def test_predictions_have_a_row_per_image_and_frame(straight: Result) -> None:
+    table = straight.predictions()
+    assert table.num_rows == 2 * 9
+    assert table["frame"].to_pylist() == ["center_crop"] * 9 + ["full_image"] * 9
+    assert set(table["label"].to_pylist()) == {0, 1, 2}
+    for name in ("pseudo_label", "lchp_i", "lchp_r"):
+        for x1, y1, x2, y2 in table[f"{name}_box"].to_pylist():
+            assert 0 <= x1 <= x2 <= 1
+            assert 0 <= y1 <= y2 <= 1
+        assert all(0 <= v <= 1 for v in table[f"{name}_iou"].to_pylist())
+    for top, score in zip(table["top5"].to_pylist(), table["top5_score"].to_pylist(), strict=True):
+        assert sorted(top) == [0, 1, 2]  # fewer than five classes: all of them
+        assert score == sorted(score, reverse=True)
+        assert sum(score) == pytest.approx(1, abs=1e-5)
+
+
+def test_summary_follows_from_the_predictions(straight: Result) -> None:
+    written = json.loads((straight.run / "summary.json").read_text())
+    assert written == straight.summary
+    assert summarize(read_predictions(straight.run)) == {k: written[k] for k in ("results", "classification", "floors")}
+    kept = written["kept"]
+    assert kept["total"] == 24
+    assert kept["count"] == kept["by_tau"]["0.3"]["count"]
+    assert kept["by_tau"]["0"]["count"] == 24
+
+
+def test_the_same_seed_twice_is_bitwise_equal_and_another_is_not(straight: Result, root: Path, tmp_path: Path) -> None:
+    assert_same_run(straight.run, train(small_config(root), output=tmp_path / "again").run)
+    other = train(small_config(root, {"seed": 1}), output=tmp_path / "other")
+    assert predictions(other.run) != predictions(straight.run)
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize("after", STOP_AFTER, ids=str)
+def test_resume_after_any_epoch_equals_the_straight_run(straight: Result, root: Path, tmp_path: Path, after) -> None:
+    def stop(metrics: dict[str, Any]) -> None:
+        if (metrics["stage"], metrics["epoch"]) == after:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        train(small_config(root), stop, output=tmp_path / "run")
+    assert not (tmp_path / "run" / "summary.json").exists()
+    seen = []
+    train(small_config(root), lambda m: seen.append((m["stage"], m["epoch"])), output=tmp_path / "run", resume=True)
+    assert seen == STOP_AFTER[STOP_AFTER.index(after) + 1 :]
+    assert_same_run(straight.run, tmp_path / "run")
+
+
+def test_resume_with_one_cycle_schedules_and_a_moving_labeller(root: Path, tmp_path: Path) -> None:
+    """State that only some configs have: schedulers that step per batch, and a second localizer."""
+    config = small_config(
+        root,
+        {
+            "initialization.schedule": "onecycle",
+            "initialization.localizer_schedule": "onecycle",
+            "refinement.schedule": "onecycle",
+            "refinement.labeller": "ema",
+        },
+    )
+    train(config, output=tmp_path / "straight")
+    for after in (STOP_AFTER[0], STOP_AFTER[2]):
+        run = tmp_path / after[0]
+
+        def stop(metrics: dict[str, Any], after=after) -> None:
+            if (metrics["stage"], metrics["epoch"]) == after:
+                raise Stopped
+
+        with pytest.raises(Stopped):
+            train(config, stop, output=run)
+        train(config, output=run, resume=True)
+        assert_same_run(tmp_path / "straight", run)
+
+
+def test_stages_apart_equal_both_at_once(straight: Result, root: Path, tmp_path: Path) -> None:
+    first = train(small_config(root), output=tmp_path / "init", stage="init")
+    assert set(first.summary["results"]) == {"pseudo_label", "lchp_i"}
+    second = train(small_config(root), output=tmp_path / "refine", stage="refine", source=tmp_path / "init")
+    assert predictions(second.run) == predictions(straight.run)
+    assert second.summary == straight.summary
+    assert_same_run(second.run, straight.run, ("refinement",))
+
+
+def test_another_tau_reuses_stage_1_and_another_delta_does_not(straight: Result, root: Path, tmp_path: Path) -> None:
+    run = straight.run
+    train(small_config(root, {"refinement.tau": 0.9}), output=tmp_path / "tau", stage="refine", source=run)
+    with pytest.raises(RunError, match="another config"):
+        train(small_config(root, {"initialization.delta": 0.4}), output=tmp_path / "d", stage="refine", source=run)
+    assert not (tmp_path / "d").exists()
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(straight: Result, root: Path) -> None:
+    before = predictions(straight.run)
+    with pytest.raises(RunError, match="holds a run already"):
+        train(small_config(root), output=straight.run)
+    with pytest.raises(RunError, match="differs from the config asked for"):
+        train(small_config(root, {"seed": 5}), output=straight.run, resume=True)
+    assert predictions(straight.run) == before
+
+
+def test_stage_2_needs_a_finished_stage_1(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="needs the run folder of its stage 1"):
+        train(small_config(root), output=tmp_path / "a", stage="refine")
+    with pytest.raises(RunError, match="no such checkpoint"):
+        train(small_config(root), output=tmp_path / "b", stage="refine", source=tmp_path / "nothing")
+
+    def stop(_metrics: dict[str, Any]) -> None:
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        train(small_config(root), stop, output=tmp_path / "half")
+    with pytest.raises(RunError, match="stopped after 1 epoch"):
+        train(small_config(root), output=tmp_path / "c", stage="refine", source=tmp_path / "half")
+
+
+def test_images_without_boxes(tmp_path: Path) -> None:
+    config = small_config(write_images(tmp_path / "images", boxes=False))
+    summary = train(config, output=tmp_path / "run").summary
+    assert summary["results"]["lchp_r"]["center_crop"]["gt_known"] is None
+    assert set(summary["consistency"]) == {"pseudo_label", "lchp_i", "lchp_r"}
+    assert all(0 <= v <= 100 for v in summary["consistency"].values())
+    assert summary["kept"]["gt_known"] is None
+    assert 0 <= summary["kept"]["mean_confidence"] <= 100
+
+
+def test_boxes_of_the_training_split_change_nothing_but_diagnostics(
+    straight: Result, root: Path, tmp_path: Path
+) -> None:
+    """Weak supervision: the run sees class labels only. Without any box its predictions are the same."""
+    config = small_config(write_images(tmp_path / "images", boxes=False))
+    table, other = straight.predictions(), train(config, output=tmp_path / "run").predictions()
+    for column in ("image_id", "frame", "label", "top5", "pseudo_label_box", "lchp_i_box", "lchp_r_box", "confidence"):
+        assert table[column].to_pylist() == other[column].to_pylist()
+
+
+OPEN_CHOICES = [
+    {name: value}
+    for name, hint in field_types().items()
+    if name.startswith(("initialization.", "refinement.", "model.")) and get_origin(hint) is Literal
+    for value in get_args(hint)
+    if value != dict(vars(TrainConfig().__getattribute__(name.split(".")[0])))[name.split(".")[1]]
+]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        *OPEN_CHOICES,
+        {"refinement.augmentations": ("scale",)},
+        {"refinement.freeze_bn": True},
+        {"initialization.localizer_start": 1, "initialization.epochs": 2},
+        {"evaluation.consistency": True},
+    ],
+    ids=lambda v: ",".join(f"{k.split('.')[1]}={x}" for k, x in v.items()),
+)
+def test_every_open_choice_trains(root: Path, tmp_path: Path, values) -> None:
+    needs = {"initialization.attention": "features"} if values.get("model.head") == "gap" else {}
+    quick = {"initialization.epochs": 1, "refinement.epochs": 1, "data.batch_size": 12, "refinement.tau": 0.0}
+    config = override(small_config(root, quick), needs | values)
+    result = train(config, output=tmp_path / "run")
+    assert all(v == v for m in runs.read_metrics(result.run) for v in m.values())  # no NaN
+    assert result.summary["results"]["lchp_r"]["center_crop"]["gt_known"] >= 0
