@@ -1,57 +1,51 @@
-"""A small data set of the user's own images and a config that trains on it in a second, shared by tests."""
+"""A data set of a few drawn images in `folder` layout, and the config of a training on it that takes a second."""
 
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from lchp.config import TrainConfig, override, preset
+from lchp.data import parts
+
+TRAIN, TEST, CLASSES = 80, 40, 4
 
 
-def write_images(root: Path, classes: int = 3, train: int = 8, test: int = 3, *, boxes: bool = True) -> Path:
-    """One coloured square per image on grey noise; the colour is the class. Layout of the `folder` data set."""
-    rng = np.random.default_rng(0)
+def make_folder(root: Path) -> Path:
+    """Writes `root`/train and `root`/test with boxes.csv: 32 and 16 images of 4 classes, 72 px."""
+    data = parts.load(0, TRAIN, TEST)
     rows = ["image,x1,y1,x2,y2"]
-    for split, count in (("train", train), ("test", test)):
-        for c in range(classes):
-            for i in range(count):
-                image = rng.integers(90, 150, (40, 48, 3), dtype=np.uint8)
-                x, y = rng.integers(2, 20, 2)
-                w, h = rng.integers(12, 20, 2)
-                image[y : y + h, x : x + w] = np.eye(3, dtype=np.uint8)[c % 3] * (250 - 60 * (c // 3))
-                path = root / split / f"c{c}" / f"{i}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(image).save(path)
-                rows.append(f"{split}/c{c}/{i}.png,{x},{y},{x + w},{y + h}")
-    if boxes:
-        (root / "boxes.csv").write_text("\n".join(rows) + "\n")
+    for name, split in (("train", data.train), ("test", data.test)):
+        assert split.images is not None
+        assert split.boxes is not None
+        for i, label in enumerate(split.labels):
+            if label >= CLASSES:
+                continue
+            path = root / name / f"class_{label}" / f"{i:03d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(split.images[i]).save(path)
+            rows.append(f"{path.relative_to(root)}," + ",".join(f"{v:g}" for v in split.boxes[i][0]))
+    (root / "boxes.csv").write_text("\n".join(rows) + "\n")
     return root
 
 
-def small_values(root: Path) -> dict[str, Any]:
-    """What makes the `folder` preset small, by dotted name."""
+def flags(root: Path, *, first: int = 2, second: int = 3) -> dict[str, object]:
+    """Overrides of the preset `parts` for that data, with so many epochs per stage."""
     return {
+        "data.name": "folder",
         "data.root": str(root),
-        "data.resize": 36,
-        "data.image_size": 32,
+        "data.cache": str(root / ".cache"),
         "data.batch_size": 8,
-        "data.cache": "off",
-        "model.classifier": "tiny",
-        "model.localizer": "tiny",
-        "model.attention_maps": 4,
-        "model.pretrained": False,
-        "initialization.epochs": 2,
+        "initialization.epochs": first,
+        "initialization.localizer_start": 0,
+        "initialization.delta": 0.3,
         "initialization.lr": 0.02,
-        "initialization.delta": 0.5,
-        "refinement.epochs": 2,
-        "refinement.tau": 0.3,
-        "evaluation.batch_size": 4,
+        "refinement.epochs": second,
+        "refinement.tau": 0.2,
+        "threads": 1,
         "device": "cpu",
-        "precision": "fp32",
     }
 
 
-def small_config(root: Path, values: dict[str, Any] | None = None) -> TrainConfig:
-    """The small config, with other values by dotted name."""
-    return override(preset("folder"), small_values(root) | (values or {}))
+def config(root: Path, **epochs: int) -> TrainConfig:
+    """The preset `parts` on that data."""
+    return override(preset("parts"), flags(root, **epochs))

@@ -192,7 +192,7 @@ def test_general_view_is_a_plain_crop_and_flip() -> None:
 
 
 def test_crop_equals_pillows() -> None:
-    """Away from the rim: Pillow sees nothing outside of its box, while the crop here interpolates with what is there."""
+    """Away from the rim: Pillow sees nothing outside of its box, the crop here interpolates with what is there."""
     images = smooth_images(6)
     boxes = torch.tensor(
         [[8, 16, 40, 56], [0, 0, 64, 64], [30, 2, 62, 30], [10, 10, 26, 26], [0, 32, 32, 64], [5, 9, 60, 14]]

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from small import small_values, write_images
+from squares import small_values, write_images
 
 from lchp.cli import main
 

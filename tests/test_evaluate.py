@@ -88,14 +88,14 @@ def test_micro_and_macro_average() -> None:
 
 
 def test_floors_by_hand() -> None:
-    """Full box: IoU is the box's area. The 80 % box against 0.1..0.9: 1; against the whole: 0.64; against a third: 0.41."""
+    """Full box: IoU is the box's area. The 80 % box against 0.1..0.9: 1; the whole: 0.64; a third of it: less than 0.5."""
     data = [boxes((0, 0, 100, 100)), boxes((10, 10, 90, 90)), boxes((0, 0, 100, 33)), boxes((40, 40, 60, 60))]
     out = floors(ground_truth(data, np.full((4, 2), 100), "full_image"))
     assert out == {"full_box": 50.0, "centre_box": 50.0}
 
 
 def test_floors_on_real_images(cub50_root: Path) -> None:
-    """Against the annotation files read anew: in the whole frame, a full box's IoU is the share that the object covers."""
+    """Against the annotation files read anew: a full box's IoU is the share of the frame its object covers."""
     split = cub.load(cub50_root).test
     assert split.paths is not None
     assert split.boxes is not None

@@ -81,7 +81,7 @@ def test_boxes_do_not_depend_on_the_scale_of_attention() -> None:
 
 
 def test_input_resolution_thresholds_the_upsampled_map() -> None:
-    """One hot cell of 4 x 4 in 32 px: bilinear upsampling falls to half its value one half cell outside of its middle."""
+    """One hot cell of 4 x 4 in 32 px: bilinear upsampling spreads it beyond its own square."""
     a = rectangle((1, 2, 2, 3), size=4)
     native = attention_boxes(a[None], (32, 32), NATIVE)[0][0]
     assert native.tolist() == [0.25, 0.5, 0.5, 0.75]

@@ -184,7 +184,7 @@ def test_both_augmenters_serve_a_step() -> None:
 
 
 def test_initialization_step_by_hand() -> None:
-    """One red square on black. L_r = the square, I_m is black, so L_m finds nothing and the pseudo box is the square."""
+    """One red square on black: L_r is the square and I_m is black, so L_m finds nothing and the box is the square."""
     images = torch.zeros(1, 3, 8, 8)
     images[0, 0, 2:6, 4:8] = 1.0
     nets, y, lr = networks(), torch.tensor([0]), 0.1

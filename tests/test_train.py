@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import pytest
 import torch
-from small import small_config, write_images
+from squares import small_config, write_images
 
 from lchp import runs
 from lchp.config import ConfigError, TrainConfig, field_types, override
@@ -62,7 +62,7 @@ def test_run_folder(straight: Result) -> None:
         "environment.json",
         "checkpoints",
     }
-    assert not [p for p in run.rglob(".*")]  # no temporary file stays
+    assert not list(run.rglob(".*"))  # no temporary file stays
     assert [(m["stage"], m["epoch"]) for m in runs.read_metrics(run)] == STOP_AFTER
     environment = runs.read_json(run / "environment.json")
     assert environment["versions"]["torch"] == torch.__version__.split("+")[0]
@@ -201,9 +201,7 @@ def test_images_without_boxes(tmp_path: Path) -> None:
     assert 0 <= summary["kept"]["mean_confidence"] <= 100
 
 
-def test_boxes_of_the_training_split_change_nothing_but_diagnostics(
-    straight: Result, root: Path, tmp_path: Path
-) -> None:
+def test_boxes_change_nothing_but_metrics(straight: Result, tmp_path: Path) -> None:
     """Weak supervision: the run sees class labels only. Without any box its predictions are the same."""
     config = small_config(write_images(tmp_path / "images", boxes=False))
     table, other = straight.predictions(), train(config, output=tmp_path / "run").predictions()

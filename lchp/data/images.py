@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -103,9 +103,7 @@ def open_images(split: Split, config: DataConfig, *, show_progress: bool = True)
     return Images(split.select(rows), config.resize, pixels, rows, problems)
 
 
-def _cached(
-    split: Split, config: DataConfig, folder: Path, show_progress: bool
-) -> tuple[np.ndarray, dict[int, str]]:
+def _cached(split: Split, config: DataConfig, folder: Path, show_progress: bool) -> tuple[np.ndarray, dict[int, str]]:
     """The memory-mapped N x R x R x 3 array, decoded in threads and published by one rename; and, by position, what is
     wrong with the images that did not decode."""
     target = folder / "images" / _cache_key(split, config.resize)
@@ -174,7 +172,7 @@ def _cache_key(split: Split, resize: int) -> str:
     return digest.hexdigest()[:24]
 
 
-def batches(images: Images, order: list[list[int]], *, workers: int, pin: bool) -> Iterator[Batch]:
+def batches(images: Images, order: Sequence[list[int]], *, workers: int, pin: bool) -> Iterator[Batch]:
     """Batches of the positions in `order`, prefetched by `workers` processes where images are decoded on demand."""
     loader = DataLoader(
         images,  # pyright: ignore[reportArgumentType]  # anything with __getitems__ and __len__ serves

@@ -2,8 +2,9 @@
 
 It was built to show one effect, and is no evidence for it: a classifier looks at the most discriminative part, so a box
 around its attention misses the body until that part is masked. Each image holds one object - a body, whose tint is
-shared by a family of classes, and a small two-tone head, whose colours are the class's own - over a textured background
-with distractors: bodies of any tint without a head, and single-coloured bits as large as a head. The box is exact.
+shared by a family of classes, and a small white head with a spot in the class's own hue - over a textured background
+with distractors: grey cards, bodies of any tint without a head, spots without a head, and heads without a body. The
+last make the classifier surest of a crop that holds the object and little else. The box is exact.
 
 Every image has its own random stream, keyed by seed, split and index, so it does not depend on how many are drawn.
 """
@@ -25,6 +26,9 @@ _SHIFT = 4
 """Fractional bits of the coordinates that OpenCV is given."""
 
 Range = tuple[float, float]
+Colour = tuple[float, float, float]
+Pair = np.ndarray | tuple[float, float]
+"""x and y, in px."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Design:
     decoys: tuple[int, int] = (0, 2)
     """Distractor heads of any class, without a body (least, most)."""
     cards: tuple[int, int] = (1, 3)
-    """Plain grey rectangles (least, most): without them a hole that a method cuts into an image is a sight of its own."""
+    """Plain grey rectangles (least, most): without them the hole of a masked image is a sight of its own."""
     chroma: float = 12.0
     """Largest deviation of the background from grey, in grey levels."""
     texture: float = 0.3
@@ -83,7 +87,8 @@ def draw(rng: np.random.Generator, label: int, design: Design) -> tuple[np.ndarr
     canvas = _background(rng, design)
     for _ in range(rng.integers(design.cards[0], design.cards[1] + 1)):
         corner, side = rng.integers(-8, IMAGE_SIZE - 8, 2), rng.integers(8, 29, 2)
-        cv2.rectangle(canvas, corner.tolist(), (corner + side).tolist(), (float(rng.uniform(100, 155)),) * 3, cv2.FILLED)
+        grey = (float(rng.uniform(100, 155)),) * 3
+        cv2.rectangle(canvas, corner.tolist(), (corner + side).tolist(), grey, cv2.FILLED)
     for _ in range(rng.integers(design.bodies[0], design.bodies[1] + 1)):
         _ellipse(canvas, _body_colour(rng, int(rng.integers(CLASSES)), design), *_free_body(rng, design))
     for _ in range(rng.integers(design.bits[0], design.bits[1] + 1)):
@@ -117,7 +122,9 @@ def _object(canvas: np.ndarray, rng: np.random.Generator, label: int, design: De
     return mask
 
 
-def _head(canvas: np.ndarray, rng: np.random.Generator, label: int, centre, radius: float, design: Design) -> None:
+def _head(
+    canvas: np.ndarray, rng: np.random.Generator, label: int, centre: Pair, radius: float, design: Design
+) -> None:
     """A white disc, the same for all classes, with a spot in the class's own hue."""
     hue = label / CLASSES + rng.uniform(-1, 1) * design.head_jitter
     _ellipse(canvas, (235.0, 235.0, 235.0), centre, (radius, radius), 0.0)
@@ -136,12 +143,12 @@ def _free_body(rng: np.random.Generator, design: Design) -> tuple[np.ndarray, np
     return rng.uniform(0, IMAGE_SIZE, 2), half, angle
 
 
-def _body_colour(rng: np.random.Generator, label: int, design: Design) -> tuple[float, float, float]:
+def _body_colour(rng: np.random.Generator, label: int, design: Design) -> Colour:
     hue = (label // FAMILY) * FAMILY / CLASSES + rng.uniform(-1, 1) * design.body_jitter
     return _rgb(hue, rng.uniform(*design.body_saturation), rng.uniform(0.45, 0.9))
 
 
-def _rgb(hue: float, saturation: float, value: float) -> tuple[float, float, float]:
+def _rgb(hue: float, saturation: float, value: float) -> Colour:
     r, g, b = colorsys.hsv_to_rgb(hue % 1.0, saturation, value)
     return 255 * r, 255 * g, 255 * b
 
@@ -160,9 +167,9 @@ def _texture(rng: np.random.Generator) -> np.ndarray:
     return (0.5 * (fields[0] + fields[1]))[..., None]
 
 
-def _ellipse(canvas: np.ndarray, colour, centre, half, angle: float) -> None:
+def _ellipse(canvas: np.ndarray, colour: Colour | int, centre: Pair, half: Pair, angle: float) -> None:
     """A filled ellipse without anti-aliasing, so that its pixels, and hence its box, are exact."""
-    fixed = [int(round(float(v) * (1 << _SHIFT))) for v in (*centre, *half)]
+    fixed = [round(float(v) * (1 << _SHIFT)) for v in (*centre, *half)]
     degrees = round(float(np.degrees(angle)))
     cv2.ellipse(canvas, fixed[:2], fixed[2:], degrees, 0, 360, colour, cv2.FILLED, cv2.LINE_8, _SHIFT)
 

@@ -83,7 +83,7 @@ class Display:
         done, failed, total = self.cells()
         running = sum(p.state == "running" for p in self.schedule.jobs.values())
         best = self.best()
-        text = f"cells {done}/{total} done, {failed} failed; {running} trainings running"
+        text = f"cells {done}/{total} done, {failed} failed; running {running}"
         return f"{text}; best {best}" if best else text
 
     def _left(self, total: float, worked: float) -> str:

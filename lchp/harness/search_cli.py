@@ -54,8 +54,8 @@ def main(name: str, space: Space, *, about: str | None = None, argv: Sequence[st
         if common.dry_run:
             share = common.config.data.validation or VALIDATION
             print(
-                f"{flags.trials} trials, each one stage 1 and one stage 2; {100 * share:g} % of the training images held "
-                f"out; objective: {spec.objective}"
+                f"{flags.trials} trials, each one stage 1 and one stage 2; {100 * share:g} % of the training images "
+                f"held out; objective: {spec.objective}"
             )
             return 0
         result = search(spec, common.options(), show_progress=True)

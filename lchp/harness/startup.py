@@ -4,7 +4,9 @@ import contextlib
 import logging
 import os
 import shutil
+import signal
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -73,11 +75,25 @@ def cluster(address: str | None = None, *, dashboard: bool = False, **local: Any
             what = f"the Ray cluster at {address} could not be joined" if address else "Ray could not be started"
             raise ConfigError(f"{what}: {reason}") from None
         logging.getLogger("ray").setLevel(logging.ERROR)
-        yield _resources()
+        with _terminated_as_interrupted():
+            yield _resources()
     finally:
         ray.shutdown()
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM (of a batch system, say) ends a sweep as Ctrl-C does; Ray's own handler prints stack traces."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _resources() -> Resources:

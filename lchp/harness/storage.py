@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import shutil
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -102,19 +103,23 @@ def verify(folder: Path, key: str) -> str | None:
 
 @contextlib.contextmanager
 def locked(path: Path, *, wait: float = 0.0) -> Iterator[None]:
-    """Holds the lock file `path`; it falls free when its holder dies. Raises RunError where another process has held it
-    for `wait` seconds."""
+    """Holds the lock file `path`, which names its holder and falls free when that dies. Raises RunError where another
+    process has held it for `wait` seconds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + wait
-    with path.open("a") as file:
+    with path.open("a+") as file:
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 if time.monotonic() >= deadline:
-                    raise RunError(f"{path}: held by another process that is still running") from None
+                    file.seek(0)
+                    raise RunError(f"{path}: held by a process that is still running ({file.read().strip()})") from None
                 time.sleep(0.1)
+        file.truncate(0)
+        file.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
         yield
 
 

@@ -9,6 +9,7 @@ import logging
 import math
 import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -366,7 +367,7 @@ def _best(plan: Plan) -> str:
             progress.facts["score"] = headline(runs.read_json(folder / runs.SUMMARY))
         score = progress.facts["score"]
         if score is not None and (best is None or score > best[0]):
-            best = score, describe(cell.overrides)
+            best = score, textwrap.shorten(describe(cell.overrides), 60, placeholder=" ...")
     return "" if best is None else f"{best[0]:.2f} ({best[1]})"
 
 
@@ -379,22 +380,20 @@ def headline(summary: dict[str, Any]) -> float | None:
 def describe(overrides: dict[str, Any]) -> str:
     """Overrides as text: `delta 0.6, tau 0.9`."""
 
-    def show(value: Any) -> str:
-        return (
-            "+".join(map(str, value))
-            if isinstance(value, (list, tuple))
-            else f"{value:g}"
-            if isinstance(value, float)
-            else str(value)
-        )
-
     return ", ".join(f"{k.rpartition('.')[2]} {show(v)}" for k, v in overrides.items()) or "base"
+
+
+def show(value: Any) -> str:
+    """A field's value in a table."""
+    if isinstance(value, (list, tuple)):
+        return "+".join(map(show, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _describe_job(plan: Plan, progress: Progress) -> str:
     job = progress.job
     of: Sequence[Cell] = [c for c in plan.cells if job.key == (c.stage1 if job.stage == 1 else c.stage2)]
-    text = describe(of[0].overrides) if of else job.key
+    text = textwrap.shorten(describe(of[0].overrides), 60, placeholder=" ...") if of else job.key
     more = f" and {len(of) - 1} more" if len(of) > 1 else ""
     return f"stage {job.stage} of {text}{more}, seed {job.config.seed}"
 

@@ -8,7 +8,7 @@ from tabulate import tabulate
 
 from lchp import runs
 from lchp.harness.schedule import Progress
-from lchp.harness.sweep import Outcome, Plan, SweepResult, describe, gpus_per_worker
+from lchp.harness.sweep import Outcome, Plan, SweepResult, describe, gpus_per_worker, show
 from lchp.records import TITLES
 
 RESULTS = ("pseudo_label", "lchp_i", "lchp_r")
@@ -105,7 +105,7 @@ def table_of(result: SweepResult, axis: str, head: Sequence[str], columns: Seque
         if same and cell.state == "done":
             rows.setdefault(flat[axis], []).append(cell)
     body = [
-        [_show(value), *(spread([f(c) for c in cells]) for f in columns)]
+        [show(value), *(spread([f(c) for c in cells]) for f in columns)]
         for value, cells in sorted(rows.items(), key=lambda item: str(item[0]))
     ]
     return tabulate(body, head, disable_numparse=True) if body else "no finished cell"
@@ -156,7 +156,3 @@ def _by_overrides(cells: Sequence[Outcome]) -> dict[str, list[Outcome]]:
 
 def _word(cells: Sequence[Outcome]) -> str:
     return "done" if any(c.state in ("waiting", "running") for c in cells) else "done, failed: see below"
-
-
-def _show(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else "+".join(value) if isinstance(value, tuple) else str(value)

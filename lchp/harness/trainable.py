@@ -47,7 +47,7 @@ def run_job(job: Job, setting: Setting, report: Report) -> None:
     """Trains a job and publishes its result, reporting after every epoch and once at the end, by `state`: `done`,
     `failed` (with `error`: a fault that trying again would not mend) or `lost_source`."""
     begin = time.time()
-    here = {"job": job.name, "node": socket.gethostname(), "pid": os.getpid(), "devices": _devices()}
+    here = {"job": job.name, "node": socket.gethostname(), "pid": os.getpid(), "devices": _devices(), "begin": begin}
     last: dict[str, Any] = {}
 
     def on_epoch(metrics: dict[str, Any]) -> None:

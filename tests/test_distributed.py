@@ -1,0 +1,135 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import small
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+
+from lchp import distributed
+from lchp.config import override, to_dict
+from lchp.errors import ConfigError
+
+
+def spawn(work: Any, folder: Path, *arguments: Any, workers: int = 2) -> list[Any]:
+    """Runs work(rank, folder, *arguments) in gloo workers; returns what each left in RANK.json."""
+    mp.spawn(_start, (work, workers, str(folder), arguments), nprocs=workers)
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(workers)]
+
+
+def _start(rank: int, work: Any, workers: int, folder: str, arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=workers)
+    result = work(rank, Path(folder), *arguments)
+    (Path(folder) / f"{rank}.json").write_text(json.dumps(result))
+    dist.destroy_process_group()
+
+
+def batch_norm_step(x: torch.Tensor) -> tuple[nn.Module, torch.Tensor]:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3), nn.BatchNorm2d(2))
+    net = distributed.share_batch_statistics(net)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    loss = (net(x[distributed.part(len(x))]) ** 3).mean()  # of a cube: its gradient does not vanish behind BatchNorm
+    loss.backward()
+    distributed.average_gradients([optimizer])
+    optimizer.step()
+    return net, distributed.mean_over_workers({"loss": loss.detach()})["loss"]
+
+
+def images() -> torch.Tensor:
+    return torch.randn(6, 3, 9, 9, generator=torch.Generator().manual_seed(1)) * 2 + 1
+
+
+def batch_norm_worker(*_: Any) -> Any:
+    net, loss = batch_norm_step(images())
+    return {"loss": float(loss), "state": {k: v.tolist() for k, v in net.state_dict().items()}}
+
+
+def test_batch_statistics_and_gradients_are_those_of_the_global_batch(tmp_path: Path) -> None:
+    net, loss = batch_norm_step(images())
+    for found in spawn(batch_norm_worker, tmp_path):
+        assert found["loss"] == pytest.approx(float(loss), rel=1e-5)
+        for name, value in net.state_dict().items():
+            np.testing.assert_allclose(found["state"][name], value.numpy(), rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def exchange_worker(rank: int, _: Path) -> Any:
+    dealt = list(distributed.dealt(list(range(7))))
+    try:
+        distributed.part(7)
+        refused = False
+    except ConfigError:
+        refused = True
+    return {
+        "dealt": dealt,
+        "collected": distributed.collected([10 * i for i in dealt]),
+        "first": distributed.from_first(lambda: f"of {rank}"),
+        "part": [distributed.part(8).start, distributed.part(8).stop],
+        "refused": refused,
+        "mean": float(distributed.mean_over_workers({"a": torch.tensor(float(rank))})["a"]),
+    }
+
+
+def test_workers_exchange(tmp_path: Path) -> None:
+    one, two = spawn(exchange_worker, tmp_path)
+    assert one["dealt"] == [0, 2, 4, 6]
+    assert two["dealt"] == [1, 3, 5]
+    assert one["collected"] == two["collected"] == [0, 10, 20, 30, 40, 50, 60]
+    assert one["first"] == two["first"] == "of 0"
+    assert one["part"] == [0, 4]
+    assert two["part"] == [4, 8]
+    assert one["refused"]
+    assert one["mean"] == two["mean"] == 0.5
+
+
+def test_one_process_does_nothing() -> None:
+    assert distributed.size() == 1
+    assert distributed.part(7) == slice(0, 7)
+    assert distributed.collected([3, 1]) == [3, 1]
+    net = nn.BatchNorm2d(3)
+    assert type(distributed.share_batch_statistics(net)) is nn.BatchNorm2d
+
+
+def train_worker(_: int, folder: Path, values: dict[str, Any]) -> Any:
+    return train_in(folder / "two", values)
+
+
+def train_in(run: Path, values: dict[str, Any]) -> Any:
+    from lchp.config import from_dict
+    from lchp.train import train
+
+    seen: list[dict[str, Any]] = []
+    result = train(from_dict(values), seen.append, output=run)
+    return {"metrics": seen, "summary": result.summary}
+
+
+@pytest.mark.slow
+def test_two_workers_train_as_one(tmp_path: Path) -> None:
+    """Same losses (to fp32 rounding) as one worker with the same global batch, and nearly the same boxes."""
+    from lchp.records import read_predictions
+
+    root = small.make_folder(tmp_path / "images")
+    values = to_dict(
+        override(small.config(root, first=1, second=2), {"data.validation": 0.25, "evaluation.batch_size": 5})
+    )
+    torch.set_num_threads(1)
+    alone = train_in(tmp_path / "one", values)
+    both = spawn(train_worker, tmp_path, values)
+    assert both[0]["summary"] == both[1]["summary"]
+    names = ("l_cls", "l_reg", "loss", "top1", "confidence", "kept", "pseudo_area", "box_area", "validation_score")
+    for found in both:
+        assert [m["stage"] for m in found["metrics"]] == [m["stage"] for m in alone["metrics"]]
+        for mine, theirs in zip(found["metrics"], alone["metrics"], strict=True):
+            for name in [n for n in names if n in theirs]:
+                assert mine[name] == pytest.approx(theirs[name], rel=2e-3, abs=1e-4), (name, theirs["epoch"])
+    a, b = read_predictions(tmp_path / "one"), read_predictions(tmp_path / "two")
+    assert a["image_id"] == b["image_id"]
+    for name in ("lchp_i_box", "lchp_r_box"):
+        np.testing.assert_allclose(np.array(a[name].to_pylist()), np.array(b[name].to_pylist()), atol=5e-3)
+    lines = (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 3  # worker 0 alone writes

@@ -1,0 +1,309 @@
+"""The harness without Ray: store, cells, schedule, plans."""
+
+import importlib
+import logging
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import optuna
+import pytest
+
+from lchp.config import PRESETS, TrainConfig, override, preset
+from lchp.errors import ConfigError, RunError
+from lchp.harness import Options, Sweep, grid
+from lchp.harness.cells import Job, expand, jobs_of, pinned
+from lchp.harness.schedule import FINISHED, Schedule
+from lchp.harness.startup import Resources
+from lchp.harness.storage import DONE, Store, locked
+from lchp.harness.sweep import make_plan, places_for
+from lchp.harness.trainable import Setting
+
+SWEEPS = Path(__file__).parents[1] / "sweeps"
+
+
+@pytest.fixture(autouse=True)
+def sweeps_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SWEEPS))
+
+
+def script(name: str) -> ModuleType:
+    return importlib.import_module(name)
+
+
+# --- the store
+
+
+def finished(store: Store, stage: int = 1, key: str = "k", text: str = "result") -> Path:
+    work = store.storage / "work" / f"{key}-{text}"
+    (work / "checkpoints").mkdir(parents=True)
+    (work / "summary.json").write_text(text)
+    (work / "checkpoints" / "a.pt").write_bytes(b"weights")
+    return store.publish(work, stage, key)
+
+
+def test_a_published_result_is_found(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert store.find(1, "k") is None
+    folder = finished(store)
+    assert store.find(1, "k") == folder
+    assert store.find(2, "k") is None
+    assert not list((tmp_path / "work").iterdir())
+
+
+@pytest.mark.parametrize("damage", ["byte", "missing", "no DONE", "bad DONE", "other key"])
+def test_a_damaged_result_is_moved_aside_and_said_so(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Store(tmp_path)
+    folder = finished(store)
+    if damage == "byte":
+        (folder / "checkpoints" / "a.pt").write_bytes(b"weighta")
+    elif damage == "missing":
+        (folder / "summary.json").unlink()
+    elif damage == "no DONE":
+        (folder / DONE).unlink()
+    elif damage == "bad DONE":
+        (folder / DONE).write_text("{")
+    else:
+        folder = folder.rename(store.path(1, "other"))
+    with caplog.at_level(logging.WARNING):
+        assert store.find(1, folder.name) is None
+    assert "damaged" in caplog.text
+    assert not folder.exists()
+    assert len(list((tmp_path / "store" / "damaged").iterdir())) == 1
+    finished(store, key=folder.name, text="again")
+    assert store.find(1, folder.name) == folder
+
+
+def test_a_result_is_published_once(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    folder = finished(store, text="first")
+    assert finished(store, text="second") == folder
+    assert (folder / "summary.json").read_text() == "first"
+    assert store.find(1, "k") == folder
+    assert not list((tmp_path / "work").iterdir())
+
+
+def test_publishing_over_a_damaged_result_replaces_it(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    folder = finished(store, text="first")
+    (folder / "summary.json").write_text("changed")
+    finished(store, text="second")
+    assert (folder / "summary.json").read_text() == "second"
+
+
+def test_a_lock_names_its_holder(tmp_path: Path) -> None:
+    with (
+        locked(tmp_path / "lock"),
+        pytest.raises(RunError, match=r"still running \(pid \d+ on"),
+        locked(tmp_path / "lock"),
+    ):
+        pass
+    with locked(tmp_path / "lock"):
+        pass
+
+
+# --- cells and keys
+
+
+def test_grid_varies_the_last_axis_fastest() -> None:
+    assert grid({"a": [1, 2], "b": [3, 4]}) == [{"a": 1, "b": 3}, {"a": 1, "b": 4}, {"a": 2, "b": 3}, {"a": 2, "b": 4}]
+
+
+def test_equal_configs_are_one_cell() -> None:
+    base = pinned(preset("parts"), gpu=False)
+    delta = base.initialization.delta
+    cells = expand(Sweep("s", base, [{}, {"initialization.delta": delta}, {"refinement.tau": 0.5}], seeds=(0, 1)))
+    assert len(cells) == 4
+    assert len({c.stage1 for c in cells}) == 2  # one per seed
+    assert {c.config.seed for c in cells} == {0, 1}
+
+
+def test_stage_1_does_not_depend_on_which_cell_came_first() -> None:
+    base = pinned(preset("parts"), gpu=False)
+    taus = grid({"refinement.tau": [0.5, 0.9]})
+    one, two = (expand(Sweep("s", base, c)) for c in (taus, taus[::-1]))
+    (a,), (b,) = ([j for j in jobs_of(c).values() if j.stage == 1] for c in (one, two))
+    assert a == b
+
+
+def test_what_is_measured_belongs_to_a_record_but_not_to_its_training() -> None:
+    base = pinned(preset("parts"), gpu=False)
+    cells = expand(Sweep("s", base, [{}, {"evaluation.consistency": True}, {"evaluation.batch_size": 7}]))
+    assert len(cells) == 2
+    assert len({c.stage1 for c in cells}) == 1
+
+
+def test_a_job_survives_the_way_to_a_trial() -> None:
+    cell = expand(Sweep("s", preset("parts"), [{"refinement.augmentations": ["flip"]}]))[0]
+    for job in jobs_of([cell]).values():
+        assert Job.from_dict(job.to_dict()) == job
+
+
+def test_pinned_leaves_nothing_to_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = override(preset("cub"), {"data.root": "cub", "model.weights_dir": "w", "data.cache": "c"})
+    found = pinned(config, gpu=False)
+    assert (found.device, found.threads) == ("cpu", 1)
+    assert found.precision != "auto"
+    assert found.data.root == str(tmp_path / "cub")
+    assert found.model.weights_dir == str(tmp_path / "w")
+    assert found.data.cache == str(tmp_path / "c")
+    assert pinned(config, gpu=True).device == "cuda"
+    assert pinned(override(config, {"device": "cpu"}), gpu=True).device == "cpu"
+    assert pinned(found, gpu=False) == found
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_tables_of_a_preset_share_its_default_cell(name: str) -> None:
+    chosen = PRESETS[name]
+    assert chosen.config.initialization.delta in chosen.deltas
+    assert chosen.config.refinement.tau in chosen.taus
+    assert chosen.config.model.localizer in chosen.localizers
+    assert len(chosen.deltas) == 4
+    assert len(chosen.taus) == 6
+    assert len(chosen.localizers) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "second"),
+    [("delta_tau", 4, 24), ("augmentations", 1, 7), ("backbones", 3, 3), ("all_tables", 6, 17)],
+)
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_trainings_of_each_sweep(tmp_path: Path, name: str, first: int, second: int, seeds: int) -> None:
+    cells = script(name).cells(PRESETS["parts"])
+    plan = make_plan(Sweep(name, preset("parts"), cells, range(seeds)), Options(tmp_path))
+    assert plan.schedule.count(1, "waiting") == first * seeds
+    assert plan.schedule.count(2, "waiting") == second * seeds
+
+
+def test_dry_run_says_what_is_to_be_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from lchp.harness import main
+
+    status = main("delta_tau", script("delta_tau").cells, argv=["--dry-run", "--storage", str(tmp_path)])
+    out = capsys.readouterr().out.splitlines()
+    assert status == 0
+    assert "stage 1: 4 to train, 0 in store; stage 2: 24 to train, 0 in store" in out
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--seed", "x"], "--seed"),
+        (["--seeds", "0"], "--seeds = 0: expected at least 1"),
+        (["--gpus-per-trial", "-1"], "--gpus-per-trial = -1.0: expected at least 0"),
+        (["--gpus-per-trial", "1.5"], "a share of one GPU, or a whole number"),
+        (["--storag", "x"], "did you mean --storage"),
+        (["--preset", "cab"], "did you mean cub"),
+        (["--name", "a/b"], "expected a plain name"),
+        (["--initialization.delta", "7"], "initialization.delta = 7.0: expected in (0, 1)"),
+        (["--preset", "cub"], "data.root is not set"),
+    ],
+)
+def test_mistakes_get_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], said: str) -> None:
+    from lchp.harness import main
+
+    storage = [] if flags[0] == "--storag" else ["--storage", str(tmp_path)]
+    status = main("delta_tau", script("augmentations").cells, argv=["--dry-run", *storage, *flags])
+    err = capsys.readouterr().err
+    assert status == 2
+    assert said in err
+    assert len(err.splitlines()) == 1
+
+
+def test_search_space_fits_every_preset() -> None:
+    for chosen in PRESETS.values():
+        trial = optuna.create_study().ask()
+        override(chosen.config, script("search").space(chosen, trial))
+
+
+# --- the schedule
+
+
+def jobs() -> list[Job]:
+    """Two stage-1 jobs; three stage-2 jobs, two of them on the first."""
+    base = TrainConfig()
+    first = [Job(1, k, base) for k in ("a", "b")]
+    second = [Job(2, k, replace(base, seed=i), s) for i, (k, s) in enumerate((("x", "a"), ("y", "a"), ("z", "b")))]
+    return [*first, *second]
+
+
+def take(schedule: Schedule) -> str:
+    job = schedule.next()
+    assert isinstance(job, Job)
+    return job.name
+
+
+def test_stage_2_is_released_when_its_stage_1_is_there() -> None:
+    schedule = Schedule(jobs())
+    assert [take(schedule), take(schedule)] == ["stage1-a", "stage1-b"]
+    assert schedule.next() is None  # later, and nothing is held meanwhile
+    schedule.done("stage1-b")
+    assert take(schedule) == "stage2-z"
+    assert schedule.next() is None
+    schedule.done("stage1-a")
+    assert [take(schedule), take(schedule)] == ["stage2-x", "stage2-y"]
+    assert schedule.next() is None  # running ones may still come back
+    for name in ("stage2-x", "stage2-y", "stage2-z"):
+        schedule.done(name)
+    assert schedule.next() == FINISHED
+
+
+def test_a_failed_stage_1_fails_its_cells_and_no_others() -> None:
+    schedule = Schedule(jobs())
+    take(schedule), take(schedule)
+    schedule.failed("stage1-a", "no weights")
+    schedule.done("stage1-b")
+    assert take(schedule) == "stage2-z"
+    schedule.done("stage2-z")
+    assert schedule.next() == FINISHED
+    assert schedule.jobs["stage2-x"].state == schedule.jobs["stage2-y"].state == "failed"
+    assert "no weights" in (schedule.jobs["stage2-x"].error or "")
+
+
+def test_a_damaged_source_is_trained_again_a_few_times_at_most() -> None:
+    schedule = Schedule(jobs())
+    schedule.done("stage1-a", found=True)
+    take(schedule)  # stage1-b
+    for _ in range(Schedule.MAX_LOST - 1):
+        assert take(schedule) == "stage2-x"
+        schedule.lost_source("stage2-x")
+        assert take(schedule) == "stage1-a"
+        schedule.done("stage1-a")
+    assert take(schedule) == "stage2-x"
+    schedule.lost_source("stage2-x")
+    assert schedule.jobs["stage2-x"].state == "failed"
+
+
+@pytest.mark.parametrize(
+    ("workers", "cpus", "gpus", "there", "places"),
+    [
+        (1, 1, 0, (2, 0), 2),
+        (1, 4, 0, (6, 0), 1),  # threads x trials stay within the cores
+        (1, 1, 0.5, (16, 2), 4),
+        (1, 1, 0.4, (16, 2), 4),  # two to a GPU: its last fifth serves nobody
+        (2, 1, 1, (16, 8), 4),
+        (1, 8, 1, (16, 8), 2),
+    ],
+)
+def test_places(workers: int, cpus: float, gpus: float, there: tuple[float, float], places: int) -> None:
+    setting = Setting("s", "w", workers, cpus, gpus)
+    assert places_for(setting, Options(), Resources(*there, 1)) == places
+    assert places_for(setting, Options(max_concurrent=1), Resources(*there, 1)) == 1
+
+
+def test_a_trial_that_fits_nowhere_is_refused() -> None:
+    with pytest.raises(ConfigError, match="1 x \\(1 CPUs, 1 GPUs\\), but Ray has 2 CPUs and 0 GPUs"):
+        places_for(Setting("s", "w", 1, 1, 1), Options(), Resources(2, 0, 1))
+
+
+def test_only_the_harness_and_the_sweeps_import_ray() -> None:
+    root = Path(__file__).parents[1]
+    found = {
+        path.relative_to(root).parts[:2]
+        for path in [*(root / "lchp").rglob("*.py"), *(root / "sweeps").glob("*.py"), *(root / "analysis").glob("*.py")]
+        if any(line.strip().startswith(("import ray", "from ray")) for line in path.read_text().splitlines())
+    }
+    assert found <= {("lchp", "harness")}

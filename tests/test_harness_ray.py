@@ -1,0 +1,492 @@
+"""The harness on real Ray with two logical CPUs: sharing, wrappers, packing, faults, clusters. Everything here is slow."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import small
+from lchp import runs
+from lchp.config import override
+from lchp.harness import Options, Sweep, SweepResult, grid, run
+from lchp.harness.cells import expand, jobs_of, pinned
+from lchp.harness.startup import cluster
+from lchp.harness.storage import Store
+from lchp.harness.sweep import make_plan
+from lchp.train import train
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+CELLS = grid({"initialization.delta": [0.2, 0.4], "refinement.tau": [0.0, 0.5]})
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small.make_folder(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def on_ray() -> Iterator[None]:
+    """Ray for the tests that run in this process; the GPUs are only counted."""
+    with cluster(num_cpus=4, num_gpus=2, dashboard=True):
+        yield
+
+
+def predictions(result: SweepResult) -> dict[str, bytes]:
+    """Of each cell: the bytes of its predictions."""
+    assert {c.state for c in result.cells} == {"done"}, [c.error for c in result.cells]
+    return {c.cell.stage2: (c.run / runs.PREDICTIONS).read_bytes() for c in result.cells if c.run is not None}
+
+
+def jobs(result: SweepResult) -> dict[str, Any]:
+    return runs.read_json(result.folder / "sweep.json")["jobs"]
+
+
+@pytest.fixture(scope="module")
+def straight(root: Path, on_ray: None, tmp_path_factory: pytest.TempPathFactory) -> SweepResult:
+    """The four cells, never disturbed."""
+    return run(Sweep("straight", small.config(root), CELLS), Options(tmp_path_factory.mktemp("straight")))
+
+
+def test_stage_1_is_trained_once_per_delta(straight: SweepResult) -> None:
+    done = jobs(straight)
+    assert sum(name.startswith("stage1-") for name in done) == 2
+    assert sum(name.startswith("stage2-") for name in done) == 4
+    assert all(j["state"] == "done" and j["attempts"] == 1 and not j["found"] for j in done.values())
+    for outcome in straight.cells:
+        assert outcome.run is not None
+        assert runs.read_config(outcome.run) == outcome.cell.config  # a trial writes what it received
+        assert outcome.summary == runs.read_json(outcome.run / runs.SUMMARY)
+        record = override(outcome.cell.config, outcome.cell.overrides)
+        assert record == outcome.cell.config
+
+
+def test_a_cell_equals_the_single_run(straight: SweepResult, tmp_path: Path) -> None:
+    outcome = straight.cells[1]
+    assert outcome.run is not None
+    alone = train(outcome.cell.config, output=tmp_path / "run")
+    assert (alone.run / runs.PREDICTIONS).read_bytes() == (outcome.run / runs.PREDICTIONS).read_bytes()
+    assert alone.summary == outcome.summary
+
+
+def test_without_sharing_the_records_are_the_same(straight: SweepResult, root: Path, tmp_path: Path) -> None:
+    cells = CELLS[:2]
+    result = run(Sweep("alone", small.config(root), cells), Options(tmp_path, share=False))
+    assert set(jobs(result)) == {f"stage2-{c.cell.stage2}" for c in result.cells}
+    shared = predictions(straight)
+    assert predictions(result) == {k: shared[k] for k in predictions(result)}
+
+
+def test_another_sweep_takes_what_is_in_the_store(straight: SweepResult, root: Path) -> None:
+    storage = straight.folder.parents[1]
+    result = run(Sweep("again", small.config(root), CELLS), Options(storage))
+    assert all(j["found"] and j["attempts"] == 0 for j in jobs(result).values())
+    assert predictions(result) == predictions(straight)
+
+
+def test_a_damaged_record_is_trained_again(
+    root: Path, on_ray: None, straight: SweepResult, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = run(Sweep("first", small.config(root), CELLS[:2]), Options(tmp_path))
+    good = predictions(first)
+    store = Store(tmp_path)
+    cell = first.cells[0].cell
+    table = store.path(2, cell.stage2) / runs.PREDICTIONS
+    table.write_bytes(table.read_bytes()[:-9] + b"123456789")
+    checkpoint = store.path(1, cell.stage1) / runs.CHECKPOINTS / "initialization.pt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-1])
+    second = run(Sweep("second", small.config(root), CELLS[:2]), Options(tmp_path))
+    assert predictions(second) == good
+    assert "checksum differs" in caplog.text
+    done = jobs(second)
+    assert {n: j["found"] for n, j in done.items()} == {
+        f"stage1-{cell.stage1}": False,
+        f"stage2-{cell.stage2}": False,
+        f"stage2-{second.cells[1].cell.stage2}": True,
+    }
+
+
+def test_a_changed_grid_adds_cells_and_loses_none(straight: SweepResult, root: Path, tmp_path: Path) -> None:
+    sweep = Sweep("grid", small.config(root), CELLS[:1])
+    run(sweep, Options(tmp_path))
+    more = run(Sweep("grid", small.config(root), CELLS[1:2]), Options(tmp_path, resume=True))
+    assert [c.cell.overrides for c in more.cells] == CELLS[:2]
+    shared = predictions(straight)
+    assert predictions(more) == {k: shared[k] for k in predictions(more)}
+    with pytest.raises(Exception, match="--resume"):
+        run(sweep, Options(tmp_path))
+
+
+def test_one_cell_that_always_fails(root: Path, on_ray: None, tmp_path: Path) -> None:
+    from lchp.harness.tables import closing_table
+
+    cells = [{"model.localizer": "tinny"}, {"refinement.lr": 1e30}, {}]
+    result = run(Sweep("faulty", small.config(root, first=1, second=2), cells), Options(tmp_path))
+    assert [c.state for c in result.cells] == ["failed", "failed", "done"]
+    text = closing_table(result)
+    assert "failed: localizer tinny, seed 0" in text
+    assert "did you mean tiny" in text
+    assert "training diverged" in text
+    done = jobs(result)
+    assert done[f"stage1-{result.cells[0].cell.stage1}"]["attempts"] == 1  # trying again would not mend it
+    again = run(Sweep("faulty", small.config(root, first=1, second=2), [{}]), Options(tmp_path, resume=True))
+    assert [c.state for c in again.cells] == ["failed", "failed", "done"]
+
+
+def test_a_failed_stage_1_is_run_again_on_resume(straight: SweepResult, root: Path, tmp_path: Path) -> None:
+    cell = straight.cells[0].cell
+    blocked = tmp_path / "sweeps" / "blocked" / "work" / f"stage1-{cell.stage1}.lock"
+    blocked.mkdir(parents=True)  # nobody can lock it
+    sweep = Sweep("blocked", small.config(root), CELLS[:1])
+    failed = run(sweep, Options(tmp_path, max_failures=1, resume=True))
+    assert failed.cells[0].state == "failed"
+    assert "its stage 1" in (failed.cells[0].error or "")
+    assert jobs(failed)[f"stage1-{cell.stage1}"]["attempts"] == 2
+    blocked.rmdir()
+    mended = run(sweep, Options(tmp_path, resume=True))
+    assert predictions(mended)[cell.stage2] == predictions(straight)[cell.stage2]
+
+
+def kill_holder(lock: Path, *, after: Path) -> int:
+    """SIGKILLs the process that trains in the work folder of `lock` as soon as the file `after` is there."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if after.exists() and lock.exists() and (words := lock.read_text().split()):
+            os.kill(int(words[1]), signal.SIGKILL)
+            return int(words[1])
+        time.sleep(0.005)
+    raise AssertionError(f"{after} did not appear")
+
+
+@pytest.mark.parametrize("failures", [0, 1])
+def test_a_killed_worker_is_tried_again_from_its_checkpoint(
+    root: Path, on_ray: None, tmp_path: Path, failures: int
+) -> None:
+    base = small.config(root, first=12, second=1)
+    sweep = Sweep("killed", base, [{}, {"refinement.tau": 0.1}])
+    cell = make_plan(sweep, Options(tmp_path)).cells[0]
+    work = tmp_path / "sweeps" / "killed" / "work" / f"stage1-{cell.stage1}"
+    killer = threading.Thread(
+        target=kill_holder,
+        args=(work.with_name(f"{work.name}.lock"),),
+        kwargs={"after": work / runs.CHECKPOINTS / "initialization.pt"},
+    )
+    killer.start()
+    result = run(sweep, Options(tmp_path, max_failures=failures))
+    killer.join()
+    job = jobs(result)[f"stage1-{cell.stage1}"]
+    if failures == 0:
+        assert job["state"] == "failed"
+        assert {c.state for c in result.cells} == {"failed"}
+        return
+    assert (job["state"], job["attempts"]) == ("done", 2)
+    alone = train(result.cells[0].cell.config, output=tmp_path / "alone")
+    assert (alone.run / runs.PREDICTIONS).read_bytes() == predictions(result)[result.cells[0].cell.stage2]
+    epochs = [m["epoch"] for m in runs.read_metrics(Store(tmp_path).path(1, cell.stage1))]
+    assert epochs == list(range(1, 13))
+
+
+def test_both_wrappers_give_identical_predictions_and_gpus_are_packed(
+    straight: SweepResult, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a GPU each: Ray Train with one worker, four at once on two (counted) GPUs, each seeing one of them."""
+    from lchp.harness.progress import Display
+
+    most: list[int] = []
+    monkeypatch.setattr(
+        Display,
+        "changed",
+        lambda self, _: most.append(sum(p.state == "running" for p in self.schedule.jobs.values())),
+    )
+    base = pinned(small.config(root), gpu=False)
+    store = Store(tmp_path)
+    straight_store = Store(straight.folder.parents[1])
+    for cell in expand(Sweep("x", base, CELLS)):  # stage 1 is there, so that four stage-2 trainings are ready
+        source = straight_store.path(1, cell.stage1)
+        if not store.path(1, cell.stage1).exists():
+            import shutil
+
+            shutil.copytree(source, store.path(1, cell.stage1))
+    result = run(Sweep("packed", base, CELLS), Options(tmp_path, gpus_per_trial=0.5))
+    assert predictions(result) == predictions(straight)
+    devices = [j["devices"] for n, j in jobs(result).items() if n.startswith("stage2-")]
+    assert sorted(devices) == ["0", "0", "1", "1"]
+    assert max(most) == 4
+
+
+def test_two_workers_share_a_training(straight: SweepResult, root: Path, tmp_path: Path) -> None:
+    """DDP through Ray Train: the records are whole, and near those of one worker."""
+    result = run(Sweep("ddp", small.config(root), CELLS[:1]), Options(tmp_path, workers_per_trial=2))
+    (cell,) = result.cells
+    assert cell.state == "done", cell.error
+    assert cell.run is not None
+    other = next(c for c in straight.cells if c.cell.stage2 == cell.cell.stage2)
+    assert other.run is not None
+    mine, theirs = runs.read_metrics(cell.run), runs.read_metrics(other.run)
+    assert [m["loss"] for m in mine] == pytest.approx([m["loss"] for m in theirs], rel=2e-2, abs=1e-3)
+
+
+# --- searching
+
+
+def test_search_stops_bad_trials_and_keeps_an_optuna_study(root: Path, on_ray: None, tmp_path: Path) -> None:
+    import optuna
+
+    from lchp.harness.search import Search, search
+
+    def space(trial: optuna.Trial) -> dict[str, Any]:
+        return {"refinement.lr": trial.suggest_float("refinement.lr", 1e-4, 1e-1, log=True)}
+
+    base = override(small.config(root, first=1, second=4), {"evaluation.confidence": 0.1, "data.validation": 0.3})
+    spec = Search("s", base, space, trials=5)
+    result = search(spec, Options(tmp_path, max_concurrent=2))
+    assert len(result.cells) == 5
+    study = optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path / 'optuna.db'}")
+    states = [t.state.name for t in study.trials]
+    assert set(states) <= {"COMPLETE", "PRUNED"}
+    assert len(states) == 5
+    for trial in study.trials:
+        assert trial.intermediate_values
+        if trial.state.name == "COMPLETE":
+            summary = runs.read_json(Path(trial.user_attrs["run"]) / runs.SUMMARY)
+            assert trial.value == pytest.approx(summary["validation"]["score"])
+    assert study.best_value > 0
+    assert len({c.cell.stage1 for c in result.cells}) == 1  # the learning rate of stage 2 leaves stage 1 alone
+    more = search(Search("s", base, space, trials=6), Options(tmp_path, resume=True))
+    assert len(optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path / 'optuna.db'}").trials) == 6
+    assert any(c.state in ("done", "stopped") for c in more.cells)
+
+
+def test_the_label_only_objective_needs_no_boxes(root: Path, on_ray: None, tmp_path: Path) -> None:
+    import shutil
+
+    from lchp.harness.search import Search, search
+
+    bare = tmp_path / "bare"
+    shutil.copytree(root, bare, ignore=shutil.ignore_patterns("boxes.csv", ".cache"))
+    base = override(small.config(bare, first=1, second=1), {"data.validation": 0.3, "evaluation.confidence": 0.1})
+    result = search(
+        Search("bare", base, lambda t: {"refinement.tau": t.suggest_float("tau", 0.1, 0.3)}, trials=1),
+        Options(tmp_path),
+    )
+    (cell,) = result.cells
+    assert cell.summary is not None
+    assert set(cell.summary["validation"]) == {"images", "consistency", "kept", "score"}
+
+
+# --- whole programs: kills, Ctrl-C, two at once, clusters
+
+PROGRAM = """
+import sys
+from lchp.config import override, preset
+from lchp.harness import grid, main
+from lchp.harness.cli import leave
+
+if __name__ == "__main__":
+    axes = {{"initialization.delta": [0.2, 0.4], "refinement.tau": [0.0, 0.5]}}
+    leave(main("grid", lambda _: grid(axes), argv=[*{flags!r}, *sys.argv[1:]]))
+"""
+
+
+def program(folder: Path, root: Path, **epochs: int) -> Path:
+    """A user's own sweep script over CELLS."""
+    flags: list[str] = []
+    for name, value in small.flags(root, **epochs).items():
+        flags += [f"--{name.replace('_', '-')}", str(value)]
+    path = folder / "grid.py"
+    path.write_text(textwrap.dedent(PROGRAM.format(flags=flags)))
+    return path
+
+
+def start(script: Path, *arguments: str, **more: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(script), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        cwd=script.parent,
+        **more,
+    )
+
+
+def of_session(session: int) -> list[str]:
+    """Command lines of the living processes of a session."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+            if int(fields[3]) == session and fields[0] != "Z":
+                found.append((stat.parent / "cmdline").read_text().replace("\0", " "))
+        except OSError:
+            continue
+    return found
+
+
+def wait_until_gone(session: int, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while left := of_session(session):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.2)
+
+
+def result_of(storage: Path, name: str = "grid") -> dict[str, bytes]:
+    record = runs.read_json(storage / "sweeps" / name / "sweep.json")
+    assert {c["state"] for c in record["cells"]} == {"done"}, [c["error"] for c in record["cells"]]
+    return {c["stage2"]: (storage / c["run"] / runs.PREDICTIONS).read_bytes() for c in record["cells"]}
+
+
+def wait_for(condition: Any, process: subprocess.Popen[str], seconds: float = 200) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("moment", ["stage 1", "stage 2"])
+def test_kill_the_driver_and_resume(root: Path, tmp_path: Path, moment: str) -> None:
+    """SIGKILL in either stage, then --resume: every cell's predictions equal, bitwise, those of plain runs."""
+    script, storage = program(tmp_path, root, first=6, second=6), tmp_path / "results"
+    process = start(script, "--storage", str(storage))
+    glob = "work/stage1-*/checkpoints/initialization.pt" if moment == "stage 1" else "work/stage2-*/checkpoints/*.pt"
+    wait_for(lambda: list((storage / "sweeps" / "grid").glob(glob)), process)
+    process.kill()
+    process.wait()
+    wait_until_gone(process.pid)
+    begun = {p.parent.parent.name for p in (storage / "sweeps" / "grid").glob("work/*/checkpoints/*.pt")}
+    finished = {p.parent.name for p in storage.glob("store/*/*/DONE")}
+    assert begun
+    again = start(script, "--storage", str(storage), "--resume")
+    out, err = again.communicate(timeout=300)
+    assert again.returncode == 0, err
+    assert "records:" in out
+    found = result_of(storage)
+    assert len(found) == 4
+    done = runs.read_json(storage / "sweeps" / "grid" / "sweep.json")["jobs"]
+    assert all(j["found"] for n, j in done.items() if n.split("-")[1] in finished)  # what was finished is kept
+    for cell in expand(Sweep("x", pinned(small.config(root, first=6, second=6), gpu=False), CELLS)):
+        alone = train(cell.config, output=tmp_path / "alone" / cell.stage2)
+        assert (alone.run / runs.PREDICTIONS).read_bytes() == found[cell.stage2]
+
+
+def test_ctrl_c_ends_at_once_and_says_how_to_go_on(root: Path, tmp_path: Path) -> None:
+    script, storage = program(tmp_path, root, first=200, second=1), tmp_path / "results"
+    process = start(script, "--storage", str(storage))
+    wait_for(lambda: list((storage / "sweeps" / "grid").glob("work/stage1-*/checkpoints/*.pt")), process)
+    begin = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to everybody in the foreground
+    _, err = process.communicate(timeout=60)
+    assert time.monotonic() - begin < 15
+    assert process.returncode == 130
+    lines = [line for line in err.splitlines() if line.strip()]
+    assert len(lines) == 1, err
+    assert "stopped; finished epochs are kept, go on with: python" in lines[0]
+    assert lines[0].endswith("--resume")
+    wait_until_gone(process.pid, 10)
+    record = runs.read_json(storage / "sweeps" / "grid" / "sweep.json")
+    assert len(record["cells"]) == 4
+
+
+def test_the_output_is_ours_alone(root: Path, tmp_path: Path) -> None:
+    script = program(tmp_path, root, first=1, second=1)
+    process = start(script, "--storage", str(tmp_path / "results"), "--max-concurrent", "2")
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    ours = ("stage 1 of ", "stage 2 of ")
+    assert [line for line in err.splitlines() if line.strip() and not line.startswith(ours)] == []
+    assert "ray" not in out.replace(str(tmp_path), "").lower()
+    wait_until_gone(process.pid)
+
+
+def test_two_sweeps_at_once_on_one_storage(root: Path, on_ray: None, tmp_path: Path) -> None:
+    import ray
+
+    script, storage = program(tmp_path, root), tmp_path / "results"
+    address = ray.get_runtime_context().gcs_address
+    both = [start(script, "--storage", str(storage), "--name", n, "--address", address) for n in ("a", "b")]
+    for process in both:
+        _, err = process.communicate(timeout=400)
+        assert process.returncode == 0, err
+    assert result_of(storage, "a") == result_of(storage, "b")
+    assert len(list((storage / "store" / "stage1").iterdir())) == 2
+    assert len(list((storage / "store" / "stage2").iterdir())) == 4
+    store = Store(storage)
+    for job in jobs_of(expand(Sweep("x", pinned(small.config(root), gpu=False), CELLS))).values():
+        assert store.find(job.stage, job.key) is not None
+
+
+def test_a_name_in_use_is_refused(root: Path, on_ray: None, tmp_path: Path) -> None:
+    from lchp.errors import RunError
+    from lchp.harness.storage import locked
+
+    with locked(tmp_path / "sweeps" / "s" / "lock"), pytest.raises(RunError, match="still running"):
+        run(Sweep("s", small.config(root), [{}]), Options(tmp_path))
+
+
+def test_no_cluster_at_an_address(root: Path, tmp_path: Path) -> None:
+    script = program(tmp_path, root)
+    process = start(script, "--storage", str(tmp_path / "results"), "--address", "127.0.0.1:1")
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 2
+    lines = [line for line in err.splitlines() if line.strip()]
+    assert lines[-1].startswith("error: the Ray cluster at 127.0.0.1:1 could not be joined")
+
+
+def test_a_node_killed_mid_sweep_loses_no_cell(root: Path, tmp_path: Path) -> None:
+    """Two nodes on this machine, one of which is killed while it trains."""
+    code = f"""
+    import json, sys, threading, time
+    from pathlib import Path
+    from lchp.harness.startup import QUIET
+    import os
+    os.environ.update(QUIET)
+    from ray.cluster_utils import Cluster
+    import small
+    from lchp.harness import Options, Sweep, grid, run
+
+    storage = Path({str(tmp_path / "results")!r})
+    nodes = Cluster(initialize_head=True, head_node_args={{"num_cpus": 1, "include_dashboard": False}})
+    second = nodes.add_node(num_cpus=1)
+    nodes.wait_for_nodes()
+    landed = set()
+
+    def kill():
+        lock = None
+        while not lock:
+            for path in storage.glob("sweeps/cluster/work/stage1-*/checkpoints/initialization.pt"):
+                pid = (path.parent.parent.with_name(path.parent.parent.name + ".lock")).read_text().split()[1]
+                parent = Path(f"/proc/{{pid}}/stat").read_text().rpartition(")")[2].split()[1]
+                landed.add(parent)
+                if len(landed) == 2:
+                    lock = path
+            time.sleep(0.01)
+        nodes.remove_node(second, allow_graceful=False)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    base = small.config(Path({str(root)!r}), first=30, second=2)
+    cells = grid({{"initialization.delta": [0.2, 0.4], "refinement.tau": [0.0, 0.5]}})
+    result = run(Sweep("cluster", base, cells), Options(storage, address=nodes.address))
+    print(json.dumps({{"states": [c.state for c in result.cells], "killed": not killer.is_alive(), "nodes": len(landed)}}))
+    nodes.shutdown()
+    """
+    script = tmp_path / "cluster.py"
+    script.write_text(textwrap.dedent(code))
+    process = start(script, env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)})
+    out, err = process.communicate(timeout=500)
+    assert process.returncode == 0, err
+    said = json.loads(out.splitlines()[-1])
+    assert said == {"states": ["done"] * 4, "killed": True, "nodes": 2}
+    wait_until_gone(process.pid)
+    attempts = [j["attempts"] for j in runs.read_json(tmp_path / "results/sweeps/cluster/sweep.json")["jobs"].values()]
+    assert max(attempts) >= 2
