@@ -372,14 +372,14 @@ PRESETS: dict[str, Preset] = {
         TrainConfig(
             data=DataConfig(name="parts", resize=72, image_size=64, batch_size=32),
             model=ModelConfig(
-                classifier="tiny", localizer="tiny_coarse", attention_maps=8, bap_scale=12.0, pretrained=False
+                classifier="tiny", localizer="tiny_coarse", attention_maps=8, bap_scale=10.0, pretrained=False
             ),
             initialization=InitializationConfig(epochs=4, delta=0.5, lr=0.1, schedule="onecycle", localizer_lr=5e-3),
-            refinement=RefinementConfig(epochs=4, lr=2e-3),
+            refinement=RefinementConfig(epochs=4, lr=1e-3, padding="mean"),
             evaluation=EvaluationConfig(batch_size=100),
             precision="fp32",
         ),
-        deltas=(0.2, 0.3, 0.4, 0.5),
+        deltas=(0.2, 0.35, 0.5, 0.65),
         localizers=("tiny", "tiny_deep", "tiny_coarse"),
         about="embedded synthetic data, 64 px, tiny networks from random initialisation; minutes on a laptop CPU",
     ),

@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 import types
 from collections.abc import Callable, Iterator, Sequence
@@ -157,6 +158,27 @@ def train(
     )
     runs.write_json(run / SUMMARY, summary)
     return Result(run, config, summary)
+
+
+def probe(config: TrainConfig, batches: int = 3) -> dict[str, float]:
+    """Seconds per epoch of each stage, measured on a few batches. Nothing of what it trains is kept."""
+    first = replace(config.initialization, epochs=2, localizer_start=0)
+    short = replace(config, initialization=first, refinement=replace(config.refinement, epochs=2))
+    context = _open(short, show_progress=False)
+    whole = max(1, len(context.images) // config.data.batch_size)
+    some = np.arange(min(len(context.images), batches * config.data.batch_size))
+    context = replace(context, images=context.images.select(some), held_out=None)
+    steps = len(_order(context, torch.Generator()))
+    nets = build(short, len(context.dataset.class_names), context.device)
+    found: dict[str, float] = {}
+
+    def record(metrics: Metrics) -> None:  # the second epoch, which has warmed up, is the last to be noted
+        found[metrics["stage"]] = metrics["seconds"] / steps * whole
+
+    with tempfile.TemporaryDirectory() as folder:
+        for train_stage in (initialize, refine):
+            train_stage(nets, context, Path(folder) / train_stage.__name__, record=record, show_progress=False)
+    return found
 
 
 def initialization_identity(config: TrainConfig, data: str) -> str:

@@ -7,8 +7,8 @@ import pytest
 import small
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
+from torch.multiprocessing.spawn import spawn as start_processes
 
 from lchp import distributed
 from lchp.config import override, to_dict
@@ -17,7 +17,7 @@ from lchp.errors import ConfigError
 
 def spawn(work: Any, folder: Path, *arguments: Any, workers: int = 2) -> list[Any]:
     """Runs work(rank, folder, *arguments) in gloo workers; returns what each left in RANK.json."""
-    mp.spawn(_start, (work, workers, str(folder), arguments), nprocs=workers)
+    start_processes(_start, (work, workers, str(folder), arguments), nprocs=workers)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(workers)]
 
 

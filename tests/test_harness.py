@@ -253,7 +253,8 @@ def test_stage_2_is_released_when_its_stage_1_is_there() -> None:
 
 def test_a_failed_stage_1_fails_its_cells_and_no_others() -> None:
     schedule = Schedule(jobs())
-    take(schedule), take(schedule)
+    take(schedule)
+    take(schedule)
     schedule.failed("stage1-a", "no weights")
     schedule.done("stage1-b")
     assert take(schedule) == "stage2-z"

@@ -1,11 +1,7 @@
-"""The harness on real Ray with two logical CPUs: sharing, wrappers, packing, faults, clusters. Everything here is slow."""
+"""The harness on real Ray, in this process: sharing, wrappers, packing, faults, searching. Everything here is slow."""
 
-import json
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 import threading
 import time
 from collections.abc import Iterator
@@ -13,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 import small
+from programs import program, result_of, start
+
 from lchp import runs
 from lchp.config import override
 from lchp.harness import Options, Sweep, SweepResult, grid, run
@@ -24,7 +21,7 @@ from lchp.harness.storage import Store
 from lchp.harness.sweep import make_plan
 from lchp.train import train
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.usefixtures("on_ray")]
 
 CELLS = grid({"initialization.delta": [0.2, 0.4], "refinement.tau": [0.0, 0.5]})
 
@@ -52,8 +49,9 @@ def jobs(result: SweepResult) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def straight(root: Path, on_ray: None, tmp_path_factory: pytest.TempPathFactory) -> SweepResult:
+def straight(root: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> SweepResult:
     """The four cells, never disturbed."""
+    request.getfixturevalue("on_ray")
     return run(Sweep("straight", small.config(root), CELLS), Options(tmp_path_factory.mktemp("straight")))
 
 
@@ -93,9 +91,7 @@ def test_another_sweep_takes_what_is_in_the_store(straight: SweepResult, root: P
     assert predictions(result) == predictions(straight)
 
 
-def test_a_damaged_record_is_trained_again(
-    root: Path, on_ray: None, straight: SweepResult, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_damaged_record_is_trained_again(root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     first = run(Sweep("first", small.config(root), CELLS[:2]), Options(tmp_path))
     good = predictions(first)
     store = Store(tmp_path)
@@ -126,7 +122,7 @@ def test_a_changed_grid_adds_cells_and_loses_none(straight: SweepResult, root: P
         run(sweep, Options(tmp_path))
 
 
-def test_one_cell_that_always_fails(root: Path, on_ray: None, tmp_path: Path) -> None:
+def test_one_cell_that_always_fails(root: Path, tmp_path: Path) -> None:
     from lchp.harness.tables import closing_table
 
     cells = [{"model.localizer": "tinny"}, {"refinement.lr": 1e30}, {}]
@@ -168,9 +164,7 @@ def kill_holder(lock: Path, *, after: Path) -> int:
 
 
 @pytest.mark.parametrize("failures", [0, 1])
-def test_a_killed_worker_is_tried_again_from_its_checkpoint(
-    root: Path, on_ray: None, tmp_path: Path, failures: int
-) -> None:
+def test_a_killed_worker_is_tried_again_from_its_checkpoint(root: Path, tmp_path: Path, failures: int) -> None:
     base = small.config(root, first=12, second=1)
     sweep = Sweep("killed", base, [{}, {"refinement.tau": 0.1}])
     cell = make_plan(sweep, Options(tmp_path)).cells[0]
@@ -238,7 +232,7 @@ def test_two_workers_share_a_training(straight: SweepResult, root: Path, tmp_pat
 # --- searching
 
 
-def test_search_stops_bad_trials_and_keeps_an_optuna_study(root: Path, on_ray: None, tmp_path: Path) -> None:
+def test_search_stops_bad_trials_and_keeps_an_optuna_study(root: Path, tmp_path: Path) -> None:
     import optuna
 
     from lchp.harness.search import Search, search
@@ -266,7 +260,7 @@ def test_search_stops_bad_trials_and_keeps_an_optuna_study(root: Path, on_ray: N
     assert any(c.state in ("done", "stopped") for c in more.cells)
 
 
-def test_the_label_only_objective_needs_no_boxes(root: Path, on_ray: None, tmp_path: Path) -> None:
+def test_the_label_only_objective_needs_no_boxes(root: Path, tmp_path: Path) -> None:
     import shutil
 
     from lchp.harness.search import Search, search
@@ -283,132 +277,7 @@ def test_the_label_only_objective_needs_no_boxes(root: Path, on_ray: None, tmp_p
     assert set(cell.summary["validation"]) == {"images", "consistency", "kept", "score"}
 
 
-# --- whole programs: kills, Ctrl-C, two at once, clusters
-
-PROGRAM = """
-import sys
-from lchp.config import override, preset
-from lchp.harness import grid, main
-from lchp.harness.cli import leave
-
-if __name__ == "__main__":
-    axes = {{"initialization.delta": [0.2, 0.4], "refinement.tau": [0.0, 0.5]}}
-    leave(main("grid", lambda _: grid(axes), argv=[*{flags!r}, *sys.argv[1:]]))
-"""
-
-
-def program(folder: Path, root: Path, **epochs: int) -> Path:
-    """A user's own sweep script over CELLS."""
-    flags: list[str] = []
-    for name, value in small.flags(root, **epochs).items():
-        flags += [f"--{name.replace('_', '-')}", str(value)]
-    path = folder / "grid.py"
-    path.write_text(textwrap.dedent(PROGRAM.format(flags=flags)))
-    return path
-
-
-def start(script: Path, *arguments: str, **more: Any) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, str(script), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        cwd=script.parent,
-        **more,
-    )
-
-
-def of_session(session: int) -> list[str]:
-    """Command lines of the living processes of a session."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-            if int(fields[3]) == session and fields[0] != "Z":
-                found.append((stat.parent / "cmdline").read_text().replace("\0", " "))
-        except OSError:
-            continue
-    return found
-
-
-def wait_until_gone(session: int, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while left := of_session(session):
-        assert time.monotonic() < deadline, left
-        time.sleep(0.2)
-
-
-def result_of(storage: Path, name: str = "grid") -> dict[str, bytes]:
-    record = runs.read_json(storage / "sweeps" / name / "sweep.json")
-    assert {c["state"] for c in record["cells"]} == {"done"}, [c["error"] for c in record["cells"]]
-    return {c["stage2"]: (storage / c["run"] / runs.PREDICTIONS).read_bytes() for c in record["cells"]}
-
-
-def wait_for(condition: Any, process: subprocess.Popen[str], seconds: float = 200) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-@pytest.mark.parametrize("moment", ["stage 1", "stage 2"])
-def test_kill_the_driver_and_resume(root: Path, tmp_path: Path, moment: str) -> None:
-    """SIGKILL in either stage, then --resume: every cell's predictions equal, bitwise, those of plain runs."""
-    script, storage = program(tmp_path, root, first=6, second=6), tmp_path / "results"
-    process = start(script, "--storage", str(storage))
-    glob = "work/stage1-*/checkpoints/initialization.pt" if moment == "stage 1" else "work/stage2-*/checkpoints/*.pt"
-    wait_for(lambda: list((storage / "sweeps" / "grid").glob(glob)), process)
-    process.kill()
-    process.wait()
-    wait_until_gone(process.pid)
-    begun = {p.parent.parent.name for p in (storage / "sweeps" / "grid").glob("work/*/checkpoints/*.pt")}
-    finished = {p.parent.name for p in storage.glob("store/*/*/DONE")}
-    assert begun
-    again = start(script, "--storage", str(storage), "--resume")
-    out, err = again.communicate(timeout=300)
-    assert again.returncode == 0, err
-    assert "records:" in out
-    found = result_of(storage)
-    assert len(found) == 4
-    done = runs.read_json(storage / "sweeps" / "grid" / "sweep.json")["jobs"]
-    assert all(j["found"] for n, j in done.items() if n.split("-")[1] in finished)  # what was finished is kept
-    for cell in expand(Sweep("x", pinned(small.config(root, first=6, second=6), gpu=False), CELLS)):
-        alone = train(cell.config, output=tmp_path / "alone" / cell.stage2)
-        assert (alone.run / runs.PREDICTIONS).read_bytes() == found[cell.stage2]
-
-
-def test_ctrl_c_ends_at_once_and_says_how_to_go_on(root: Path, tmp_path: Path) -> None:
-    script, storage = program(tmp_path, root, first=200, second=1), tmp_path / "results"
-    process = start(script, "--storage", str(storage))
-    wait_for(lambda: list((storage / "sweeps" / "grid").glob("work/stage1-*/checkpoints/*.pt")), process)
-    begin = time.monotonic()
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to everybody in the foreground
-    _, err = process.communicate(timeout=60)
-    assert time.monotonic() - begin < 15
-    assert process.returncode == 130
-    lines = [line for line in err.splitlines() if line.strip()]
-    assert len(lines) == 1, err
-    assert "stopped; finished epochs are kept, go on with: python" in lines[0]
-    assert lines[0].endswith("--resume")
-    wait_until_gone(process.pid, 10)
-    record = runs.read_json(storage / "sweeps" / "grid" / "sweep.json")
-    assert len(record["cells"]) == 4
-
-
-def test_the_output_is_ours_alone(root: Path, tmp_path: Path) -> None:
-    script = program(tmp_path, root, first=1, second=1)
-    process = start(script, "--storage", str(tmp_path / "results"), "--max-concurrent", "2")
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    ours = ("stage 1 of ", "stage 2 of ")
-    assert [line for line in err.splitlines() if line.strip() and not line.startswith(ours)] == []
-    assert "ray" not in out.replace(str(tmp_path), "").lower()
-    wait_until_gone(process.pid)
-
-
-def test_two_sweeps_at_once_on_one_storage(root: Path, on_ray: None, tmp_path: Path) -> None:
+def test_two_sweeps_at_once_on_one_storage(root: Path, tmp_path: Path) -> None:
     import ray
 
     script, storage = program(tmp_path, root), tmp_path / "results"
@@ -425,68 +294,9 @@ def test_two_sweeps_at_once_on_one_storage(root: Path, on_ray: None, tmp_path: P
         assert store.find(job.stage, job.key) is not None
 
 
-def test_a_name_in_use_is_refused(root: Path, on_ray: None, tmp_path: Path) -> None:
+def test_a_name_in_use_is_refused(root: Path, tmp_path: Path) -> None:
     from lchp.errors import RunError
     from lchp.harness.storage import locked
 
     with locked(tmp_path / "sweeps" / "s" / "lock"), pytest.raises(RunError, match="still running"):
         run(Sweep("s", small.config(root), [{}]), Options(tmp_path))
-
-
-def test_no_cluster_at_an_address(root: Path, tmp_path: Path) -> None:
-    script = program(tmp_path, root)
-    process = start(script, "--storage", str(tmp_path / "results"), "--address", "127.0.0.1:1")
-    _, err = process.communicate(timeout=200)
-    assert process.returncode == 2
-    lines = [line for line in err.splitlines() if line.strip()]
-    assert lines[-1].startswith("error: the Ray cluster at 127.0.0.1:1 could not be joined")
-
-
-def test_a_node_killed_mid_sweep_loses_no_cell(root: Path, tmp_path: Path) -> None:
-    """Two nodes on this machine, one of which is killed while it trains."""
-    code = f"""
-    import json, sys, threading, time
-    from pathlib import Path
-    from lchp.harness.startup import QUIET
-    import os
-    os.environ.update(QUIET)
-    from ray.cluster_utils import Cluster
-    import small
-    from lchp.harness import Options, Sweep, grid, run
-
-    storage = Path({str(tmp_path / "results")!r})
-    nodes = Cluster(initialize_head=True, head_node_args={{"num_cpus": 1, "include_dashboard": False}})
-    second = nodes.add_node(num_cpus=1)
-    nodes.wait_for_nodes()
-    landed = set()
-
-    def kill():
-        lock = None
-        while not lock:
-            for path in storage.glob("sweeps/cluster/work/stage1-*/checkpoints/initialization.pt"):
-                pid = (path.parent.parent.with_name(path.parent.parent.name + ".lock")).read_text().split()[1]
-                parent = Path(f"/proc/{{pid}}/stat").read_text().rpartition(")")[2].split()[1]
-                landed.add(parent)
-                if len(landed) == 2:
-                    lock = path
-            time.sleep(0.01)
-        nodes.remove_node(second, allow_graceful=False)
-
-    killer = threading.Thread(target=kill, daemon=True)
-    killer.start()
-    base = small.config(Path({str(root)!r}), first=30, second=2)
-    cells = grid({{"initialization.delta": [0.2, 0.4], "refinement.tau": [0.0, 0.5]}})
-    result = run(Sweep("cluster", base, cells), Options(storage, address=nodes.address))
-    print(json.dumps({{"states": [c.state for c in result.cells], "killed": not killer.is_alive(), "nodes": len(landed)}}))
-    nodes.shutdown()
-    """
-    script = tmp_path / "cluster.py"
-    script.write_text(textwrap.dedent(code))
-    process = start(script, env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)})
-    out, err = process.communicate(timeout=500)
-    assert process.returncode == 0, err
-    said = json.loads(out.splitlines()[-1])
-    assert said == {"states": ["done"] * 4, "killed": True, "nodes": 2}
-    wait_until_gone(process.pid)
-    attempts = [j["attempts"] for j in runs.read_json(tmp_path / "results/sweeps/cluster/sweep.json")["jobs"].values()]
-    assert max(attempts) >= 2

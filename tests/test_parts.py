@@ -6,22 +6,30 @@ import numpy as np
 import pytest
 
 from lchp.data import parts
+from lchp.data.base import DataSet, Split
 
 PLAIN = parts.Design(bodies=(0, 0), bits=(0, 0), decoys=(0, 0), cards=(0, 0), chroma=0, texture=0, noise=0)
 """Nothing but the object over a smooth grey background."""
 
 
 @pytest.fixture(scope="module")
-def small() -> parts.DataSet:
+def small() -> DataSet:
     return parts.load(0, 60, 40)
 
 
-def test_sizes_and_shares(small: parts.DataSet) -> None:
+def _images(split: Split) -> np.ndarray:
+    assert split.images is not None
+    return split.images
+
+
+def test_sizes_and_shares(small: DataSet) -> None:
     assert small.name == "parts"
     assert len(small.class_names) == parts.CLASSES >= 8
     for split, count in ((small.train, 60), (small.test, 40)):
-        assert split.images is not None and split.boxes is not None and split.paths is None
-        assert split.images.shape == (count, 72, 72, 3) and split.images.dtype == np.uint8
+        assert split.boxes is not None
+        assert split.paths is None
+        assert _images(split).shape == (count, 72, 72, 3)
+        assert _images(split).dtype == np.uint8
         assert split.labels.dtype == np.int64
         assert np.bincount(split.labels).tolist() == [count // parts.CLASSES] * parts.CLASSES
         assert len(set(split.image_ids)) == len(split.boxes) == count
@@ -34,10 +42,11 @@ def test_defaults_are_the_announced_sizes() -> None:
     assert parts.load.__defaults__[:3] == (0, 3000, 500)
 
 
-def test_boxes_lie_inside(small: parts.DataSet) -> None:
+def test_boxes_lie_inside(small: DataSet) -> None:
     assert small.train.boxes is not None
     boxes = np.concatenate(small.train.boxes)
-    assert (boxes >= 0).all() and (boxes <= parts.IMAGE_SIZE).all()
+    assert (boxes >= 0).all()
+    assert (boxes <= parts.IMAGE_SIZE).all()
     assert (boxes[:, 2:] - boxes[:, :2] >= 12).all()
 
 
@@ -52,22 +61,19 @@ def test_box_is_exact(label: int, seed: int) -> None:
     assert box == (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
 
 
-def test_same_seed_same_pixels(small: parts.DataSet) -> None:
-    again = parts.load(0, 60, 40)
-    assert np.array_equal(small.train.images, again.train.images)
+def test_same_seed_same_pixels(small: DataSet) -> None:
+    again, other = parts.load(0, 60, 40), parts.load(1, 60, 40)
+    assert np.array_equal(_images(small.train), _images(again.train))
     assert np.array_equal(np.concatenate(small.test.boxes or ()), np.concatenate(again.test.boxes or ()))
-    assert not np.array_equal(small.train.images, parts.load(1, 60, 40).train.images)
-    assert small.train.images is not None and small.test.images is not None
-    assert not np.array_equal(small.train.images[:40], small.test.images)
+    assert not np.array_equal(_images(small.train), _images(other.train))
+    assert not np.array_equal(_images(small.train)[:40], _images(small.test))
 
 
-def test_an_image_does_not_depend_on_how_many_there_are(small: parts.DataSet) -> None:
-    fewer = parts.load(0, 20, 10)
-    assert fewer.train.images is not None and small.train.images is not None
-    assert np.array_equal(fewer.train.images, small.train.images[:20])
+def test_an_image_does_not_depend_on_how_many_there_are(small: DataSet) -> None:
+    assert np.array_equal(_images(parts.load(0, 20, 10).train), _images(small.train)[:20])
 
 
-def test_boxes_are_pinned(small: parts.DataSet) -> None:
+def test_boxes_are_pinned(small: DataSet) -> None:
     # Boxes, not pixels: rounding in the last bit of a colour may differ between processors.
     boxes = np.concatenate(small.train.boxes or ()).astype("<i2")
     assert hashlib.sha256(boxes.tobytes()).hexdigest()[:16] == "e3d59bb100131b8d"

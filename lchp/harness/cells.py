@@ -29,8 +29,9 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Cell:
-    """One config of a sweep, and the keys of its two results."""
+    """One config of a sweep (`base` with `overrides`), and the keys of its two results."""
 
+    base: TrainConfig
     overrides: Overrides
     config: TrainConfig
     stage1: str
@@ -99,7 +100,7 @@ def make_cell(base: TrainConfig, overrides: Overrides) -> Cell:
     # a record depends on what was asked to be measured, too
     measured = replace(config.evaluation, batch_size=EvaluationConfig().batch_size)
     second = digest([refinement_identity(config, data), asdict(measured)])
-    return Cell(dict(overrides), config, initialization_identity(config, data), second)
+    return Cell(base, dict(overrides), config, initialization_identity(config, data), second)
 
 
 def jobs_of(cells: Sequence[Cell], *, share: bool = True) -> dict[str, Job]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lchp import __version__, runs
-from lchp.config import TrainConfig, from_dict, override, to_dict
+from lchp.config import TrainConfig, from_dict, to_dict
 from lchp.errors import ConfigError, RunError
 from lchp.harness.cells import Cell, Job, Sweep, expand, jobs_of, make_cell, pinned
 from lchp.harness.progress import Display
@@ -176,25 +176,22 @@ def recorded_cells(folder: Path) -> list[Cell]:
         if record["version"] != VERSION:
             raise RunError(f"{path}: written by another version of lchp; take another --name")
         bases = [from_dict(b) for b in record["bases"]]
-        return [make_cell(replace(bases[c["base"]], seed=c["seed"]), c["overrides"]) for c in record["cells"]]
+        return [make_cell(bases[c["base"]], c["overrides"]) for c in record["cells"]]
     except (KeyError, TypeError, IndexError, ConfigError) as error:
         raise RunError(f"{path}: cannot be used ({error}); take another --name") from None
 
 
 def write_record(plan: Plan) -> None:
     """Writes sweep.json."""
-    bases: list[dict[str, Any]] = []
+    bases: dict[TrainConfig, int] = {}
     cells = []
     for outcome in outcomes_of(plan, summaries=False):
         cell = outcome.cell
-        base = to_dict(replace(_without(cell, plan.sweep.base), seed=0))
-        if base not in bases:
-            bases.append(base)
         cells.append(
             {
                 "overrides": cell.overrides,
                 "seed": cell.config.seed,
-                "base": bases.index(base),
+                "base": bases.setdefault(cell.base, len(bases)),
                 "stage1": cell.stage1,
                 "stage2": cell.stage2,
                 "state": outcome.state,
@@ -215,7 +212,7 @@ def write_record(plan: Plan) -> None:
         "created": plan.created,
         "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "options": {**asdict(plan.options), "storage": str(plan.options.storage)},
-        "bases": bases,
+        "bases": [to_dict(base) for base in bases],
         "cells": cells,
         "jobs": jobs,
     }
@@ -342,13 +339,6 @@ def checked_name(name: str) -> str:
     if not name or name.startswith(".") or any(c in name for c in "/\\\0"):
         raise ConfigError(f"--name = {name!r}: expected a plain name, without slashes and not starting with a dot")
     return name
-
-
-def _without(cell: Cell, base: TrainConfig) -> TrainConfig:
-    """A config of which overrides make the cell: the sweep's base, or for a cell of an earlier start its own."""
-    if override(replace(base, seed=cell.config.seed), cell.overrides) == cell.config:
-        return base
-    return cell.config
 
 
 def _count_cells(plan: Plan, total: int = 0) -> tuple[int, int, int]:

@@ -1,15 +1,20 @@
 """What a sweep prints: its plan before, and its cells after. The paper's tables proper are made from the records."""
 
+import os
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from tabulate import tabulate
 
 from lchp import runs
+from lchp.config import TrainConfig
+from lchp.errors import RunError
 from lchp.harness.schedule import Progress
 from lchp.harness.sweep import Outcome, Plan, SweepResult, describe, gpus_per_worker, show
 from lchp.records import TITLES
+from lchp.train import probe
 
 RESULTS = ("pseudo_label", "lchp_i", "lchp_r")
 
@@ -30,21 +35,29 @@ def dry_run_text(plan: Plan) -> str:
 
 
 def estimate(plan: Plan) -> str:
-    """Time for the waiting trainings, by what trainings of the same networks and data took before in this storage."""
+    """Time for the waiting trainings, by what trainings of the same networks and data took before in this storage; for
+    the embedded data, whose images are in memory, by a few batches where there were none."""
     waiting = [p for p in plan.schedule.jobs.values() if p.state == "waiting"]
     if not waiting:
         return "estimate: nothing to train"
     known = _seconds_per_epoch(plan)
     total = 0.0
     for progress in waiting:
+        config = progress.job.config
+        if ("refinement", _kind(config)) not in known and config.data.name == "parts":
+            known |= {(stage, _kind(config)): seconds for stage, seconds in probe(config).items()}
         for stage, epochs in _epochs(progress).items():
-            seconds = known.get((stage, _kind(progress)))
+            seconds = known.get((stage, _kind(config)))
             if seconds is None:
                 work = f"{sum(sum(_epochs(p).values()) for p in waiting)} epochs in {len(waiting)} trainings"
                 return f"estimate: {work}; no time known yet, since no such training has finished in this storage"
             total += seconds * epochs
-    places = "" if gpus_per_worker(plan.options, plan.sweep.base) else ", divided by the trainings that run at once"
-    return f"estimate: {total / 60:.1f} minutes of training{places}"
+    text = f"estimate: {total / 60:.1f} minutes of training"
+    if gpus_per_worker(plan.options, plan.sweep.base) or plan.options.address or plan.options.workers_per_trial > 1:
+        return f"{text}, divided by the trainings that run at once"
+    places = max(1, (os.cpu_count() or 1) // plan.sweep.base.threads)
+    places = min(places, plan.options.max_concurrent or places)
+    return f"{text}; {total / 60 / places:.1f} minutes with {places} at once on this machine"
 
 
 def _epochs(progress: Progress) -> dict[str, int]:
@@ -55,8 +68,7 @@ def _epochs(progress: Progress) -> dict[str, int]:
     return {"refinement": second} | ({} if job.source else {"initialization": first})
 
 
-def _kind(progress: Progress) -> tuple[Any, ...]:
-    c = progress.job.config
+def _kind(c: TrainConfig) -> tuple[Any, ...]:
     return c.data.name, c.data.image_size, c.data.root, c.model.classifier, c.model.localizer, c.device, c.precision
 
 
@@ -66,14 +78,12 @@ def _seconds_per_epoch(plan: Plan) -> dict[tuple[str, Any], float]:
     for path in (plan.store.storage / "store").glob("stage[12]/*/" + runs.ENVIRONMENT):
         try:
             seconds = runs.read_json(path).get("wall_seconds", {})
-            config = runs.read_config(path.parent)
-        except runs.RunError:
+            c = runs.read_config(path.parent)
+        except RunError:
             continue
-        c = config
-        kind = c.data.name, c.data.image_size, c.data.root, c.model.classifier, c.model.localizer, c.device, c.precision
         for stage, epochs in (("initialization", c.initialization.epochs), ("refinement", c.refinement.epochs)):
             if stage in seconds:
-                found.setdefault((stage, kind), []).append(seconds[stage] / epochs)
+                found.setdefault((stage, _kind(c)), []).append(seconds[stage] / epochs)
     return {k: statistics.median(v) for k, v in found.items()}
 
 
@@ -148,9 +158,14 @@ def spread(values: Sequence[float | None]) -> str:
 
 
 def _by_overrides(cells: Sequence[Outcome]) -> dict[str, list[Outcome]]:
+    """Cells that differ in the seed only; those of an earlier start with other flags stay apart."""
+    latest = cells[-1].cell.base if cells else None
     out: dict[str, list[Outcome]] = {}
     for cell in cells:
-        out.setdefault(describe(cell.cell.overrides), []).append(cell)
+        base = cell.cell.base
+        other = latest is not None and replace(base, seed=latest.seed) != latest
+        name = describe(cell.cell.overrides) + (f" (other flags, {cell.cell.stage2[:8]})" if other else "")
+        out.setdefault(name, []).append(cell)
     return out
 
 

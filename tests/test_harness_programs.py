@@ -1,0 +1,141 @@
+"""Sweeps as users start them, with a Ray of their own: killed, interrupted, on clusters. Everything here is slow."""
+
+import json
+import os
+import signal
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+import small
+from programs import program, result_of, start, wait_for, wait_until_gone
+
+from lchp import runs
+from lchp.harness import Sweep, grid
+from lchp.harness.cells import expand, pinned
+from lchp.train import train
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small.make_folder(tmp_path_factory.mktemp("images"))
+
+
+CELLS = grid({"initialization.delta": [0.2, 0.4], "refinement.tau": [0.0, 0.5]})
+
+
+@pytest.mark.parametrize("moment", ["stage 1", "stage 2"])
+def test_kill_the_driver_and_resume(root: Path, tmp_path: Path, moment: str) -> None:
+    """SIGKILL in either stage, then --resume: every cell's predictions equal, bitwise, those of plain runs."""
+    script, storage = program(tmp_path, root, first=6, second=6), tmp_path / "results"
+    process = start(script, "--storage", str(storage))
+    glob = "work/stage1-*/checkpoints/initialization.pt" if moment == "stage 1" else "work/stage2-*/checkpoints/*.pt"
+    wait_for(lambda: list((storage / "sweeps" / "grid").glob(glob)), process)
+    process.kill()
+    process.wait()
+    wait_until_gone(process.pid)
+    begun = {p.parent.parent.name for p in (storage / "sweeps" / "grid").glob("work/*/checkpoints/*.pt")}
+    finished = {p.parent.name for p in storage.glob("store/*/*/DONE")}
+    assert begun
+    again = start(script, "--storage", str(storage), "--resume")
+    out, err = again.communicate(timeout=300)
+    assert again.returncode == 0, err
+    assert "records:" in out
+    found = result_of(storage)
+    assert len(found) == 4
+    done = runs.read_json(storage / "sweeps" / "grid" / "sweep.json")["jobs"]
+    assert all(j["found"] for n, j in done.items() if n.split("-")[1] in finished)  # what was finished is kept
+    for cell in expand(Sweep("x", pinned(small.config(root, first=6, second=6), gpu=False), CELLS)):
+        alone = train(cell.config, output=tmp_path / "alone" / cell.stage2)
+        assert (alone.run / runs.PREDICTIONS).read_bytes() == found[cell.stage2]
+
+
+def test_ctrl_c_ends_at_once_and_says_how_to_go_on(root: Path, tmp_path: Path) -> None:
+    script, storage = program(tmp_path, root, first=200, second=1), tmp_path / "results"
+    process = start(script, "--storage", str(storage))
+    wait_for(lambda: list((storage / "sweeps" / "grid").glob("work/stage1-*/checkpoints/*.pt")), process)
+    begin = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to everybody in the foreground
+    _, err = process.communicate(timeout=60)
+    assert time.monotonic() - begin < 15
+    assert process.returncode == 130
+    lines = [line for line in err.splitlines() if line.strip()]
+    assert len(lines) == 1, err
+    assert "stopped; finished epochs are kept, go on with: python" in lines[0]
+    assert lines[0].endswith("--resume")
+    wait_until_gone(process.pid, 10)
+    record = runs.read_json(storage / "sweeps" / "grid" / "sweep.json")
+    assert len(record["cells"]) == 4
+
+
+def test_the_output_is_ours_alone(root: Path, tmp_path: Path) -> None:
+    script = program(tmp_path, root, first=1, second=1)
+    process = start(script, "--storage", str(tmp_path / "results"), "--max-concurrent", "2")
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    ours = ("stage 1 of ", "stage 2 of ")
+    assert [line for line in err.splitlines() if line.strip() and not line.startswith(ours)] == []
+    assert "ray" not in out.replace(str(tmp_path), "").lower()
+    wait_until_gone(process.pid)
+
+
+def test_no_cluster_at_an_address(root: Path, tmp_path: Path) -> None:
+    script = program(tmp_path, root)
+    process = start(script, "--storage", str(tmp_path / "results"), "--address", "127.0.0.1:1")
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 2
+    lines = [line for line in err.splitlines() if line.strip()]
+    assert lines[-1].startswith("error: the Ray cluster at 127.0.0.1:1 could not be joined")
+
+
+def test_a_node_killed_mid_sweep_loses_no_cell(root: Path, tmp_path: Path) -> None:
+    """Two nodes on this machine, one of which is killed while it trains."""
+    code = f"""
+    import json, sys, threading, time
+    from pathlib import Path
+    from lchp.harness.startup import QUIET
+    import os
+    os.environ.update(QUIET)
+    from ray.cluster_utils import Cluster
+    import small
+    from lchp.harness import Options, Sweep, grid, run
+
+    storage = Path({str(tmp_path / "results")!r})
+    nodes = Cluster(initialize_head=True, head_node_args={{"num_cpus": 1, "include_dashboard": False}})
+    second = nodes.add_node(num_cpus=1)
+    nodes.wait_for_nodes()
+    landed = set()
+
+    def kill():
+        lock = None
+        while not lock:
+            for path in storage.glob("sweeps/cluster/work/stage1-*/checkpoints/initialization.pt"):
+                pid = (path.parent.parent.with_name(path.parent.parent.name + ".lock")).read_text().split()[1]
+                parent = Path(f"/proc/{{pid}}/stat").read_text().rpartition(")")[2].split()[1]
+                landed.add(parent)
+                if len(landed) == 2:
+                    lock = path
+            time.sleep(0.01)
+        nodes.remove_node(second, allow_graceful=False)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    base = small.config(Path({str(root)!r}), first=30, second=2)
+    cells = grid({{"initialization.delta": [0.2, 0.4], "refinement.tau": [0.0, 0.5]}})
+    result = run(Sweep("cluster", base, cells), Options(storage, address=nodes.address))
+    states = [c.state for c in result.cells]
+    print(json.dumps({{"states": states, "killed": not killer.is_alive(), "nodes": len(landed)}}))
+    nodes.shutdown()
+    """
+    script = tmp_path / "cluster.py"
+    script.write_text(textwrap.dedent(code))
+    process = start(script, env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)})
+    out, err = process.communicate(timeout=500)
+    assert process.returncode == 0, err
+    said = json.loads(out.splitlines()[-1])
+    assert said == {"states": ["done"] * 4, "killed": True, "nodes": 2}
+    wait_until_gone(process.pid)
+    attempts = [j["attempts"] for j in runs.read_json(tmp_path / "results/sweeps/cluster/sweep.json")["jobs"].values()]
+    assert max(attempts) >= 2
