@@ -55,10 +55,13 @@ class Cell:
 
 
 def cells(seeds: list[int]) -> list[Cell]:
-    """What the claims need."""
+    """What the claims need, the default delta first."""
     taus = (0.0, PRESET.config.refinement.tau)
-    merged = [Cell(s, d, "merged", taus if d == DELTA else ()) for s in seeds for d in PRESET.deltas]
-    return merged + [Cell(s, d, "single") for s in seeds for d in (LOW, DELTA)]
+    jobs = [Cell(s, DELTA, "merged", taus) for s in seeds]
+    jobs += [Cell(s, DELTA, "single") for s in seeds]
+    for delta in sorted(set(PRESET.deltas) - {DELTA}, reverse=True):
+        jobs += [Cell(s, delta, "merged") for s in seeds]
+    return jobs + [Cell(s, LOW, "single") for s in seeds]
 
 
 def run_cell(cell: Cell, storage: Path) -> str:

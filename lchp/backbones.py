@@ -3,8 +3,10 @@
 Adding one: a `Backbone` with two functions and its line in BACKBONES.
 """
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -205,12 +207,12 @@ def load_weights(net: nn.Module, name: str, weights_dir: str | None) -> None:
         source, state = f"torchvision's {entry.download}", _download(name)
         metadata: dict[str, str] = {}
     else:
-        path = Path(weights_dir).expanduser() / f"{name}.safetensors"
+        path = _weights_file(name, weights_dir)
         source = str(path)
-        state, metadata = _read(path, name)
+        state, metadata = _read(path)
         _check_normalization(source, metadata, entry.normalization)
     if metadata.get("stride", "").startswith("conv1"):
-        _move_strides(net)
+        _move_strides(net, source)
     wanted = {k for k in net.state_dict() if not k.startswith(entry.discard or ("\0",))}
     # num_batches_tracked only counts; files in the wild leave it out
     missing = sorted(k for k in wanted - set(state) if not k.endswith("num_batches_tracked"))
@@ -229,14 +231,39 @@ def load_weights(net: nn.Module, name: str, weights_dir: str | None) -> None:
         raise WeightsError(f"{source}: does not fit {name}: {shape}") from None
 
 
-def _read(path: Path, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    from safetensors import SafetensorError, safe_open
+def weights_identity(name: str, *, pretrained: bool, weights_dir: str | None) -> str:
+    """Which weights a backbone starts from: a hash of the file's content, torchvision's name for them, or `random`.
 
+    Raises WeightsError where the file is missing.
+    """
+    if not pretrained:
+        return "random"
+    if weights_dir is None:
+        return f"torchvision {backbone(name).download}"
+    path = _weights_file(name, weights_dir)
+    stat = path.stat()
+    return _hash_file(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache
+def _hash_file(path: Path, _size: int, _changed: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def _weights_file(name: str, weights_dir: str) -> Path:
+    path = Path(weights_dir).expanduser() / f"{name}.safetensors"
     if not path.is_file():
         raise WeightsError(
             f"{path}: no such file, so {name} cannot start from ImageNet weights; put it there, leave "
             "model.weights_dir unset to download torchvision's, or say --model.no-pretrained for a random start"
         )
+    return path
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(path, "pt") as file:
             return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}  # noqa: SIM118
@@ -266,10 +293,13 @@ def _check_normalization(source: str, metadata: dict[str, str], ours: Normalizat
         raise WeightsError(f"{source}: its metadata asks for input {said!r}, but this backbone is fed {expected!r}")
 
 
-def _move_strides(net: nn.Module) -> None:
+def _move_strides(net: nn.Module, source: str) -> None:
     """ResNet v1 as published strides in conv1 of a block, torchvision's (v1.5) in conv2; a file's metadata says."""
     for layer in ("layer2", "layer3", "layer4"):
-        conv1, conv2 = net.get_submodule(f"{layer}.0.conv1"), net.get_submodule(f"{layer}.0.conv2")
-        assert isinstance(conv1, nn.Conv2d)
-        assert isinstance(conv2, nn.Conv2d)
-        conv1.stride, conv2.stride = (2, 2), (1, 1)
+        try:
+            pair = [net.get_submodule(f"{layer}.0.{name}") for name in ("conv1", "conv2")]
+        except AttributeError:
+            raise WeightsError(f"{source}: its metadata speaks of ResNet strides, but the network is none") from None
+        for conv, stride in zip(pair, ((2, 2), (1, 1)), strict=True):
+            assert isinstance(conv, nn.Conv2d)
+            conv.stride = stride

@@ -187,7 +187,7 @@ class Preset:
     about: str
     taus: tuple[float, ...] = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9)
     localizers: tuple[str, ...] = ("vgg19_bn", "resnet50", "inception_v3")
-    """Backbones of Table 5. The recipe's own delta, tau and localizer are in these lists, so that tables share cells."""
+    """Backbones of Table 5. The recipe's own delta, tau and localizer are in these lists: tables share cells."""
 
 
 # (field, predicate, what is allowed). Checked for every config that is built, also by replace() and from_dict().

@@ -43,6 +43,7 @@ class DepthwiseConv2d(nn.Conv2d):
     """A `Conv2d` whose gradients on a CPU under autocast are computed as above; elsewhere it is torch's own."""
 
     def forward(self, input: Tensor) -> Tensor:
+        """B x C x H x W to B x C x H/stride x W/stride."""
         if not (torch.is_grad_enabled() and input.device.type == "cpu" and torch.is_autocast_enabled("cpu")):
             return super().forward(input)
         dtype = torch.get_autocast_dtype("cpu")

@@ -1,19 +1,12 @@
 """train(config) -> Result: one run of both stages, free of Ray."""
 
 import copy
-import hashlib
-import logging
-import os
-import platform
-import subprocess
 import sys
 import tempfile
 import time
 import types
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,30 +16,28 @@ from torch import Tensor
 
 from lchp import distributed, runs
 from lchp.augment import StrongParameters, general_view, sample_general, sample_strong
+from lchp.backbones import weights_identity
 from lchp.config import TrainConfig
-from lchp.data import DataSet, fingerprint, load
-from lchp.data.base import Split
-from lchp.data.images import Images, batches, open_images, shuffled
-from lchp.devices import autocast, describe, peak_memory_mb, prepare, resolve_device, resolve_precision
+from lchp.context import Context, describe_environment, open_context
+from lchp.data import fingerprint
+from lchp.data.images import batches, open_images, shuffled
+from lchp.devices import peak_memory_mb, resolve_device, resolve_precision
 from lchp.distributed import share_batch_statistics
 from lchp.errors import ConfigError, RunError
-from lchp.evaluate import FRAMES, GroundTruth, best_iou, consistency, ground_truth, hits, percent
-from lchp.inference import Models, Predictions, predict, to_float, view_boxes
+from lchp.inference import Models, to_float
 from lchp.loop import Metrics, Stage, fit, load_checkpoint, make_schedule
+from lchp.measure import kept_boxes, known_kept, record_predictions, validate
 from lchp.networks import Classifier, Localizer
 from lchp.pseudo import make_teacher
-from lchp.records import frame_table, read_predictions, summarize, write_predictions
+from lchp.records import read_predictions
 from lchp.runs import CHECKPOINTS, ENVIRONMENT, SUMMARY
 from lchp.stages import Networks, freeze_batch_norm, initialization_step, refinement_step
-
-log = logging.getLogger(__name__)
 
 RECIPE_VERSION = 1
 """Raise it when the maths changes, so that a result trained by the old one is not taken for the new."""
 
 INITIALIZATION, REFINEMENT = "initialization", "refinement"
 StageChoice = Literal["both", "init", "refine"]
-TAUS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 @dataclass(frozen=True)
@@ -60,24 +51,6 @@ class Result:
     def predictions(self) -> Any:
         """predictions.parquet as a pyarrow Table."""
         return read_predictions(self.run)
-
-
-@dataclass(frozen=True)
-class Context:
-    """What both stages need: data, device, and how to run on it."""
-
-    config: TrainConfig
-    dataset: DataSet
-    images: Images
-    device: torch.device
-    precision: str
-    show_progress: bool
-    held_out: Images | None = None
-    """The training images that `data.validation` takes away from `images`."""
-
-    @property
-    def autocast(self) -> AbstractContextManager[None]:
-        return autocast(self.device, self.precision)
 
 
 def train(
@@ -106,11 +79,11 @@ def train(
     _check_claim(run, config, resume)
     distributed.barrier()  # worker 0 claims the folder below: not before all have looked
     writes = distributed.rank() == 0
-    context = _open(config, show_progress)
+    context = open_context(config, show_progress)
     begin = time.perf_counter()
     identity = initialization_identity(config, fingerprint(context.dataset))
     stage1 = {"checkpoint": str(first.resolve()), "identity": identity} if stage == "refine" else None
-    environment = _environment(context) | {"stage1": stage1}  # where stage 2 alone found its classifier
+    environment = describe_environment(context) | {"stage1": stage1}  # where stage 2 alone found its classifier
     seconds: dict[str, float] = {}
 
     def record(metrics: Metrics) -> None:
@@ -134,7 +107,7 @@ def train(
     models = Models(nets.classifier, nets.teacher, localizers, config.initialization)
     if board is not None and stage != "refine":
         board.pictures(INITIALIZATION, config.initialization.epochs, models, context.autocast)
-    kept = _known_kept(source, config) or _kept(nets, context) if config.evaluation.kept_by_tau else {}
+    kept = known_kept(source, config) or kept_boxes(nets, context) if config.evaluation.kept_by_tau else {}
     if stage != "init":
         refine(nets, context, run / CHECKPOINTS / f"{REFINEMENT}.pt", **options)
         localizers["lchp_r"] = nets.localizer
@@ -142,9 +115,9 @@ def train(
             board.pictures(REFINEMENT, config.refinement.epochs, models, context.autocast)
     if board is not None:
         board.close()
-    summary = _record(run, models, context) | {"kept": kept}
+    summary = record_predictions(run, models, context) | {"kept": kept}
     if context.held_out is not None:
-        summary["validation"] = _validate(models, context, context.held_out)
+        summary["validation"] = validate(models, context, context.held_out)
     if not writes:
         return Result(run, config, summary)
     seconds["total"] = time.perf_counter() - begin
@@ -164,7 +137,7 @@ def probe(config: TrainConfig, batches: int = 3) -> dict[str, float]:
     """Seconds per epoch of each stage, measured on a few batches. Nothing of what it trains is kept."""
     first = replace(config.initialization, epochs=2, localizer_start=0)
     short = replace(config, initialization=first, refinement=replace(config.refinement, epochs=2))
-    context = _open(short, show_progress=False)
+    context = open_context(short, show_progress=False)
     whole = max(1, len(context.images) // config.data.batch_size)
     some = np.arange(min(len(context.images), batches * config.data.batch_size))
     context = replace(context, images=context.images.select(some), held_out=None)
@@ -190,9 +163,11 @@ def initialization_identity(config: TrainConfig, data: str) -> str:
     precision = config.precision
     if precision == "auto":  # a named precision gives a key on machines without the device, too
         precision = resolve_precision(precision, resolve_device(config.device))
+    starts = {"pretrained": config.model.pretrained, "weights_dir": config.model.weights_dir}
     return runs.digest(
         {
             "recipe": RECIPE_VERSION,
+            "weights": [weights_identity(n, **starts) for n in (config.model.classifier, config.model.localizer)],
             "data": data,
             "precision": precision,
             "seed": config.seed,
@@ -294,7 +269,7 @@ def refine(nets: Networks, context: Context, checkpoint: Path, **options: Any) -
         if context.held_out is None:
             return {}
         models = Models(nets.classifier, None, {"lchp_r": nets.localizer}, config.initialization)
-        found = _validate(models, context, context.held_out)
+        found = validate(models, context, context.held_out)
         nets.localizer.train()
         if stage2.freeze_bn:
             freeze_batch_norm(nets.localizer)
@@ -350,32 +325,6 @@ def _claim(run: Path, config: TrainConfig) -> None:
         raise RunError(f"{run}: cannot be written ({error.strerror or error})") from None
 
 
-def _open(config: TrainConfig, show_progress: bool) -> Context:
-    device = resolve_device(config.device)
-    prepare(config, device)
-    dataset = load(config.data)
-    images = open_images(dataset.train, config.data, show_progress=show_progress)
-    held_out = None
-    if config.data.validation:
-        chosen = held_out_images(images.split.image_ids, config.data.validation, config.seed)
-        held_out, images = images.select(np.flatnonzero(chosen)), images.select(np.flatnonzero(~chosen))
-    precision = resolve_precision(config.precision, device)
-    return Context(config, dataset, images, device, precision, show_progress, held_out)
-
-
-def held_out_images(image_ids: Sequence[str], share: float, seed: int) -> np.ndarray:
-    """Which images `data.validation` holds out, N bool: those whose hash of seed and id falls into the first `share`.
-    Raises ConfigError where that leaves either side empty."""
-    positions = [int.from_bytes(hashlib.sha256(f"{seed} {i}".encode()).digest()[:8], "big") / 2**64 for i in image_ids]
-    chosen = np.array(positions) < share
-    if not chosen.any() or chosen.all():
-        raise ConfigError(
-            f"data.validation = {share:g}: holds out {chosen.sum()} of {len(chosen)} training images; "
-            "both sides need some"
-        )
-    return chosen
-
-
 def _open_board(run: Path, context: Context) -> Any:
     from lchp.board import open_board  # tensorboardX is for those who ask for it
 
@@ -419,158 +368,6 @@ def _views(context: Context, generator: torch.Generator) -> Iterator[tuple[Tenso
         offsets, flip = (v[distributed.part(n)] for v in sample_general(n, data.resize, data.image_size, generator))
         raw = general_view(batch.images.to(device, non_blocking=True), offsets, flip, data.image_size)
         yield to_float(raw), batch.labels.to(device, non_blocking=True)
-
-
-def _predict(models: Models, context: Context, images: Images, frame: str) -> Predictions:
-    return predict(
-        models,
-        images,
-        frame,
-        context.config.data.image_size,
-        batch_size=context.config.evaluation.batch_size,
-        workers=context.config.data.workers,
-        device=context.device,
-        autocast=context.autocast,
-        show_progress=context.show_progress,
-    )
-
-
-def _truth(split: Split, images: Images, frame: str, config: TrainConfig) -> GroundTruth | None:
-    if split.boxes is None:
-        return None
-    return ground_truth(split.boxes, images.sizes(), frame, crop=config.data.image_size / config.data.resize)
-
-
-def _record(run: Path, models: Models, context: Context) -> dict[str, Any]:
-    """Predicts the test split in both frames, writes predictions.parquet, and returns the summary made from it."""
-    import pyarrow as pa
-
-    config = context.config
-    images = open_images(context.dataset.test, config.data, show_progress=context.show_progress)
-    split = images.split
-    tables = []
-    for frame in FRAMES:
-        p = _predict(models, context, images, frame)
-        truth = _truth(split, images, frame, config)
-        tables.append(
-            frame_table(split.image_ids, frame, split.labels, p.top5, p.top5_score, p.boxes, p.confidence, truth)
-        )
-    table = pa.concat_tables(tables)
-    if distributed.rank() == 0:
-        write_predictions(run, table)
-    summary = summarize(table)
-    if split.boxes is None or config.evaluation.consistency:
-        summary["consistency"] = _consistency(models, context, images, table)
-    return summary
-
-
-def _view_boxes(models: Models, context: Context, images: Images) -> dict[str, np.ndarray]:
-    return view_boxes(
-        models,
-        images,
-        context.config.data.image_size,
-        batch_size=context.config.evaluation.batch_size,
-        workers=context.config.data.workers,
-        device=context.device,
-        autocast=context.autocast,
-    )
-
-
-def _consistency(models: Models, context: Context, images: Images, table: Any) -> dict[str, float]:
-    import pyarrow.compute as pc
-
-    views = _view_boxes(models, context, images)
-    plain = table.filter(pc.equal(table["frame"], "full_image"))  # pyright: ignore[reportAttributeAccessIssue]
-    return {name: consistency(np.array(plain[f"{name}_box"].to_pylist()), v) for name, v in views.items()}
-
-
-def _validate(models: Models, context: Context, images: Images) -> dict[str, float]:
-    """How good the last localizer is on held-out training images, in percent. `score` is what a search may maximise
-    without any box: consistency of the boxes under flips and scales, times the share kept at a fixed confidence.
-    `oracle_gt_known` reads training boxes, where there are any."""
-    name = list(models.localizers)[-1]
-    models = replace(models, teacher=None, localizers={name: models.localizers[name]})
-    p = _predict(models, context, images, "full_image")
-    agreement = consistency(p.boxes[name], _view_boxes(models, context, images)[name])
-    kept = percent(p.confidence > context.config.evaluation.confidence)
-    out = {"images": float(len(images)), "consistency": agreement, "kept": kept, "score": agreement * kept / 100}
-    truth = _truth(images.split, images, "full_image", context.config)
-    return out if truth is None else out | {"oracle_gt_known": percent(hits(best_iou(p.boxes[name], truth)))}
-
-
-def _kept(nets: Networks, context: Context) -> dict[str, Any]:
-    """Table 4, left: which training boxes of LCHP-I pass tau, and how good they are. A diagnostic that reads training
-    boxes; nothing is chosen by it."""
-    config, split, tau = context.config, context.images.split, context.config.refinement.tau
-    models = Models(nets.classifier, None, {"lchp_i": nets.localizer}, config.initialization)
-    p = _predict(models, context, context.images, "center_crop")
-    truth = _truth(split, context.images, "center_crop", config)
-    ious = None if truth is None else best_iou(p.boxes["lchp_i"], truth)
-
-    def at(threshold: float) -> dict[str, Any]:
-        keep = p.confidence > threshold
-        known = None if ious is None or not keep.any() else percent(hits(ious[keep]))
-        return {"count": int(keep.sum()), "share": percent(keep), "gt_known": known}
-
-    return {
-        "tau": tau,
-        "total": len(split),
-        **at(tau),
-        "mean_confidence": percent(p.confidence),
-        "by_tau": {f"{t:g}": at(t) for t in sorted({*TAUS, tau})},
-    }
-
-
-def _known_kept(source: str | Path | None, config: TrainConfig) -> dict[str, Any] | None:
-    """What `_kept` gives, where the run folder of stage 1 holds it already for this tau."""
-    tau = config.refinement.tau
-    if source is None or tau not in TAUS or not (Path(source) / SUMMARY).is_file():
-        return None
-    kept = runs.read_json(Path(source) / SUMMARY).get("kept") or {}
-    found = kept.get("by_tau", {}).get(f"{tau:g}")
-    if found is None or set(kept["by_tau"]) != {f"{t:g}" for t in TAUS}:
-        return None
-    return kept | {"tau": tau, **found}
-
-
-def _environment(context: Context) -> dict[str, Any]:
-    names = ("lchp", "torch", "torchvision", "numpy", "pyarrow", "ray", "imaug")
-    return {
-        "versions": {"python": platform.python_version(), **{n: v for n in names if (v := _version(n)) is not None}},
-        "git_revision": _git_revision(),
-        "platform": platform.platform(),
-        "device": describe(context.device),
-        "precision": context.precision,
-        "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
-        "data_fingerprint": fingerprint(context.dataset),
-        "class_names": list(context.dataset.class_names),
-        "skipped": [str(p) for p in (*context.dataset.problems, *context.images.problems)],
-    }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def _git_revision() -> str | None:
-    """Commit of the package's checkout, with -dirty for uncommitted changes; None for an installed package."""
-    here = Path(__file__).parent.parent
-    if not (here / ".git").exists():
-        return None
-    try:
-        return subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 class _CallableModule(types.ModuleType):

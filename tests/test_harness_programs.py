@@ -18,6 +18,7 @@ from lchp.train import train
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small.make_folder(tmp_path_factory.mktemp("images"))
@@ -34,8 +35,7 @@ def test_kill_the_driver_and_resume(root: Path, tmp_path: Path, moment: str) -> 
     glob = "work/stage1-*/checkpoints/initialization.pt" if moment == "stage 1" else "work/stage2-*/checkpoints/*.pt"
     wait_for(lambda: list((storage / "sweeps" / "grid").glob(glob)), process)
     process.kill()
-    process.wait()
-    wait_until_gone(process.pid)
+    process.wait()  # its Ray processes may live on for seconds; what they do must not matter
     begun = {p.parent.parent.name for p in (storage / "sweeps" / "grid").glob("work/*/checkpoints/*.pt")}
     finished = {p.parent.name for p in storage.glob("store/*/*/DONE")}
     assert begun
@@ -43,6 +43,7 @@ def test_kill_the_driver_and_resume(root: Path, tmp_path: Path, moment: str) -> 
     out, err = again.communicate(timeout=300)
     assert again.returncode == 0, err
     assert "records:" in out
+    wait_until_gone(process.pid, 120)
     found = result_of(storage)
     assert len(found) == 4
     done = runs.read_json(storage / "sweeps" / "grid" / "sweep.json")["jobs"]

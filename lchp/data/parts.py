@@ -128,7 +128,7 @@ def _head(
     """A white disc, the same for all classes, with a spot in the class's own hue."""
     hue = label / CLASSES + rng.uniform(-1, 1) * design.head_jitter
     _ellipse(canvas, (235.0, 235.0, 235.0), centre, (radius, radius), 0.0)
-    _ellipse(canvas, _rgb(hue, 0.85, rng.uniform(0.7, 0.95)), centre, (design.spot * radius,) * 2, 0.0)
+    _ellipse(canvas, _rgb(hue, 0.85, rng.uniform(0.7, 0.95)), centre, (design.spot * radius, design.spot * radius), 0.0)
 
 
 def _body(rng: np.random.Generator, design: Design) -> tuple[np.ndarray, float]:
