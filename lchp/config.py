@@ -379,7 +379,7 @@ PRESETS: dict[str, Preset] = {
             evaluation=EvaluationConfig(batch_size=100),
             precision="fp32",
         ),
-        deltas=(0.2, 0.35, 0.5, 0.65),
+        deltas=(0.1, 0.3, 0.5, 0.7),
         localizers=("tiny", "tiny_deep", "tiny_coarse"),
         about="embedded synthetic data, 64 px, tiny networks from random initialisation; minutes on a laptop CPU",
     ),

@@ -153,7 +153,7 @@ def test_strides_that_a_weight_file_moved_come_back_with_the_checkpoint() -> Non
     moved = build_trunk("resnet50", "classifier", pretrained=False, weights_dir=None).eval()
     plain = build_trunk("resnet50", "classifier", pretrained=False, weights_dir=None).eval()
     network = backbone("resnet50").build()
-    _move_strides(network)
+    _move_strides(network, "a weight file")
     for layer, place in (("layer2", "1.5"), ("layer3", "1.6")):
         block, source = moved.get_submodule(f"{place}.0"), network.get_submodule(f"{layer}.0")
         for conv in ("conv1", "conv2"):

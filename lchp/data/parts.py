@@ -171,7 +171,8 @@ def _ellipse(canvas: np.ndarray, colour: Colour | int, centre: Pair, half: Pair,
     """A filled ellipse without anti-aliasing, so that its pixels, and hence its box, are exact."""
     fixed = [round(float(v) * (1 << _SHIFT)) for v in (*centre, *half)]
     degrees = round(float(np.degrees(angle)))
-    cv2.ellipse(canvas, fixed[:2], fixed[2:], degrees, 0, 360, colour, cv2.FILLED, cv2.LINE_8, _SHIFT)
+    scalar = (colour,) if isinstance(colour, int) else colour
+    cv2.ellipse(canvas, fixed[:2], fixed[2:], degrees, 0, 360, scalar, cv2.FILLED, cv2.LINE_8, _SHIFT)
 
 
 def _box(mask: np.ndarray) -> tuple[int, int, int, int]:
