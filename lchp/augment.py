@@ -87,7 +87,8 @@ def sample_strong(n: int, config: RefinementConfig, generator: torch.Generator) 
 
 
 def warp(images: Tensor, axis_map: AxisMap, fill: Tensor | None = None) -> Tensor:
-    """Images (B x 3 x H x W) under the map, bilinear; what comes from outside is `fill` (3 values, default 0)."""
+    """Images (B x 3 x H x W) under the map, bilinear; what comes from outside is `fill` (3 values), or without it the
+    nearest pixel of the image."""
     b, _, h, w = images.shape
     back = axis_map.inverse()
 
@@ -98,7 +99,7 @@ def warp(images: Tensor, axis_map: AxisMap, fill: Tensor | None = None) -> Tenso
     x, y = axis(w, 0), axis(h, 1)
     grid = torch.stack([x[:, None, :].expand(b, h, w), y[:, :, None].expand(b, h, w)], -1).to(images.dtype)
     if fill is None:
-        return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
     offset = fill.view(1, 3, 1, 1).to(images)
     return F.grid_sample(images - offset, grid, mode="bilinear", padding_mode="zeros", align_corners=False) + offset
 
@@ -110,12 +111,15 @@ def strong_view(images: Tensor, parameters: StrongParameters, fill: Tensor, back
     return warp(images, parameters.axis_map().to(images.device), fill)
 
 
-def crop(images: Tensor, boxes: Tensor) -> Tensor:
-    """Each image's crop in its box (B x 4 in [0, 1]), bilinear, back at the image's own size, no margin (Eq. 4).
+def crop(images: Tensor, boxes: Tensor, margin: float = 0.0) -> Tensor:
+    """Each image's crop in its box (B x 4 in [0, 1]), bilinear, back at the image's own size (Eq. 4).
 
-    A box thinner than a pixel is taken as one pixel wide.
+    The box first grows by `margin`, a share of its side, to each of its four sides, as far as the image goes. A box
+    thinner than a pixel is taken as one pixel wide.
     """
     least = 1 / max(images.shape[2:])
+    grow = margin * (boxes[:, 2:] - boxes[:, :2])
+    boxes = torch.cat([boxes[:, :2] - grow, boxes[:, 2:] + grow], 1).clamp(0, 1)
     side = (boxes[:, 2:] - boxes[:, :2]).clamp(min=least)
     return warp(images, AxisMap(1 / side, -boxes[:, :2] / side))
 

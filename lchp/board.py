@@ -74,7 +74,7 @@ def sample_grid(
     modes = [(m, m.training) for net in nets for m in net.modules()]
     device = next(models.classifier.parameters()).device
     models.eval()
-    x = see(images.__getitems__(shown.tolist()).images.to(device), "full_image", size)
+    x = see(images.batch(shown.tolist()).images.to(device), "full_image", size)
     with autocast:
         boxes = {name: b.cpu().numpy()[:, None] for name, b in predict_batch(models, x)[2].items()}
     for module, training in modes:

@@ -8,7 +8,6 @@ import logging
 import os
 import re
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,13 +43,9 @@ class Train:
         from lchp.records import summary_table
         from lchp.train import train
 
-        if self.resume and self.output is None:
-            raise ConfigError("--resume needs --output DIR, the run folder to go on with")
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        output = self.output or Path("runs") / f"{self.config.data.name}-seed{self.config.seed}-{stamp}"
         result = train(
             self.config,
-            output=output,
+            output=self.output,
             stage=self.stage,
             source=self.source,
             resume=self.resume,
@@ -62,22 +57,37 @@ class Train:
 
 @dataclass
 class Evaluate:
-    """Compute every metric again from a run's predictions.parquet."""
+    """Compute every metric again from a run's predictions.parquet, and compare with its summary."""
 
     run_folder: Annotated[Path, tyro.conf.arg(name="run", metavar="DIR")]
     """Run folder."""
     json: bool = False
     """Print JSON instead of the table."""
+    macro: bool = False
+    """Also GT-Known averaged over classes instead of images (PSOL's habit)."""
 
     def run(self) -> int:
-        """Carries the command out; the exit status."""
+        """Carries the command out; the exit status: 1 if summary.json says otherwise."""
         import json
 
-        from lchp.records import read_predictions, summarize, summary_table
+        from lchp.records import macro_gt_known, read_predictions, summarize, summary_table
+        from lchp.runs import SUMMARY, read_json
 
-        summary = summarize(read_predictions(self.run_folder))
-        print(json.dumps(summary, indent=2) if self.json else summary_table(summary))
-        return 0
+        predictions = read_predictions(self.run_folder)
+        computed = summarize(predictions)
+        recorded = read_json(self.run_folder / SUMMARY)
+        # not test predictions: the kept training boxes, and how consistent boxes of other views are
+        summary = computed | {k: v for k, v in recorded.items() if k not in computed}
+        extra = {"gt_known_macro": macro_gt_known(predictions)} if self.macro else {}
+        print(json.dumps(summary | extra, indent=2) if self.json else summary_table(summary))
+        if self.macro and not self.json:
+            print("\nGT-Known averaged over classes (macro), %:")
+            for result, frames in extra["gt_known_macro"].items():
+                print(f"  {result}: " + ", ".join(f"{frame} {value:.2f}" for frame, value in frames.items()))
+        different = [k for k in computed if recorded.get(k) != computed[k]]
+        if different:
+            print(f"lchp: {self.run_folder / SUMMARY} says otherwise of: {', '.join(different)}", file=sys.stderr)
+        return 1 if different else 0
 
 
 @dataclass
@@ -144,7 +154,8 @@ class Export:
     """Run folder; LCHP-R is used, or LCHP-I where stage 2 is not complete."""
     output: Path
     """File to write."""
-    format: Literal["torchscript", "onnx"] = "torchscript"
+    format: Literal["torchscript", "onnx"] | None = None
+    """By default what the file's name ends in: .onnx, or TorchScript for .pt and .ts."""
 
     def run(self) -> int:
         """Carries the command out; the exit status."""
@@ -153,9 +164,16 @@ class Export:
         from lchp.predict import load_run
         from lchp.records import TITLES
 
-        about = export(load_run(self.run_folder, resolve_device("cpu")), self.output, self.format)
+        by_name = {".onnx": "onnx", ".pt": "torchscript", ".ts": "torchscript"}.get(self.output.suffix)
+        format: Any = self.format or by_name
+        if format is None or (by_name is not None and format != by_name):
+            raise ConfigError(
+                f"output = {str(self.output)!r}: end its name in .onnx, or in .pt for TorchScript"
+                + (f", to go with --format {format}" if format else "")
+            )
+        about = export(load_run(self.run_folder, resolve_device("cpu")), self.output, format)
         print(
-            f"{self.output}: {TITLES[about['result']]} and classifier as {self.format}, {about['image_size']} px, "
+            f"{self.output}: {TITLES[about['result']]} and classifier as {format}, {about['image_size']} px, "
             f"{len(about['class_names'])} classes; largest difference {about['largest_difference']:.1e}"
         )
         return 0
@@ -231,6 +249,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read standard output has enough (lchp predict ... | head)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else flushing at exit fails once more
         return 1
+    except OSError as error:  # a full disk, a folder that vanished
+        print(f"lchp: error: {error.filename or 'file'}: {error.strerror or error}", file=sys.stderr)
+        return 2
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -94,6 +94,8 @@ class InitializationConfig:
     """A as a fraction of its maximum, or stretched to its range, before it is compared with delta."""
     boxes: Literal["merged", "single"] = "merged"
     """Pseudo box: merge of L_r and L_m (Algorithm 1), or L_r alone (the single-pass ablation)."""
+    merge: Literal["enclosing"] = "enclosing"
+    """Merge of L_r and L_m: the smallest box around both."""
     second_pass: Literal["own", "raw"] = "own"
     """Range by which A_m is normalised: its own, or A_r's."""
     resolution: Literal["input", "native"] = "input"
@@ -137,10 +139,16 @@ class RefinementConfig:
     """Weight of each image in L_refine: FixMatch's hard threshold."""
     targets: Literal["clipped", "unclipped"] = "clipped"
     """Box target whose view leaves the image: clipped to the view, or left outside."""
+    vanished: Literal["dropped", "kept"] = "dropped"
+    """View in which the box is not to be seen any more: dropped from the loss (and counted), or kept."""
+    crop_margin: float = 0.0
+    """Share of the box's side by which the crop for the confidence grows on each side (WS-DAN pads 5 % in a test)."""
+    scorer: Literal["classifier"] = "classifier"
+    """Which classifier scores the crop: theta_1, frozen after stage 1."""
     freeze_bn: bool = False
     """Keep the localizer's BatchNorm statistics of stage 1, so that strong views do not shift them."""
     augmenter: Literal["auto", "tensor", "imgaug"] = "auto"
-    """Backend of the strong view; `auto` takes the fastest of the device."""
+    """Backend of the strong view: torch on the batch's own device, or imgaug on the CPU; `auto` is `tensor`."""
 
 
 @dataclass(frozen=True)
@@ -152,6 +160,8 @@ class EvaluationConfig:
     """Score LCHP-I's training boxes after stage 1 (Table 4, left: a diagnostic that reads training boxes)."""
     confidence: float = 0.9
     """Fixed confidence, whatever tau is, above which a held-out image counts as kept (see data.validation)."""
+    oracle: bool = False
+    """Also write GT-Known of the held-out training images, which reads their boxes (see data.validation)."""
     consistency: bool = False
     """Mean IoU between boxes and those of flipped and scaled views; always computed where test images have no boxes."""
 
@@ -223,6 +233,7 @@ _RULES: dict[str, tuple[Any, str]] = {
         "one or more of scale, translation, flip",
     ),
     "refinement.scale": (lambda v: 0.1 <= v[0] <= v[1] <= 10, "two factors, 0.1 <= low <= high <= 10"),
+    "refinement.crop_margin": (lambda v: 0 <= v <= 1, "in [0, 1]"),
     "refinement.translation": (lambda v: 0 <= v < 0.5, "in [0, 0.5)"),
     "refinement.translation_probability": _RATE,
     "refinement.flip_probability": _RATE,
@@ -248,6 +259,11 @@ def validate(config: TrainConfig) -> None:
         raise ConfigError(
             f"data.image_size = {config.data.image_size}: expected at most data.resize = {config.data.resize}, "
             "since images are resized first and cropped then"
+        )
+    if (config.data.resize - config.data.image_size) % 2:
+        raise ConfigError(
+            f"data.image_size = {config.data.image_size}: expected an even difference to data.resize = "
+            f"{config.data.resize}, so that the centre crop falls on whole pixels"
         )
     if config.initialization.localizer_start >= config.initialization.epochs:
         raise ConfigError(

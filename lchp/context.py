@@ -31,6 +31,7 @@ class Context:
     device: torch.device
     precision: str
     show_progress: bool
+    test: Images
     held_out: Images | None = None
     """The training images that `data.validation` takes away from `images`."""
 
@@ -41,7 +42,7 @@ class Context:
 
 
 def open_context(config: TrainConfig, show_progress: bool) -> Context:
-    """Device, data and training images of a config. Raises an LchpError for what is not there."""
+    """Device, data and images of a config. Raises an LchpError for what is not there."""
     device = resolve_device(config.device)
     prepare(config, device)
     dataset = load(config.data)
@@ -51,7 +52,11 @@ def open_context(config: TrainConfig, show_progress: bool) -> Context:
         chosen = held_out_images(images.split.image_ids, config.data.validation, config.seed)
         held_out, images = images.select(np.flatnonzero(chosen)), images.select(np.flatnonzero(~chosen))
     precision = resolve_precision(config.precision, device)
-    return Context(config, dataset, images, device, precision, show_progress, held_out)
+    # opened now, sizes and all, so that a bad test image stops the run before hours of training and not after
+    test = open_images(dataset.test, config.data, show_progress=show_progress)
+    if test.split.boxes is not None:
+        test.sizes()
+    return Context(config, dataset, images, device, precision, show_progress, test, held_out)
 
 
 def held_out_images(image_ids: Sequence[str], share: float, seed: int) -> np.ndarray:
@@ -80,7 +85,7 @@ def describe_environment(context: Context) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "data_fingerprint": fingerprint(context.dataset),
         "class_names": list(context.dataset.class_names),
-        "skipped": [str(p) for p in (*context.dataset.problems, *context.images.problems)],
+        "skipped": [str(p) for p in (*context.dataset.problems, *context.images.problems, *context.test.problems)],
     }
 
 

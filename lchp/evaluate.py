@@ -86,7 +86,7 @@ def localization(ious: np.ndarray, top5: np.ndarray, labels: np.ndarray) -> dict
     }
 
 
-def macro_gt_known(ious: np.ndarray, labels: np.ndarray) -> float:
+def macro_average(ious: np.ndarray, labels: np.ndarray) -> float:
     """GT-Known averaged over classes instead of images (PSOL's habit), in percent."""
     known = hits(ious)
     return float(np.mean([percent(known[labels == c]) for c in np.unique(labels)]))

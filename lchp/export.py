@@ -43,15 +43,15 @@ class Detector(nn.Module):
     """Images B x 3 x S x S in [0, 1] -> box B x 4 (x1 y1 x2 y2 / S, in order, clipped), class scores B x classes
     (softmax), confidence B (maximum softmax on the crop in the box, Eq. 4)."""
 
-    def __init__(self, classifier: Classifier, localizer: Localizer) -> None:
+    def __init__(self, classifier: Classifier, localizer: Localizer, crop_margin: float) -> None:
         super().__init__()
-        self.classifier, self.localizer = classifier, localizer
+        self.classifier, self.localizer, self.crop_margin = classifier, localizer, crop_margin
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Images to box, scores, confidence."""
         scores = self.classifier(images).logits.float().softmax(1)
         box = predict_boxes(self.localizer, images)
-        return box, scores, confidence(self.classifier(crop(images, box)).logits)
+        return box, scores, confidence(self.classifier(crop(images, box, self.crop_margin)).logits)
 
 
 def export(trained: TrainedRun, output: str | Path, format: ExportFormat = "torchscript") -> dict[str, Any]:
@@ -66,7 +66,11 @@ def export(trained: TrainedRun, output: str | Path, format: ExportFormat = "torc
     if format == "onnx":
         _require_onnx()
     size = trained.config.data.image_size
-    detector = Detector(trained.classifier, trained.localizer).eval().requires_grad_(False)
+    detector = (
+        Detector(trained.classifier, trained.localizer, trained.config.refinement.crop_margin)
+        .eval()
+        .requires_grad_(False)
+    )
     metadata = describe(trained)
     example = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -172,7 +176,7 @@ def _check_images(trained: TrainedRun) -> list[Tensor]:
         test = load(data).test
         first = np.arange(min(REAL_IMAGES, len(test)))
         images = open_images(test.select(first), replace(data, cache="off"), show_progress=False)
-        found.append(see(images.__getitems__(first.tolist()).images, "full_image", size))
+        found.append(see(images.batch(list(range(len(images)))).images, "full_image", size))
     return found
 
 

@@ -28,6 +28,7 @@ class Models:
     teacher: Classifier | None
     localizers: dict[str, Localizer]
     config: InitializationConfig
+    crop_margin: float = 0.0
 
     def eval(self) -> None:
         """Puts every network in inference mode."""
@@ -109,7 +110,7 @@ def predict_batch(models: Models, x: Tensor) -> tuple[Tensor, Tensor, dict[str, 
     for name, localizer in models.localizers.items():
         boxes[name] = predict_boxes(localizer, x)
     last = next(reversed(boxes.values()))
-    return top, score, boxes, confidence(models.classifier(crop(x, last)).logits)
+    return top, score, boxes, confidence(models.classifier(crop(x, last, models.crop_margin)).logits)
 
 
 @torch.inference_mode()
@@ -133,7 +134,7 @@ def view_boxes(
         each: dict[str, list[Tensor]] = {}
         for view in _views(x):
             with autocast:
-                boxes = predict_batch(models, warp(x, view))[2]
+                boxes = predict_batch(models, warp(x, view, torch.zeros(3)))[2]
             for name, b in boxes.items():
                 each.setdefault(name, []).append(view.inverse().boxes(b).clamp(0, 1).cpu())
         found.append({name: torch.stack(b) for name, b in each.items()})

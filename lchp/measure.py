@@ -10,7 +10,7 @@ from lchp import distributed, runs
 from lchp.config import TrainConfig
 from lchp.context import Context
 from lchp.data.base import Split
-from lchp.data.images import Images, open_images
+from lchp.data.images import Images
 from lchp.evaluate import FRAMES, GroundTruth, best_iou, consistency, ground_truth, hits, percent
 from lchp.inference import Models, Predictions, predict, view_boxes
 from lchp.records import frame_table, summarize, write_predictions
@@ -46,8 +46,7 @@ def record_predictions(run: Path, models: Models, context: Context) -> dict[str,
     import pyarrow as pa
 
     config = context.config
-    images = open_images(context.dataset.test, config.data, show_progress=context.show_progress)
-    split = images.split
+    images, split = context.test, context.test.split
     tables = []
     for frame in FRAMES:
         p = _predict(models, context, images, frame)
@@ -87,14 +86,15 @@ def _consistency(models: Models, context: Context, images: Images, table: Any) -
 def validate(models: Models, context: Context, images: Images) -> dict[str, float]:
     """How good the last localizer is on held-out training images, in percent. `score` is what a search may maximise
     without any box: consistency of the boxes under flips and scales, times the share kept at a fixed confidence.
-    `oracle_gt_known` reads training boxes, where there are any."""
+    Under evaluation.oracle, `oracle_gt_known` is added, which reads these images' boxes."""
     name = list(models.localizers)[-1]
     models = replace(models, teacher=None, localizers={name: models.localizers[name]})
     p = _predict(models, context, images, "full_image")
     agreement = consistency(p.boxes[name], _view_boxes(models, context, images)[name])
     kept = percent(p.confidence > context.config.evaluation.confidence)
     out = {"images": float(len(images)), "consistency": agreement, "kept": kept, "score": agreement * kept / 100}
-    truth = _truth(images.split, images, "full_image", context.config)
+    oracle = context.config.evaluation.oracle
+    truth = _truth(images.split, images, "full_image", context.config) if oracle else None
     return out if truth is None else out | {"oracle_gt_known": percent(hits(best_iou(p.boxes[name], truth)))}
 
 
@@ -102,7 +102,8 @@ def kept_boxes(nets: Networks, context: Context) -> dict[str, Any]:
     """Table 4, left: which training boxes of LCHP-I pass tau, and how good they are. A diagnostic that reads training
     boxes; nothing is chosen by it."""
     config, split, tau = context.config, context.images.split, context.config.refinement.tau
-    models = Models(nets.classifier, None, {"lchp_i": nets.localizer}, config.initialization)
+    margin = config.refinement.crop_margin
+    models = Models(nets.classifier, None, {"lchp_i": nets.localizer}, config.initialization, margin)
     p = _predict(models, context, context.images, "center_crop")
     truth = _truth(split, context.images, "center_crop", config)
     ious = None if truth is None else best_iou(p.boxes["lchp_i"], truth)

@@ -195,7 +195,9 @@ def _predict_batch(
     trained: TrainedRun, images: list[_Read], frame: Frame, context: AbstractContextManager[None]
 ) -> list[Prediction]:
     r, s = trained.config.data.resize, trained.config.data.image_size
-    models = Models(trained.classifier, None, {trained.result: trained.localizer}, trained.config.initialization)
+    config = trained.config
+    localizers = {trained.result: trained.localizer}
+    models = Models(trained.classifier, None, localizers, config.initialization, config.refinement.crop_margin)
     pixels = torch.from_numpy(np.stack([image.pixels for image in images])).to(trained.device)
     with context:
         top, score, boxes, confidence = predict_batch(models, see(pixels, frame, s))

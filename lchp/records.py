@@ -17,6 +17,7 @@ from lchp.evaluate import (
     classification,
     floors,
     localization,
+    macro_average,
 )
 from lchp.runs import PREDICTIONS, write_atomically
 
@@ -94,12 +95,39 @@ def summarize(table: pa.Table) -> dict[str, Any]:
         labels = rows["label"].to_numpy()
         top5 = np.array(rows["top5"].to_pylist())
         known = not rows["ground_truth"].null_count
+        truth = _truth(rows) if known else None
         for name in names:
-            ious = rows[f"{name}_iou"].to_numpy()
+            ious = _checked_ious(rows, name, truth)
             out["results"][name][frame] = localization(ious, top5, labels) if known else dict.fromkeys(METRICS)
-        out["floors"][frame] = floors(_truth(rows)) if known else {"full_box": None, "centre_box": None}
+        out["floors"][frame] = floors(truth) if truth is not None else {"full_box": None, "centre_box": None}
         if frame == "center_crop":
             out["classification"] = classification(top5, labels)
+    return out
+
+
+def _checked_ious(rows: pa.Table, name: str, truth: GroundTruth | None) -> np.ndarray:
+    """IoU of a result's boxes with the ground truth, computed again; RunError if the file says otherwise."""
+    if truth is None:
+        return np.zeros(0)
+    ious = best_iou(np.array(rows[f"{name}_box"].to_pylist(), np.float32), truth)
+    off = np.flatnonzero(~np.isclose(ious, rows[f"{name}_iou"].to_numpy(), atol=1e-9))
+    if len(off):
+        image = rows["image_id"][int(off[0])].as_py()
+        raise RunError(
+            f"{PREDICTIONS}: {name}_iou does not follow from {name}_box and ground_truth in {len(off)} rows, "
+            f"first image {image}; the file was changed"
+        )
+    return ious
+
+
+def macro_gt_known(table: pa.Table) -> dict[str, dict[str, float]]:
+    """Result -> frame -> GT-Known averaged over classes instead of images (PSOL's habit), in percent."""
+    out: dict[str, dict[str, float]] = {}
+    for name in (r for r in RESULTS if f"{r}_iou" in table.column_names):
+        for frame in FRAMES:
+            rows = table.filter(pa.array([f == frame for f in table["frame"].to_pylist()]))
+            labels = rows["label"].to_numpy()
+            out.setdefault(name, {})[frame] = macro_average(rows[f"{name}_iou"].to_numpy(), labels)
     return out
 
 
@@ -127,6 +155,7 @@ def summary_table(summary: dict[str, Any]) -> str:
         tabulate(rows, head, tablefmt="simple", floatfmt=".2f", missingval=""),
         f"\nclassification (center_crop): top-1 {top['top1']:.2f} %, top-5 {top['top5']:.2f} %",
     ]
+    lines.append("selection: none; delta and tau are the config's, and the last epoch counts (no box chose anything)")
     kept = summary.get("kept") or {}
     if kept.get("share") is not None:
         share = f"boxes of LCHP-I kept at tau {kept['tau']:g}: {kept['count']} of {kept['total']} training images"

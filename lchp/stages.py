@@ -56,7 +56,10 @@ def initialization_step(
     *,
     train_localizer: bool = True,
 ) -> dict[str, Tensor]:
-    """One iteration of stage 1 (Algorithm 1, Eq. 1-3, 7)."""
+    """One iteration of stage 1 (Algorithm 1, Eq. 1-3, 7), on images B x 3 x H x W in [0, 1] and class ids B.
+
+    Returns scalars: the losses, and in percent the training top-1 and the mean area of the pseudo boxes.
+    """
     with autocast:
         pseudo = pseudo_boxes(nets.teacher, i_r, config)  # L = L_r merged with L_m; I_m
         # raw and masked in one pass: BatchNorm sees both, as the teacher's inference does
@@ -92,18 +95,23 @@ def refinement_step(
     beta: float,
     autocast: AbstractContextManager[None],
 ) -> dict[str, Tensor]:
-    """One iteration of stage 2 (Eq. 4-6)."""
+    """One iteration of stage 2 (Eq. 4-6), on images B x 3 x H x W in [0, 1] and the draws of their strong views.
+
+    Returns scalars: the loss, and in percent the mean confidence, the share above tau, the share of views in which the
+    box vanished, and the mean area of b.
+    """
     with torch.no_grad(), autocast:
         b = label_boxes(nets, i_r)  # B x 4
-        p = confidence(nets.classifier(crop(i_r, b)).logits)  # Eq. 4: B
-        target = strong.axis_map().to(i_r.device).boxes(b)  # S(b)
+        p = confidence(nets.classifier(crop(i_r, b, config.crop_margin)).logits)  # Eq. 4: B
+        target = strong.axis_map().to(i_r.device).boxes(b)  # S(b), B x 4
         clipped = target.clamp(0, 1)
-        visible = is_visible(clipped)
-        weight = ((p > config.tau) & visible).float()  # 1[confidence > tau]
-        view = strong_view(i_r, strong, padding(nets.localizer, config), config.augmenter)  # S(I_r)
+        visible = is_visible(clipped)  # B
+        counts = visible if config.vanished == "dropped" else torch.ones_like(visible)
+        weight = ((p > config.tau) & counts).float()  # 1[confidence > tau], B
+        view = strong_view(i_r, strong, padding(nets.localizer, config), config.augmenter)  # S(I_r), B x 3 x H x W
     # a second context: autocast caches the weights it casts, and those cast above carry no gradient
     with autocast:
-        box_hat = nets.localizer(view)  # Loc(S(I_r))
+        box_hat = nets.localizer(view)  # Loc(S(I_r)), B x 4
         loss = refinement_loss(box_hat, clipped if config.targets == "clipped" else target, weight)  # Eq. 6
     (config.loss_weight * loss).backward()
     average_gradients([optimizer])

@@ -17,10 +17,10 @@ from torch import Tensor
 from lchp import distributed, runs
 from lchp.augment import StrongParameters, general_view, sample_general, sample_strong
 from lchp.backbones import weights_identity
-from lchp.config import TrainConfig
+from lchp.config import TrainConfig, to_flat
 from lchp.context import Context, describe_environment, open_context
-from lchp.data import fingerprint
-from lchp.data.images import batches, open_images, shuffled
+from lchp.data import training_fingerprint
+from lchp.data.images import batches, shuffled
 from lchp.devices import peak_memory_mb, resolve_device, resolve_precision
 from lchp.distributed import share_batch_statistics
 from lchp.errors import ConfigError, RunError
@@ -33,7 +33,7 @@ from lchp.records import read_predictions
 from lchp.runs import CHECKPOINTS, ENVIRONMENT, SUMMARY
 from lchp.stages import Networks, freeze_batch_norm, initialization_step, refinement_step
 
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 """Raise it when the maths changes, so that a result trained by the old one is not taken for the new."""
 
 INITIALIZATION, REFINEMENT = "initialization", "refinement"
@@ -57,18 +57,22 @@ def train(
     config: TrainConfig,
     on_epoch: Callable[[Metrics], None] | None = None,
     *,
-    output: str | Path,
+    output: str | Path | None = None,
     stage: StageChoice = "both",
     source: str | Path | None = None,
     resume: bool = False,
     show_progress: bool = False,
 ) -> Result:
-    """Trains, predicts the test split in both frames, and writes the run folder `output`.
+    """Trains, predicts the test split in both frames, and writes the run folder `output` (None: runs/DATA-seedN-TIME).
 
     stage: `both`, `init` (stage 1 alone), or `refine` (stage 2 alone, from stage 1 of the run folder `source`).
     resume: go on after the last finished epoch found in `output`. on_epoch: called with each epoch's metrics.
     Raises an LchpError for anything a user can mend.
     """
+    if output is None:
+        if resume:
+            raise ConfigError("--resume needs --output DIR, the run folder to go on with")
+        output = Path("runs") / f"{config.data.name}-seed{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     run = Path(output)
     if (stage == "refine") != (source is not None):
         raise ConfigError("stage = 'refine' needs the run folder of its stage 1 (--from DIR), and only it takes one")
@@ -76,19 +80,17 @@ def train(
         first = Path(source) / CHECKPOINTS / f"{INITIALIZATION}.pt"
     else:
         first = run / CHECKPOINTS / f"{INITIALIZATION}.pt"
-    _check_claim(run, config, resume)
+    _check_claim(run, config, stage, resume)
     distributed.barrier()  # worker 0 claims the folder below: not before all have looked
     writes = distributed.rank() == 0
     context = open_context(config, show_progress)
-    begin = time.perf_counter()
-    identity = initialization_identity(config, fingerprint(context.dataset))
+    begin, earlier = time.perf_counter(), sum(line["seconds"] for line in runs.read_metrics(run))
+    identity = initialization_identity(config, training_fingerprint(context.dataset))
     stage1 = {"checkpoint": str(first.resolve()), "identity": identity} if stage == "refine" else None
     environment = describe_environment(context) | {"stage1": stage1}  # where stage 2 alone found its classifier
-    seconds: dict[str, float] = {}
 
     def record(metrics: Metrics) -> None:
         runs.append_metrics(run, metrics)
-        seconds[metrics["stage"]] = seconds.get(metrics["stage"], 0.0) + metrics["seconds"]
         if board is not None:
             board.scalars(metrics)
 
@@ -104,7 +106,8 @@ def train(
         initialize(nets, context, first, **options)
     lchp_i = copy.deepcopy(nets.localizer)
     localizers = {"lchp_i": lchp_i}
-    models = Models(nets.classifier, nets.teacher, localizers, config.initialization)
+    margin = config.refinement.crop_margin
+    models = Models(nets.classifier, nets.teacher, localizers, config.initialization, margin)
     if board is not None and stage != "refine":
         board.pictures(INITIALIZATION, config.initialization.epochs, models, context.autocast)
     kept = known_kept(source, config) or kept_boxes(nets, context) if config.evaluation.kept_by_tau else {}
@@ -120,7 +123,9 @@ def train(
         summary["validation"] = validate(models, context, context.held_out)
     if not writes:
         return Result(run, config, summary)
-    seconds["total"] = time.perf_counter() - begin
+    seconds = {"total": earlier + time.perf_counter() - begin}
+    for line in runs.read_metrics(run):  # of all sessions of a run that was resumed
+        seconds[line["stage"]] = seconds.get(line["stage"], 0.0) + line["seconds"]
     runs.write_json(
         run / ENVIRONMENT,
         environment
@@ -239,7 +244,7 @@ def initialize(nets: Networks, context: Context, checkpoint: Path, **options: An
         ),
         seed=config.seed,
         checkpoint=checkpoint,
-        identity=initialization_identity(config, fingerprint(context.dataset)),
+        identity=initialization_identity(config, training_fingerprint(context.dataset)),
         **options,
     )
 
@@ -268,7 +273,7 @@ def refine(nets: Networks, context: Context, checkpoint: Path, **options: Any) -
     def evaluate() -> dict[str, float]:
         if context.held_out is None:
             return {}
-        models = Models(nets.classifier, None, {"lchp_r": nets.localizer}, config.initialization)
+        models = Models(nets.classifier, None, {"lchp_r": nets.localizer}, config.initialization, stage2.crop_margin)
         found = validate(models, context, context.held_out)
         nets.localizer.train()
         if stage2.freeze_bn:
@@ -299,22 +304,34 @@ def refine(nets: Networks, context: Context, checkpoint: Path, **options: Any) -
         ),
         seed=config.seed,
         checkpoint=checkpoint,
-        identity=refinement_identity(config, fingerprint(context.dataset)),
+        identity=refinement_identity(config, training_fingerprint(context.dataset)),
         **options,
     )
 
 
-def _check_claim(run: Path, config: TrainConfig, resume: bool) -> None:
-    """Refuses a folder that holds another run, or this one without `resume`."""
+def _check_claim(run: Path, config: TrainConfig, stage: StageChoice, resume: bool) -> None:
+    """Refuses a folder that holds another run, or this one without `resume`, or with `resume` none at all."""
     there = run / runs.CONFIG
     if not there.exists():
+        if resume:
+            raise RunError(f"{run}: holds no run to go on with; leave --resume out to start one there")
         return
     if not resume:
         raise RunError(f"{run}: holds a run already; go on with it by --resume, or name another --output")
-    if runs.read_config(run) != config:
+    if _trained_by(runs.read_config(run)) != _trained_by(config):
         raise RunError(
             f"{there}: differs from the config asked for; resume with the same flags, or use another --output"
         )
+    first, second = ((run / CHECKPOINTS / f"{name}.pt").exists() for name in (INITIALIZATION, REFINEMENT))
+    if {"init": second, "refine": first, "both": second and not first}[stage]:
+        raise RunError(f"{run}: was begun with another --stage than {stage}; resume with the same flags")
+
+
+def _trained_by(config: TrainConfig) -> dict[str, Any]:
+    """The fields that a training depends on; the others may differ when it is resumed."""
+    flat = to_flat(config)
+    free = ("data.root", "data.workers", "data.cache", "data.skip_bad", "model.weights_dir", "threads", "tensorboard")
+    return {k: v for k, v in flat.items() if k not in free and not k.startswith("evaluation.")}
 
 
 def _claim(run: Path, config: TrainConfig) -> None:
@@ -329,12 +346,11 @@ def _open_board(run: Path, context: Context) -> Any:
     from lchp.board import open_board  # tensorboardX is for those who ask for it
 
     config = context.config
-    images = open_images(context.dataset.test, config.data, show_progress=context.show_progress)
-    return open_board(run, images, config.data.image_size, config.seed)
+    return open_board(run, context.test, config.data.image_size, config.seed)
 
 
 def _load_initialization(nets: Networks, path: Path, context: Context) -> None:
-    state = load_checkpoint(path, initialization_identity(context.config, fingerprint(context.dataset)))
+    state = load_checkpoint(path, initialization_identity(context.config, training_fingerprint(context.dataset)))
     if state["epoch"] < context.config.initialization.epochs:
         raise RunError(f"{path}: stage 1 stopped after {state['epoch']} epochs; finish it with --resume first")
     for name in ("classifier", "teacher", "localizer"):

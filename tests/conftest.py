@@ -1,8 +1,12 @@
-"""Fixtures: the real image samples (they skip, saying so, where those are missing), and a run of seconds."""
+"""Fixtures: the real image samples, and a run of seconds.
+
+Where samples are missing, what needs them is skipped, saying so; with $LCHP_REQUIRE_DATA set it fails instead.
+"""
 
 import os
 import tarfile
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -12,13 +16,19 @@ from lchp import TrainConfig, override, preset
 from lchp.train import train
 
 
+def _absent(message: str) -> NoReturn:
+    if os.environ.get("LCHP_REQUIRE_DATA"):
+        pytest.fail(f"{message}; LCHP_REQUIRE_DATA is set")
+    pytest.skip(message)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder with the sample archives: $LCHP_TEST_DATA, or ../shared/data beside the repository."""
     beside = Path(__file__).parents[2] / "shared" / "data"
     folder = Path(os.environ.get("LCHP_TEST_DATA", beside))
     if not folder.is_dir():
-        pytest.skip(f"no sample images: {folder} is missing (LCHP_TEST_DATA names another folder)")
+        _absent(f"no sample images: {folder} is missing (LCHP_TEST_DATA names another folder)")
     return folder
 
 
@@ -26,7 +36,7 @@ def shared_data() -> Path:
 def weights_dir(shared_data: Path) -> Path:
     folder = shared_data / "weights"
     if not folder.is_dir():
-        pytest.skip(f"no sample weights: {folder} is missing")
+        _absent(f"no sample weights: {folder} is missing")
     return folder
 
 
@@ -48,7 +58,7 @@ def ilsvrc10_root(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -
 def _unpack(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Unpacks an archive with one top folder, and returns that folder."""
     if not archive.is_file():
-        pytest.skip(f"no sample images: {archive} is missing")
+        _absent(f"no sample images: {archive} is missing")
     target = tmp_path_factory.mktemp(archive.stem)
     with tarfile.open(archive) as tar:
         tar.extractall(target, filter="data")

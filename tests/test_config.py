@@ -135,6 +135,7 @@ BAD: dict[str, Any] = {
     "refinement.augmentations": (),
     "refinement.scale": (1.2, 0.8),
     "refinement.translation": 0.5,
+    "refinement.crop_margin": 1.5,
     "refinement.translation_probability": 2.0,
     "refinement.flip_probability": -0.5,
     "evaluation.batch_size": 0,

@@ -2,13 +2,14 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace as replace_fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from lchp.data import cub, folder, imagenet, tiny_imagenet
+from lchp.data import cub, fingerprint, folder, imagenet, tiny_imagenet, training_fingerprint
 from lchp.data.base import DataSet, Split
 from lchp.data.check import check, summary
 from lchp.errors import DataError
@@ -56,6 +57,21 @@ def assert_sound(dataset: DataSet) -> None:
                 assert boxes.shape[1] == 4
                 assert (boxes[:, 2:] > boxes[:, :2]).all()
                 assert (boxes >= 0).all()
+
+
+def assert_same_training_images(got: DataSet, want: DataSet) -> None:
+    """One training box is unknown in `got`: that is reported, and nothing else differs."""
+    assert want.train.boxes is not None
+    assert len(got.problems) == 1
+    assert got.train.boxes is None
+    assert got.class_names == want.class_names
+    assert got.train.image_ids == want.train.image_ids
+    assert got.train.labels.tolist() == want.train.labels.tolist()
+    assert got.train.paths == want.train.paths
+    assert got.test.image_ids == want.test.image_ids
+    assert got.test.boxes is not None
+    assert training_fingerprint(got) == training_fingerprint(want)
+    assert fingerprint(got) != fingerprint(want)
 
 
 # --- real samples
@@ -222,6 +238,15 @@ def test_cub_class_without_training_image(small_cub: Path) -> None:
     assert "class 5 has 2 test images but no training image" in found(dataset)[0]
 
 
+@pytest.mark.parametrize("new", ["6 1.5 2 0 6\n", ""])
+def test_cub_training_box_decides_nothing(small_cub: Path, new: str) -> None:
+    want = cub.load(small_cub)
+    replace(small_cub / "bounding_boxes.txt", "6 1.5 2 30 6\n", new)
+    got = cub.load(small_cub)
+    assert_same_training_images(got, want)
+    assert got.problems[0].image_id == "6"
+
+
 # --- Tiny-ImageNet, made up
 
 
@@ -278,8 +303,8 @@ SPOIL_TINY: list[tuple[str, str, str, str, str | None]] = [
         ":1: image 'val none",
         None,
     ),
-    ("train/n1/n1_boxes.txt", "n1_0.JPEG\t5", "n1_0.JPEG\tinf", "n1_boxes.txt:1: box inf 6 5 63 is not finite", "n1_0"),
-    ("train/n1/n1_boxes.txt", "n1_1", "n1_0", "n1_boxes.txt:2: duplicate image n1_0.JPEG", "n1_1"),
+    ("train/n1/n1_boxes.txt", "n1_0.JPEG\t5", "n1_0.JPEG\tinf", "n1_boxes.txt:1: box inf 6 5 63 is not finite", None),
+    ("train/n1/n1_boxes.txt", "n1_1", "n1_0", "n1_boxes.txt:2: duplicate image n1_0.JPEG", None),
     ("wnids.txt", "n2\n", "n2\nn2\n", "wnids.txt:2: duplicate class 'n2'", None),
     ("wnids.txt", "n3\n", "", "", None),
 ]
@@ -300,11 +325,21 @@ def test_tiny_folders_and_lists_that_differ(small_tiny: Path) -> None:
     (small_tiny / "train" / "n7" / "images").mkdir(parents=True)
     (small_tiny / "train" / "n1" / "n1_boxes.txt").unlink()
     dataset = tiny_imagenet.load(small_tiny)
-    assert dataset.class_names == ("crane",)
-    messages = "\n".join(found(dataset))
-    assert "n7: folder of a class that is not in wnids.txt" in messages
-    assert "n1_boxes.txt: missing; the 2 images of class n1 are left out" in messages
-    assert "class n1 has 2 test images but no training image" in messages
+    assert dataset.class_names == ("crane (n2)", "crane (n1)")
+    assert "n7: folder of a class that is not in wnids.txt" in found(dataset)[1]
+    assert "n1_boxes.txt: missing; the 2 images of class n1 have no boxes" in found(dataset)[0]
+    assert len(dataset.problems) == 2
+
+
+@pytest.mark.parametrize("new", ["5\t6\t4\t63", "", None])
+def test_tiny_training_box_decides_nothing(small_tiny: Path, new: str | None) -> None:
+    want = tiny_imagenet.load(small_tiny)
+    file = small_tiny / "train" / "n1" / "n1_boxes.txt"
+    if new is None:
+        file.unlink()
+    else:
+        replace(file, "n1_0.JPEG\t5\t6\t5\t63\n", new and f"n1_0.JPEG\t{new}\n")
+    assert_same_training_images(tiny_imagenet.load(small_tiny), want)
 
 
 # --- ImageNet, made up
@@ -583,9 +618,7 @@ def test_layouts_that_lack_a_part(small_cub: Path, tmp_path: Path) -> None:
 
 def test_nothing_usable_is_one_line(small_cub: Path) -> None:
     write(small_cub / "bounding_boxes.txt", "")
-    with pytest.raises(
-        DataError, match=r"no usable training image; first of 4 problems: .*bounding_boxes\.txt: image 2"
-    ):
+    with pytest.raises(DataError, match=r"no usable test image; first of 4 problems: .*bounding_boxes\.txt: image 2"):
         cub.load(small_cub)
 
 
@@ -628,6 +661,35 @@ def test_check_of_generated_images() -> None:
     boxes = tuple(np.array([[0, 0, side, 8]], np.float32) for side in (8, 20))
     split = Split(("a", "b"), np.array([0, 0]), images=np.zeros((2, 8, 8, 3), np.uint8), boxes=boxes)
     assert [p.image_id for p in check(DataSet("made", ("one",), split, split.select(np.array([0]))))] == ["b"]
+
+
+def test_fingerprints_of_files(small_cub: Path) -> None:
+    """A replaced file counts; the test split counts for the whole alone."""
+    dataset, images = cub.load(small_cub), small_cub / "images" / "005.A bird"
+    whole, training = [fingerprint(dataset)], [training_fingerprint(dataset)]
+    for change in (
+        lambda: picture(images / "im 4.jpg", 80, 90),  # a test image
+        lambda: picture(images / "im 2.jpg", 80, 90),
+        (images / "im 2.jpg").unlink,
+    ):
+        change()
+        whole.append(fingerprint(dataset))
+        training.append(training_fingerprint(dataset))
+    assert len(set(whole)) == 4
+    assert training[0] == training[1]
+    assert len(set(training)) == 3
+
+
+def test_fingerprints_of_pixels() -> None:
+    images = np.zeros((2, 8, 8, 3), np.uint8)
+    split = Split(("a", "b"), np.array([0, 0]), images=images)
+    made = DataSet("made", ("one",), split, split)
+    other = replace_fields(made, train=replace_fields(split, images=images + 1))
+    relabelled = replace_fields(made, train=replace_fields(split, labels=np.array([0, 1])))
+    assert len({training_fingerprint(d) for d in (made, other, relabelled)}) == 3
+    assert len({fingerprint(d) for d in (made, other, relabelled)}) == 3
+    untested = replace_fields(made, test=split.select(np.array([1])))
+    assert training_fingerprint(untested) == training_fingerprint(made)
 
 
 def test_select_keeps_exif() -> None:

@@ -19,7 +19,7 @@ from lchp.evaluate import (
     ground_truth,
     hits,
     localization,
-    macro_gt_known,
+    macro_average,
 )
 from lchp.records import frame_table, summarize, summary_table
 
@@ -84,7 +84,7 @@ def test_localization_metrics() -> None:
 def test_micro_and_macro_average() -> None:
     ious, labels = np.array([0.9, 0.9, 0.9, 0.1]), np.array([0, 0, 0, 1])
     assert localization(ious, labels[:, None], labels)["gt_known"] == 75
-    assert macro_gt_known(ious, labels) == 50
+    assert macro_average(ious, labels) == 50
 
 
 def test_floors_by_hand() -> None:

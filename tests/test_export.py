@@ -41,7 +41,7 @@ def untrained(config: TrainConfig, backbone: str, size: int) -> TrainedRun:
 
 def eager(trained: TrainedRun, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     with torch.no_grad():
-        return Detector(trained.classifier, trained.localizer).eval()(images)
+        return Detector(trained.classifier, trained.localizer, 0.0).eval()(images)
 
 
 def test_torchscript_runs_in_a_process_without_lchp(squares_run: Path, tmp_path: Path) -> None:

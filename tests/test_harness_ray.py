@@ -154,7 +154,7 @@ def test_a_failed_stage_1_is_run_again_on_resume(straight: SweepResult, root: Pa
 
 def kill_holder(lock: Path, *, after: Path) -> int:
     """SIGKILLs the process that trains in the work folder of `lock` as soon as the file `after` is there."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     while time.monotonic() < deadline:
         if after.exists() and lock.exists() and (words := lock.read_text().split()):
             os.kill(int(words[1]), signal.SIGKILL)

@@ -1,7 +1,9 @@
 """Data sets by name, each one file here. Adding one: a module with `load(root) -> DataSet` and its line in DATASETS."""
 
 import hashlib
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 
@@ -45,16 +47,43 @@ def load(config: DataConfig) -> DataSet:
 
 
 def fingerprint(dataset: DataSet) -> str:
-    """Hash of a data set's ids, labels and boxes (and pixels, where they are in memory): the data part of a key."""
-    digest = hashlib.sha256(f"{dataset.name}\0{dataset.class_names}".encode())
+    """Hash of a set's ids, labels, boxes and images (pixels in memory, or file sizes): the data part of a key."""
+    digest = hashlib.sha256(_classes(dataset))
     for split in (dataset.train, dataset.test):
-        digest.update("\0".join(split.image_ids).encode())
-        digest.update(np.ascontiguousarray(split.labels).tobytes())
-        if split.images is not None:
-            digest.update(np.ascontiguousarray(split.images).data)
+        for part in _contents(split):
+            digest.update(part)
         for boxes in split.boxes or ():
             digest.update(np.ascontiguousarray(boxes, np.float32).tobytes() + b"|")
     return digest.hexdigest()[:16]
 
 
-__all__ = ["DATASETS", "DataSet", "Problem", "Split", "describe", "fingerprint", "load"]
+def training_fingerprint(dataset: DataSet) -> str:
+    """Hash of what training sees, for the identity of checkpoints: names, and the training split without its boxes."""
+    digest = hashlib.sha256(_classes(dataset))
+    for part in _contents(dataset.train):
+        digest.update(part)
+    return digest.hexdigest()[:16]
+
+
+def _classes(dataset: DataSet) -> bytes:
+    return f"{dataset.name}\0{dataset.class_names}".encode()
+
+
+def _contents(split: Split) -> Iterator[bytes | memoryview]:
+    """Ids, labels and images of a split; an image's file counts by its size, -1 where it cannot be read."""
+    yield "\0".join(split.image_ids).encode()
+    yield np.ascontiguousarray(split.labels).tobytes()
+    if split.images is not None:
+        yield np.ascontiguousarray(split.images).data
+    if split.paths is not None:
+        yield np.array([_file_size(path) for path in split.paths], np.int64).tobytes()
+
+
+def _file_size(path: Path) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1  # such an image is reported, or dropped, when it is to be decoded
+
+
+__all__ = ["DATASETS", "DataSet", "Problem", "Split", "describe", "fingerprint", "load", "training_fingerprint"]

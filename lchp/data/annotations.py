@@ -28,15 +28,14 @@ class Listing:
     ids: list[str] = field(default_factory=list)
     classes: list[str] = field(default_factory=list)
     paths: list[Path] = field(default_factory=list)
-    boxes: list[np.ndarray] = field(default_factory=list)
+    boxes: list[np.ndarray | None] = field(default_factory=list)
 
     def add(self, image_id: str, class_key: str, path: Path, boxes: np.ndarray | None = None) -> None:
-        """Appends one image; `boxes` (K x 4) is given for all images of a split or for none."""
+        """Appends one image; `boxes`: K x 4, or None where they are not known."""
         self.ids.append(image_id)
         self.classes.append(class_key)
         self.paths.append(path)
-        if boxes is not None:
-            self.boxes.append(boxes)
+        self.boxes.append(boxes)
 
 
 def read_lines(path: Path, problems: list[Problem]) -> Iterator[tuple[int, str]]:
@@ -157,6 +156,7 @@ def assemble(
 
     `classes` maps class keys, in the order of their labels, to names; those without a training image get no label, and
     their test images are left out and reported. Equal names are told apart by their key (ImageNet has two cranes).
+    A split has boxes where those of all its images are known.
     Raises DataError where a split ends up empty.
     """
     trained = set(train.classes)
@@ -188,11 +188,11 @@ def _split(
     if not keep:
         first = f"; first of {len(problems)} problems: {problems[0]}" if problems else ""
         raise DataError(f"{root}: no usable {what} image{first}")
-    boxes = listing.boxes
+    boxes = [known for i in keep if (known := listing.boxes[i]) is not None]
     return Split(
         tuple(listing.ids[i] for i in keep),
         np.array([labels[listing.classes[i]] for i in keep], np.int64),
         paths=tuple(listing.paths[i] for i in keep),
-        boxes=tuple(boxes[i] for i in keep) if boxes else None,
+        boxes=tuple(boxes) if len(boxes) == len(keep) else None,
         exif=exif,
     )

@@ -27,8 +27,8 @@ class Split:
     """One split, in a fixed order (the annotation file's, or sorted).
 
     `image_ids` are unique text ids, `labels` N int64 in 0..classes-1, `boxes` per image a K x 4 float32 array of
-    x1 y1 x2 y2 in pixels of the original image with exclusive x2 y2 (K >= 1), or None for the whole split where there
-    are none.
+    x1 y1 x2 y2 in pixels of the original image with exclusive x2 y2 (K >= 1), or None for the whole split where any is
+    unknown. Boxes of the training split are for diagnostics only: none decides which images it holds.
     Images are either files (`paths`) or, for generated sets, an N x H x W x 3 uint8 array (`images`).
     `exif`: the files' EXIF orientation is to be applied, and boxes are those of the upright picture. It is off for the
     published sets, whose boxes follow the pixels as stored.

@@ -28,7 +28,9 @@ def load(root: Path) -> DataSet:
 
     Image ids are the official ones as text, in the order of images.txt. Labels run over the classes that have training
     images, in the order of the official class ids, which may have gaps. The files give x y width height in px.
-    An image with a fault in any of the files is left out. Raises DataError where the layout is another.
+    An image with a fault in any of the files is left out; a training image stays where only its box is faulty or
+    missing, and then there are no training boxes at all (they are for diagnostics only).
+    Raises DataError where the layout is another.
     """
     root = _find(root)
     problems: list[Problem] = []
@@ -51,9 +53,10 @@ def load(root: Path) -> DataSet:
             except ValueError as error:
                 if line or (str(root / name), image_id) not in reported:
                     problems.append(Problem(str(root / name), line, f"image {image_id}: {error}", image_id))
-        if len(values) == len(parsers):
-            relative, class_id, is_train, box = values.values()
-            (train if is_train == "1" else test).add(image_id, class_id, root / "images" / relative, box)
+        is_train, box = values.get("train_test_split.txt") == "1", values.pop("bounding_boxes.txt", None)
+        if len(values) == len(parsers) - 1 and (is_train or box is not None):
+            path = root / "images" / values["images.txt"]
+            (train if is_train else test).add(image_id, values["image_class_labels.txt"], path, box)
     problems += _strangers(root, tables, {image_id for file, image_id in reported if file == str(root / "images.txt")})
     with_images = {text for _, text in tables["image_class_labels.txt"].values()}
     for class_id, name in classes.items():

@@ -48,7 +48,7 @@ def load(root: Path) -> DataSet:
         rows = _read_boxes(file, {*train.ids, *test.ids}, problems)
         test = _with_boxes(test, rows, file, problems)
         if all(image_id in rows for image_id in train.ids):
-            train.boxes = [np.stack(rows[image_id]) for image_id in train.ids]
+            train.boxes[:] = [np.stack(rows[image_id]) for image_id in train.ids]
     classes = sorted({*train.classes, *test.classes})
     return assemble("folder", root, {c: c for c in classes}, train, test, problems, exif=True)
 

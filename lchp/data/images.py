@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import platformdirs
@@ -23,6 +23,9 @@ from lchp.config import DataConfig
 from lchp.data.base import Problem, Split, describe
 from lchp.data.decode import decode, image_size
 from lchp.errors import DataError
+
+_QUEUED = 4096
+"""Images queued for the threads at a time: a future for each of ImageNet's would cost gigabytes."""
 
 
 class Batch(NamedTuple):
@@ -50,8 +53,18 @@ class Images:
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitems__(self, index: list[int]) -> Batch:
-        """The hook by which torch's DataLoader fetches a whole batch at once."""
+    def __getitems__(self, index: list[int]) -> Batch | DataError:
+        """The hook by which torch's DataLoader fetches a whole batch at once.
+
+        An error is returned, since torch wraps what a worker raises in that worker's traceback; `batches` raises it.
+        """
+        try:
+            return self.batch(index)
+        except DataError as error:
+            return error
+
+    def batch(self, index: list[int]) -> Batch:
+        """The images at the positions `index`. Raises DataError naming the first that does not decode."""
         if self.pixels is not None:
             pixels = self.pixels[self.rows[index]]
         else:
@@ -77,8 +90,8 @@ class Images:
 def open_images(split: Split, config: DataConfig, *, show_progress: bool = True) -> Images:
     """The images of a split, from memory, the cache (made here if it is not there yet), or decoded on demand.
 
-    Raises DataError naming the first images that do not decode, unless data.skip_bad drops them; without a cache a bad
-    image shows only when its turn comes.
+    Raises DataError naming the first images that do not decode, unless data.skip_bad drops them (and some remain).
+    Without a cache a bad image shows only when its turn comes, but for skip_bad, which decodes all once beforehand.
     """
     everything = np.arange(len(split))
     if split.images is not None:
@@ -90,14 +103,16 @@ def open_images(split: Split, config: DataConfig, *, show_progress: bool = True)
             )
         return Images(split, config.resize, pixels, everything)
     if config.cache == "off":
-        return Images(split, config.resize, None, everything)
-    folder = Path(platformdirs.user_cache_dir("lchp")) if config.cache == "auto" else Path(config.cache).expanduser()
-    pixels, bad = _cached(split, config, folder, show_progress)
+        pixels, bad = None, _decode_all(split, config, None, show_progress) if config.skip_bad else {}
+    else:
+        auto = Path(platformdirs.user_cache_dir("lchp"))
+        folder = auto if config.cache == "auto" else Path(config.cache).expanduser()
+        pixels, bad = _cached(split, config, folder, show_progress)
     if not bad:
         return Images(split, config.resize, pixels, everything)
     assert split.paths is not None
     problems = tuple(Problem(str(split.paths[i]), None, message, split.image_ids[i]) for i, message in bad.items())
-    if not config.skip_bad:
+    if not config.skip_bad or len(bad) == len(split):
         raise DataError(describe(problems))
     rows = np.setdiff1d(everything, list(bad))
     return Images(split.select(rows), config.resize, pixels, rows, problems)
@@ -138,24 +153,35 @@ def _fill(split: Split, config: DataConfig, file: Path, show_progress: bool) -> 
             "name another folder or say --data.cache off"
         )
     out = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape)
+    bad = _decode_all(split, config, out, show_progress)
+    out.flush()
+    return bad
+
+
+def _decode_all(split: Split, config: DataConfig, out: np.ndarray | None, show_progress: bool) -> dict[int, str]:
+    """Decodes all images in threads, into `out` where it is given; returns what is wrong with the bad, by position."""
     bad: dict[int, str] = {}
 
     def put(i: int) -> None:
         assert split.paths is not None
         try:
-            out[i] = decode(split.paths[i], config.resize, exif=split.exif)
+            pixels = decode(split.paths[i], config.resize, exif=split.exif)
         except DataError as error:
             bad[i] = str(error).removeprefix(f"{split.paths[i]}: ")
+        else:
+            if out is not None:
+                out[i] = pixels
 
-    bar = tqdm(total=len(split), desc="decode images", unit="img", disable=None if show_progress else True)
+    name = "verify images" if out is None else "decode images"
+    bar = tqdm(total=len(split), desc=name, unit="img", disable=None if show_progress else True)
     with bar, ThreadPoolExecutor(config.workers or os.cpu_count()) as pool:
         try:
-            for _ in pool.map(put, range(len(split)), chunksize=32):
-                bar.update()
+            for start in range(0, len(split), _QUEUED):
+                for _ in pool.map(put, range(start, min(start + _QUEUED, len(split)))):
+                    bar.update()
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    out.flush()
     return dict(sorted(bad.items()))
 
 
@@ -173,15 +199,26 @@ def _cache_key(split: Split, resize: int) -> str:
 
 
 def batches(images: Images, order: Sequence[list[int]], *, workers: int, pin: bool) -> Iterator[Batch]:
-    """Batches of the positions in `order`, prefetched by `workers` processes where images are decoded on demand."""
+    """Batches of the positions in `order`, prefetched by `workers` processes where images are decoded on demand.
+
+    Raises DataError naming the first image that does not decode.
+    """
     loader = DataLoader(
         images,  # pyright: ignore[reportArgumentType]  # anything with __getitems__ and __len__ serves
         batch_sampler=order,
-        collate_fn=lambda batch: batch,
+        collate_fn=_as_is,
         num_workers=workers if images.pixels is None else 0,
         pin_memory=pin,
     )
-    yield from loader
+    for batch in loader:
+        if isinstance(batch, DataError):
+            raise batch
+        yield batch
+
+
+def _as_is(batch: Any) -> Any:
+    """What `__getitems__` made is a batch already. A function of the module, since spawned workers get it pickled."""
+    return batch
 
 
 def shuffled(n: int, batch_size: int, generator: torch.Generator) -> list[list[int]]:

@@ -27,7 +27,8 @@ def load(root: Path) -> DataSet:
 
     Image ids are file names without extension. Labels follow wnids.txt over the classes that have training images, so a
     copy with some of the classes loads too. The files give x1 y1 x2 y2 as inclusive pixels of the 64 x 64 frame.
-    An image with a fault is left out. Raises DataError where the layout is another.
+    A test image with a fault is left out. A training image stays where its box is faulty or missing, and then there are
+    no training boxes at all (they are for diagnostics only). Raises DataError where the layout is another.
     """
     root = _find(root)
     problems: list[Problem] = []
@@ -70,16 +71,17 @@ def _names(root: Path, wnids: dict[str, int], problems: list[Problem]) -> dict[s
 def _read_train(root: Path, wnid: str, train: Listing, problems: list[Problem]) -> None:
     folder, file = root / "train" / wnid / "images", root / "train" / wnid / f"{wnid}_boxes.txt"
     names = list_images(folder, problems)
-    if not file.is_file():
-        problems.append(Problem(str(file), None, f"missing; the {len(names)} images of class {wnid} are left out"))
-        return
     if not names:
         problems.append(Problem(str(folder), None, f"class {wnid} has no images"))
-    lines = _read_annotations(file, 0, set(names), problems)
-    _report_unlisted(file, names, lines, problems)
+    lines: dict[str, tuple[int, list[str]]] = {}
+    if file.is_file():
+        lines = _read_annotations(file, 0, set(names), problems)
+        _report_unlisted(file, names, lines, problems)
+    else:
+        problems.append(Problem(str(file), None, f"missing; the {len(names)} images of class {wnid} have no boxes"))
     for name in names:
-        if (entry := lines.get(name)) and (box := _box(file, name, *entry, problems)) is not None:
-            train.add(_stem(name), wnid, folder / name, box)
+        box = _box(file, name, *lines[name], problems) if name in lines else None
+        train.add(_stem(name), wnid, folder / name, box)
 
 
 def _read_val(root: Path, wnids: dict[str, int], problems: list[Problem]) -> Listing:

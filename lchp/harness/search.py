@@ -62,7 +62,7 @@ def search(spec: Search, options: Options | None = None, *, show_progress: bool 
         raise ConfigError(f"objective = {spec.objective!r}: expected one of {', '.join(OBJECTIVES)}")
     if spec.trials < 1:
         raise ConfigError(f"--trials = {spec.trials}: expected at least 1")
-    base = pinned(_with_validation(spec.base), gpu=gpus_per_worker(options, spec.base) > 0)
+    base = pinned(_with_validation(spec.base, spec.objective), gpu=gpus_per_worker(options, spec.base) > 0)
     storage = options.storage.absolute()
     folder = storage / "sweeps" / checked_name(spec.name)
     with locked(folder / "lock"):
@@ -211,8 +211,9 @@ class Study:
         return (summary.get("validation") or {}).get(key)
 
 
-def _with_validation(base: TrainConfig) -> TrainConfig:
-    """The base config with images held out to choose on."""
+def _with_validation(base: TrainConfig, objective: str) -> TrainConfig:
+    """The base config with images held out to choose on; their boxes are read under the oracle's name only."""
+    base = replace(base, evaluation=replace(base.evaluation, oracle=objective == "oracle_gt_known"))
     if base.data.validation:
         return base
     return replace(base, data=replace(base.data, validation=VALIDATION))

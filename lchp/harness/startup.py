@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 import warnings
@@ -63,6 +64,7 @@ def cluster(address: str | None = None, *, dashboard: bool = False, **local: Any
     address = address or os.environ.get("RAY_ADDRESS")
     folder: str | None = None
     if address:
+        _require_answer(address)
         common |= {"address": address, "runtime_env": {"env_vars": QUIET}}
     else:
         folder = tempfile.mkdtemp(prefix="lchp-", dir=_short_folder())
@@ -95,6 +97,17 @@ def _terminated_as_interrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _require_answer(address: str) -> None:
+    """Raises ConfigError where nothing listens at HOST:PORT; Ray itself would go on trying for minutes, with noise."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon:  # "auto", which Ray resolves
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"the Ray cluster at {address} could not be joined: {error}") from None
 
 
 def _resources() -> Resources:
