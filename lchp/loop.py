@@ -98,6 +98,12 @@ def fit(
     start = restore(stage, checkpoint, identity) if resume and checkpoint.exists() else 0
     for epoch in range(start, stage.epochs):
         metrics = _run_epoch(stage, epoch, seed, show_progress)
+        bad = [k for k, v in metrics.items() if isinstance(v, float) and not math.isfinite(v)]
+        if bad:
+            raise DivergedError(
+                f"{stage.name}, epoch {epoch + 1}: {bad[0]} is {metrics[bad[0]]}; training diverged, "
+                "lower the learning rate"
+            )
         broken = [k for k, m in stage.modules.items() if not all(p.isfinite().all() for p in m.parameters())]
         if broken:  # the last step of an epoch can spoil the weights without a trace in its losses
             raise DivergedError(
@@ -105,12 +111,6 @@ def fit(
                 "lower the learning rate"
             )
         metrics |= stage.evaluate()
-        bad = [k for k, v in metrics.items() if isinstance(v, float) and not math.isfinite(v)]
-        if bad:
-            raise DivergedError(
-                f"{stage.name}, epoch {epoch + 1}: {bad[0]} is {metrics[bad[0]]}; training diverged, "
-                "lower the learning rate"
-            )
         if distributed.rank() == 0:
             if record is not None:
                 record(metrics)
