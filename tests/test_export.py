@@ -146,5 +146,13 @@ def test_onnx_without_its_packages_is_one_line(squares_run: Path, tmp_path: Path
 
 
 def test_a_folder_is_no_file(squares_run: Path, tmp_path: Path, capsys) -> None:
-    assert main(["export", "--run", str(squares_run), "--output", str(tmp_path)]) == 2
+    folder = tmp_path / "model.pt"
+    folder.mkdir()
+    assert main(["export", "--run", str(squares_run), "--output", str(folder)]) == 2
     assert "is a folder" in capsys.readouterr().err
+
+
+def test_the_name_says_the_format(squares_run: Path, capsys) -> None:
+    for arguments in (["--output", "model.bin"], ["--output", "model.onnx", "--format", "torchscript"]):
+        assert main(["export", "--run", str(squares_run), *arguments]) == 2
+        assert "end its name in .onnx" in capsys.readouterr().err

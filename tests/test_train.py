@@ -1,16 +1,18 @@
 """A whole run: what it writes, that it repeats itself, goes on where it stopped, and takes every open choice."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+import pyarrow as pa
 import pytest
 import torch
 from squares import small_config, write_images
 
 from lchp import runs
 from lchp.config import ConfigError, TrainConfig, field_types, override
-from lchp.errors import RunError
+from lchp.errors import DataError, RunError
 from lchp.records import read_predictions, summarize
 from lchp.train import Result, train
 
@@ -236,3 +238,28 @@ def test_every_open_choice_trains(root: Path, tmp_path: Path, values) -> None:
     result = train(config, output=tmp_path / "run")
     assert all(v == v for m in runs.read_metrics(result.run) for v in m.values())  # no NaN
     assert result.summary["results"]["lchp_r"]["center_crop"]["gt_known"] >= 0
+
+
+def test_resume_needs_a_run_and_the_same_stage(straight: Result, root: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="holds no run to go on with"):
+        train(small_config(root), output=tmp_path / "nothing", resume=True)
+    with pytest.raises(RunError, match="another --stage than init"):
+        train(small_config(root), output=straight.run, stage="init", resume=True)
+
+
+def test_a_bad_test_image_stops_the_run_before_it_starts(tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images")
+    first = train(small_config(images), output=tmp_path / "first")  # which images are the test images
+    name = str(read_predictions(first.run)["image_id"][0].as_py())
+    (images / name).write_bytes(b"not an image")
+    with pytest.raises(DataError, match=re.escape(Path(name).name)):
+        train(override(small_config(images), {"data.cache": str(tmp_path / "cache")}), output=tmp_path / "second")
+    assert not (tmp_path / "second").exists()
+
+
+def test_changed_boxes_do_not_pass_for_the_recorded_ones(straight: Result) -> None:
+    table = read_predictions(straight.run)
+    at = table.column_names.index("lchp_r_box")
+    moved = table.set_column(at, "lchp_r_box", pa.array([[0.0, 0.0, 0.01, 0.01]] * len(table), pa.list_(pa.float32())))
+    with pytest.raises(RunError, match="lchp_r_iou does not follow"):
+        summarize(moved)
