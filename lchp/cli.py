@@ -80,6 +80,8 @@ class Evaluate:
         summary = computed | {k: v for k, v in recorded.items() if k not in computed}
         extra = {"gt_known_macro": macro_gt_known(predictions)} if self.macro else {}
         print(json.dumps(summary | extra, indent=2) if self.json else summary_table(summary))
+        if self.macro and not extra["gt_known_macro"]:
+            raise ConfigError("--macro: the test images have no ground-truth boxes")
         if self.macro and not self.json:
             print("\nGT-Known averaged over classes (macro), %:")
             for result, frames in extra["gt_known_macro"].items():
@@ -87,6 +89,8 @@ class Evaluate:
         different = [k for k in computed if recorded.get(k) != computed[k]]
         if different:
             print(f"lchp: {self.run_folder / SUMMARY} says otherwise of: {', '.join(different)}", file=sys.stderr)
+        elif not self.json:
+            print("\nsummary.json says the same")
         return 1 if different else 0
 
 
@@ -243,7 +247,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"lchp: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        kept = "; finished epochs are kept, go on with the same command, --output and --resume"
+        kept = "; finished epochs, if any, are kept: go on with the same command, --output and --resume"
         print(f"\nlchp: stopped{kept if arguments[:1] == ['train'] else ''}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # whoever read standard output has enough (lchp predict ... | head)

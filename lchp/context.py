@@ -1,6 +1,7 @@
 """What both stages run on: the data, the device, and what environment.json says of them."""
 
 import hashlib
+import logging
 import os
 import platform
 import subprocess
@@ -19,6 +20,8 @@ from lchp.data import DataSet, fingerprint, load
 from lchp.data.images import Images, open_images
 from lchp.devices import autocast, describe, prepare, resolve_device, resolve_precision
 from lchp.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,9 @@ def open_context(config: TrainConfig, show_progress: bool) -> Context:
     test = open_images(dataset.test, config.data, show_progress=show_progress)
     if test.split.boxes is not None:
         test.sizes()
+    dropped = [*dataset.problems, *images.problems, *test.problems]
+    if dropped:
+        log.warning("dropped %d faulty records (environment.json lists them), first %s", len(dropped), dropped[0])
     return Context(config, dataset, images, device, precision, show_progress, test, held_out)
 
 

@@ -150,7 +150,7 @@ _FORMATS = {"torchscript": _torchscript, "onnx": _onnx}
 def _require_onnx() -> None:
     missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
-        raise ConfigError(f"--format onnx needs {', '.join(missing)}: pip install 'lchp[export]'")
+        raise ConfigError(f"--format onnx needs {', '.join(missing)}: uv pip install -c constraints.txt -e '.[export]'")
 
 
 @contextlib.contextmanager

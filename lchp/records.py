@@ -124,7 +124,7 @@ def macro_gt_known(table: pa.Table) -> dict[str, dict[str, float]]:
     """Result -> frame -> GT-Known averaged over classes instead of images (PSOL's habit), in percent."""
     out: dict[str, dict[str, float]] = {}
     for name in (r for r in RESULTS if f"{r}_iou" in table.column_names):
-        for frame in FRAMES:
+        for frame in FRAMES if not table["ground_truth"].null_count else ():
             rows = table.filter(pa.array([f == frame for f in table["frame"].to_pylist()]))
             labels = rows["label"].to_numpy()
             out.setdefault(name, {})[frame] = macro_average(rows[f"{name}_iou"].to_numpy(), labels)

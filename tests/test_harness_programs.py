@@ -16,7 +16,7 @@ from lchp.harness import Sweep, grid
 from lchp.harness.cells import expand, pinned
 from lchp.train import train
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")

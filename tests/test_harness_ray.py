@@ -21,7 +21,7 @@ from lchp.harness.storage import Store
 from lchp.harness.sweep import make_plan
 from lchp.train import train
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600), pytest.mark.usefixtures("on_ray")]
 
 CELLS = grid({"initialization.delta": [0.2, 0.4], "refinement.tau": [0.0, 0.5]})
 
