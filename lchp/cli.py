@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import tyro
 
@@ -311,10 +311,16 @@ def parse(command: Callable[..., Any], arguments: list[str], program: str, defau
 
 def _flags(command: Any) -> list[str]:
     """Options that a mistyped one may have meant."""
-    fields = [f.name for f in dataclasses.fields(command)]
-    names = ["from" if name == "source" else name.removesuffix("_folder") for name in fields if name != "config"]
-    names += field_types() if "config" in fields else []
-    return [f"--{name.replace('_', '-')}" for name in names]
+    found = []
+    for name, kind in get_type_hints(command).items():
+        if kind is TrainConfig:
+            found += [f"--{field.replace('_', '-')}" for field in field_types()]
+        elif dataclasses.is_dataclass(kind):
+            found += _flags(kind)
+        else:
+            said = "from" if name == "source" else name.removesuffix("_folder")
+            found.append(f"--{said.replace('_', '-')}")
+    return found
 
 
 def _one_line(box: str) -> str:

@@ -7,8 +7,10 @@ from lchp.harness.tables import table_3, table_4
 
 
 def cells(preset: Preset) -> list[Overrides]:
-    """Every delta with every tau of the preset."""
-    return grid({"initialization.delta": preset.deltas, "refinement.tau": preset.taus})
+    """Every delta with every tau of the preset; first those with the recipe's delta or tau, which make the tables."""
+    cells = grid({"initialization.delta": preset.deltas, "refinement.tau": preset.taus})
+    delta, tau = preset.config.initialization.delta, preset.config.refinement.tau
+    return sorted(cells, key=lambda c: c["initialization.delta"] != delta and c["refinement.tau"] != tau)
 
 
 def closing(result: SweepResult, preset: Preset) -> str:

@@ -12,11 +12,11 @@ import pytest
 from lchp.config import PRESETS, TrainConfig, override, preset
 from lchp.errors import ConfigError, RunError
 from lchp.harness import Options, Sweep, grid
-from lchp.harness.cells import Job, expand, jobs_of, pinned
+from lchp.harness.cells import Cell, Job, expand, jobs_of, make_cell, pinned
 from lchp.harness.schedule import FINISHED, Schedule
 from lchp.harness.startup import Resources
 from lchp.harness.storage import DONE, Store, locked
-from lchp.harness.sweep import make_plan, places_for
+from lchp.harness.sweep import Plan, Timing, make_plan, places_for
 from lchp.harness.trainable import Setting
 
 SWEEPS = Path(__file__).parents[1] / "sweeps"
@@ -211,6 +211,47 @@ def test_mistakes_get_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert status == 2
     assert said in err
     assert len(err.splitlines()) == 1
+
+
+def test_delta_tau_begins_with_the_cells_of_its_tables() -> None:
+    chosen = PRESETS["cub"]
+    cells = script("delta_tau").cells(chosen)
+    delta, tau = chosen.config.initialization.delta, chosen.config.refinement.tau
+    of_tables = [c["initialization.delta"] == delta or c["refinement.tau"] == tau for c in cells]
+    assert of_tables == [True] * 9 + [False] * 15
+
+
+def test_a_resumed_search_keeps_what_it_stopped(tmp_path: Path) -> None:
+    """Pruned trials have no result; they stay in the record all the same, and what was running is asked again."""
+    from lchp.harness.search import Search, Study, open_study
+
+    def cell_of(trial: optuna.Trial) -> Cell:
+        return make_cell(base, {"refinement.tau": trial.suggest_float("refinement.tau", 0.1, 0.9)})
+
+    base = preset("parts")
+    study = open_study(tmp_path, "s")
+    cells = []
+    for _ in range(2):
+        trial = study.ask()
+        cells.append(cell_of(trial))
+        trial.set_user_attr("run", str(tmp_path / "store" / "stage2" / cells[-1].stage2))
+        if len(cells) == 1:
+            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+    plan = Plan(Sweep("s", base, []), Options(tmp_path), cells, Schedule([]), Store(tmp_path), tmp_path)
+    pruned, running = cells
+    taken = Study(plan, study, Search("s", base, lambda t: cell_of(t).overrides, trials=2))
+    taken.take_up()
+    assert [(c.stage2, plan.schedule.jobs[f"stage2-{c.stage2}"].state) for c in plan.cells] == [
+        (pruned.stage2, "stopped")
+    ]
+    assert [j.key for j in taken.refill() if j.stage == 2] == [running.stage2]
+    assert taken.refill() == []
+
+
+def test_overhead_is_what_training_does_not_explain() -> None:
+    timing = Timing(wall=60, training=100, places=2)
+    assert timing.overhead == pytest.approx(20)
+    assert Timing(60, 0, 2).overhead is None
 
 
 def test_search_space_fits_every_preset() -> None:

@@ -115,6 +115,19 @@ def test_a_run_of_stage_2_alone_finds_its_stage_1(squares_config: TrainConfig, r
         load_run(second, CPU)
 
 
+def test_a_moved_storage_keeps_its_runs_whole(squares_config: TrainConfig, run_copy: Path, tmp_path: Path) -> None:
+    """store/stage2/KEY finds store/stage1/KEY beside it, not only where the sweep once ran."""
+    first, second = tmp_path / "old" / "stage1" / "k1", tmp_path / "old" / "stage2" / "k2"
+    shutil.copytree(run_copy, first)
+    (first / "checkpoints" / "refinement.pt").unlink()
+    train(squares_config, output=second, stage="refine", source=first)
+    (tmp_path / "old").rename(tmp_path / "new")
+    assert load_run(tmp_path / "new" / "stage2" / "k2", CPU).result == "lchp_r"
+    shutil.rmtree(tmp_path / "new" / "stage1")
+    with pytest.raises(RunError, match="no such checkpoint"):
+        load_run(tmp_path / "new" / "stage2" / "k2", CPU)
+
+
 def test_run_folders_that_cannot_serve(run_copy: Path, tmp_path: Path) -> None:
     def refused(match: str) -> None:
         with pytest.raises(RunError, match=match) as error:

@@ -7,12 +7,25 @@ from pathlib import Path
 
 import pytest
 
-from lchp.cli import COMMANDS, Train, parse
+import lchp.harness
+from lchp.cli import COMMANDS, Train, chosen_preset, parse
 from lchp.config import TrainConfig, preset
+from lchp.harness import Options, Sweep, SweepResult
+from lchp.harness.cli import Flags
+from lchp.harness.search_cli import SearchFlags
+from lchp.harness.sweep import Outcome, Plan, make_plan
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
-BLOCKS = re.findall(r"^```(?:bash)?\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+FENCED = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+BLOCKS = [text for language, text in FENCED if language in ("", "bash")]
 LINES = [line.split("  #")[0].strip() for block in BLOCKS for line in block.splitlines() if line.startswith("lchp ")]
+SWEEPS = [
+    line
+    for block in BLOCKS
+    for line in (part.split("  #")[0].strip() for part in block.replace("\\\n", " ").splitlines())
+    if line.startswith("python sweeps/")
+]
 
 
 @pytest.mark.parametrize("line", LINES)
@@ -27,6 +40,7 @@ def test_lchp_lines_are_understood(line: str) -> None:
 
 def test_there_are_lines_to_check() -> None:
     assert len(LINES) >= 7
+    assert len(SWEEPS) >= 6
 
 
 def test_no_blank_is_left() -> None:
@@ -42,3 +56,29 @@ def test_fields_of_the_table_of_open_choices_exist_with_the_defaults_named() -> 
         assert dataclasses.is_dataclass(getattr(TrainConfig(), section))
         expected = f"{value:g}" if isinstance(value, float) else str(value)
         assert said.replace("`", "").split(" ")[0] == expected, name
+
+
+@pytest.mark.parametrize("line", SWEEPS)
+def test_sweep_lines_are_understood(line: str) -> None:
+    script, *rest = shlex.split(line)[1:]
+    assert (ROOT / script).exists()
+    common = Flags(chosen_preset(rest))
+    flags = parse(SearchFlags, rest, script, SearchFlags(common)) if "search" in script else None
+    assert flags or parse(Flags, rest, script, common)
+
+
+def test_the_sweep_of_ones_own_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but the trainings: the example's names, cells and options make a plan."""
+    (code,) = (text for language, text in FENCED if language == "python" and "grid(" in text)
+    planned: list[Plan] = []
+
+    def plan_only(sweep: Sweep, options: Options) -> SweepResult:
+        planned.append(make_plan(sweep, options))
+        return SweepResult(tmp_path, [Outcome(c, "waiting", None, None, None) for c in planned[0].cells])
+
+    monkeypatch.setattr(lchp.harness, "run", plan_only)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
+    (plan,) = planned
+    assert plan.schedule.count(1, "waiting") == 4
+    assert plan.schedule.count(2, "waiting") == 8

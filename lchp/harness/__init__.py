@@ -2,11 +2,12 @@
 
 A sweep is a base config, cells (overrides of it) and a name; `run` trains what the store does not have yet:
 
+    from pathlib import Path
     from lchp import preset
     from lchp.harness import Options, Sweep, grid, run
 
     cells = grid({"initialization.alpha": [5.0, 20.0], "refinement.tau": [0.5, 0.9]})
-    result = run(Sweep("alpha", preset("parts"), cells), Options(storage="results"))
+    result = run(Sweep("alpha", preset("parts"), cells), Options(storage=Path("results")))
     for cell in result.cells:
         print(cell.cell.overrides, cell.summary["results"]["lchp_r"]["center_crop"]["gt_known"])
 

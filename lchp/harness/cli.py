@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +16,7 @@ from lchp.config import PRESETS, Preset, TrainConfig
 from lchp.errors import ConfigError, LchpError
 from lchp.harness.cells import Overrides, Sweep
 from lchp.harness.sweep import Options, SweepResult, make_plan, run
-from lchp.harness.tables import closing_table, dry_run_text
+from lchp.harness.tables import closing_table, dry_run_text, timing_line
 
 Cells = Callable[[Preset], Sequence[Overrides]]
 """What a sweep varies, given the preset with its lists of deltas, taus and localizers."""
@@ -27,43 +27,15 @@ class Flags:
     """Run a sweep."""
 
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
+    options: Annotated[Options, tyro.conf.arg(name="")] = field(default_factory=Options)
     preset: str = "parts"
     """Recipe that every other option overrides, and whose lists of deltas, taus and localizers the sweep takes."""
     seeds: int = 1
     """Seeds per cell, from the config's seed upwards."""
-    storage: Path = Path("results")
-    """Folder of the store and of the sweeps' records."""
     name: str | None = None
     """Name of the sweep's record; the script's own by default."""
-    resume: bool = False
-    """Go on with the sweep of this name; cells that are new are added."""
-    gpus_per_trial: float | None = None
-    """GPUs per worker, e.g. 0.5 for two on one; by default 1 where this machine has any, else 0."""
-    workers_per_trial: int = 1
-    """Workers that share one training (DDP)."""
-    max_concurrent: int = 0
-    """Trainings at once; 0: as many as fit."""
-    max_failures: int = 2
-    """Times a training is tried again when its worker dies."""
-    address: str | None = None
-    """Ray cluster to run on; $RAY_ADDRESS by default, else this machine."""
     dry_run: bool = False
     """Print the cells and what is to be trained, and stop."""
-    share: bool = True
-    """Train a stage 1 once for all cells that need the same."""
-
-    def options(self) -> Options:
-        """As the library takes them."""
-        return Options(
-            self.storage,
-            self.resume,
-            self.gpus_per_trial,
-            self.workers_per_trial,
-            self.max_concurrent,
-            self.max_failures,
-            self.address,
-            self.share,
-        )
 
     def sweep(self, name: str, cells: Cells) -> Sweep:
         """The sweep that these flags ask for. Raises ConfigError."""
@@ -94,13 +66,13 @@ def main(
         )
         sweep = flags.sweep(name, cells)
         if flags.dry_run:
-            print(dry_run_text(make_plan(sweep, flags.options())))
+            print(dry_run_text(make_plan(sweep, flags.options)))
             return 0
-        result = run(sweep, flags.options(), show_progress=True)
+        result = run(sweep, flags.options, show_progress=True)
         print(f"\n{closing_table(result)}")
         if closing is not None:
             print(f"\n{closing(result, replace(PRESETS[flags.preset], config=flags.config))}")
-        print(f"\nrecords: {result.folder / 'sweep.json'}")
+        print(f"\n{timing_line(result)}\nrecords: {result.folder / 'sweep.json'}")
         return 1 if result.failed else 0
 
     return guarded(body, arguments)

@@ -95,7 +95,7 @@ def search(spec: Search, options: Options | None = None, *, show_progress: bool 
         finally:
             write_record(plan)
         shutil.rmtree(folder / "ray", ignore_errors=True)
-        return SweepResult(folder, outcomes_of(plan))
+        return SweepResult(folder, outcomes_of(plan), plan.timing)
 
 
 def open_study(storage: Path, name: str, seed: int = 0) -> optuna.Study:
@@ -142,13 +142,18 @@ class Study:
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             self.study.enqueue_trial(trial.params, skip_if_exists=False)
             self.study.tell(trial.number, state=TrialState.FAIL)
-        # cells without a result belong to those trials; they come back when they are asked
-        kept = [c for c in self.plan.cells if self.plan.store.find(2, c.stage2) is not None]
-        self.plan.cells[:] = kept
+        over = self.study.get_trials(deepcopy=False, states=(TrialState.PRUNED,))
+        pruned = {Path(t.user_attrs["run"]).name for t in over}
+        # other cells without a result belong to the trials above; they come back when they are asked
+        there = {c.stage2 for c in self.plan.cells if self.plan.store.find(2, c.stage2) is not None}
+        self.plan.cells[:] = [c for c in self.plan.cells if c.stage2 in there | pruned]
         self.plan.schedule.jobs.clear()
-        for job in jobs_of(kept, share=self.plan.options.share).values():
+        for job in jobs_of(self.plan.cells, share=self.plan.options.share).values():
             self.plan.schedule.add([job])
-            self.plan.schedule.done(job.name, found=True)
+            if job.stage == 2 and job.key not in there:
+                self.plan.schedule.stopped(job.name)
+            else:
+                self.plan.schedule.done(job.name, found=True)
 
     def refill(self) -> list[Job]:
         """The jobs of the next trial; none when enough trials have been asked."""

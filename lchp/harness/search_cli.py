@@ -15,6 +15,7 @@ from lchp.errors import ConfigError
 from lchp.harness.cells import Overrides
 from lchp.harness.cli import Flags, described, guarded
 from lchp.harness.search import DATABASE, VALIDATION, Search, open_study, search
+from lchp.harness.tables import timing_line
 
 Space = Callable[[Preset, optuna.Trial], Overrides]
 
@@ -58,11 +59,10 @@ def main(name: str, space: Space, *, about: str | None = None, argv: Sequence[st
                 f"held out; objective: {spec.objective}"
             )
             return 0
-        result = search(spec, common.options(), show_progress=True)
-        print(f"\n{closing(spec, common.storage.absolute())}")
-        print(
-            f"\nrecords: {result.folder / 'sweep.json'}; study: optuna-dashboard sqlite:///{common.storage / DATABASE}"
-        )
+        result = search(spec, common.options, show_progress=True)
+        print(f"\n{closing(spec, common.options.storage.absolute())}")
+        study = f"sqlite:///{common.options.storage / DATABASE}"
+        print(f"\n{timing_line(result)}\nrecords: {result.folder / 'sweep.json'}; study: optuna-dashboard {study}")
         return 1 if result.failed else 0
 
     return guarded(body, arguments)

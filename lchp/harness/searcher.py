@@ -107,7 +107,7 @@ class Tracker(Callback):
 
 def facts(result: dict[str, Any]) -> dict[str, Any]:
     """What is kept of a trial's report."""
-    names = ("node", "pid", "devices", "begin", "seconds", "objective", "train_epoch")
+    names = ("node", "pid", "devices", "begin", "seconds", "train_seconds", "objective", "train_epoch")
     return {n: result[n] for n in names if n in result}
 
 

@@ -40,15 +40,24 @@ class Options:
     """How a sweep runs; none of it changes a result."""
 
     storage: Path = Path("results")
+    """Folder of the store and of the sweeps' records."""
     resume: bool = False
+    """Go on with the sweep of this name; cells that are new are added."""
     gpus_per_trial: float | None = None
+    """GPUs per worker, e.g. 0.5 for two on one; by default 1 where this machine has any, else 0."""
     workers_per_trial: int = 1
+    """Workers that share one training (DDP)."""
     max_concurrent: int = 0
+    """Trainings at once; 0: as many as fit."""
     max_failures: int = 2
+    """Times a training is tried again when its worker dies."""
     address: str | None = None
+    """Ray cluster to run on; $RAY_ADDRESS by default, else this machine."""
     share: bool = True
+    """Train a stage 1 once for all cells that need the same."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "storage", Path(self.storage))  # a text will do
         for name, least in (
             ("gpus_per_trial", 0),
             ("workers_per_trial", 1),
@@ -81,11 +90,28 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Timing:
+    """What a start of a sweep took: wall time from the start of its process's work to the last result, the trainings'
+    own time in all, both in seconds, and how many trainings ran at once."""
+
+    wall: float
+    training: float
+    places: int
+
+    @property
+    def overhead(self) -> float | None:
+        """Share of wall time, in percent, beyond the trainings' own time divided by the places; None without any."""
+        return 100 * (self.wall * self.places / self.training - 1) if self.training else None
+
+
+@dataclass(frozen=True)
 class SweepResult:
-    """A sweep's record (`folder`/sweep.json) and its cells, those of earlier starts under the same name included."""
+    """A sweep's record (`folder`/sweep.json) and its cells, those of earlier starts under the same name included.
+    `timing`: of this start, None where nothing was left to train."""
 
     folder: Path
     cells: list[Outcome]
+    timing: Timing | None = None
 
     @property
     def failed(self) -> list[Outcome]:
@@ -104,6 +130,7 @@ class Plan:
     store: Store
     folder: Path
     created: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+    timing: Timing | None = None
 
     @property
     def work(self) -> Path:
@@ -136,7 +163,7 @@ def run(sweep: Sweep, options: Options | None = None, *, show_progress: bool = F
         outcomes = outcomes_of(plan)
         if not any(o.state == "failed" for o in outcomes):
             shutil.rmtree(plan.work, ignore_errors=True)
-        return SweepResult(folder, outcomes)
+        return SweepResult(folder, outcomes, plan.timing)
 
 
 def make_plan(sweep: Sweep, options: Options) -> Plan:
@@ -213,6 +240,7 @@ def write_record(plan: Plan) -> None:
         "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "options": {**asdict(plan.options), "storage": str(plan.options.storage)},
         "bases": [to_dict(base) for base in bases],
+        "timing": None if plan.timing is None else asdict(plan.timing),
         "cells": cells,
         "jobs": jobs,
     }
@@ -243,6 +271,7 @@ def run_trials(plan: Plan, *, show_progress: bool, **hooks: Any) -> None:
         gpus,
         hooks.get("objective"),
     )
+    begin = time.perf_counter()
     display = Display(
         plan.schedule,
         lambda: _count_cells(plan, hooks.get("total", 0)),
@@ -262,6 +291,8 @@ def run_trials(plan: Plan, *, show_progress: bool, **hooks: Any) -> None:
                     progress.state = "waiting" if progress.state == "running" else progress.state
         finally:
             display.close()
+            own = sum(p.facts.get("train_seconds", 0.0) for p in plan.schedule.jobs.values())
+            plan.timing = Timing(time.perf_counter() - begin, own, places)
 
 
 def places_for(setting: Setting, options: Options, resources: Resources) -> int:

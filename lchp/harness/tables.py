@@ -90,7 +90,7 @@ def _seconds_per_epoch(plan: Plan) -> dict[tuple[str, Any], float]:
 def closing_table(result: SweepResult) -> str:
     """One row per cell: mean (and deviation) over seeds of each result's GT-Known; and what failed, with its error."""
     rows = []
-    for name, cells in _by_overrides(result.cells).items():
+    for name, cells in sorted(_by_overrides(result.cells).items(), key=lambda item: _numbers(item[1][0])):
         done = [c for c in cells if c.state == "done"]
         states = "" if len(done) == len(cells) else f"{len(done)} of {len(cells)} {_word(cells)}"
         rows.append([name, *(spread([known(c, r) for c in done]) for r in RESULTS), len(done), states])
@@ -101,6 +101,17 @@ def closing_table(result: SweepResult) -> str:
     if result.failed:
         lines.append(f"{len(result.failed)} of {len(result.cells)} cells failed; --resume tries them again")
     return "\n".join(lines)
+
+
+def timing_line(result: SweepResult) -> str:
+    """How long this start took, and what of it was not training."""
+    timing = result.timing
+    if timing is None or timing.overhead is None:
+        return "nothing was left to train"
+    return (
+        f"{timing.wall / 60:.1f} minutes: {timing.training / 60:.1f} minutes of training, {timing.places} at once, "
+        f"and {timing.overhead:.0f} % on top"
+    )
 
 
 def table_of(result: SweepResult, axis: str, head: Sequence[str], columns: Sequence[Any], base: Any) -> str:
@@ -167,6 +178,12 @@ def _by_overrides(cells: Sequence[Outcome]) -> dict[str, list[Outcome]]:
         name = describe(cell.cell.overrides) + (f" (other flags, {cell.cell.stage2[:8]})" if other else "")
         out.setdefault(name, []).append(cell)
     return out
+
+
+def _numbers(cell: Outcome) -> list[float]:
+    """What rows are sorted by: a grid of numbers by its values; all else stays in the order of the sweep."""
+    values = list(cell.cell.overrides.values())
+    return values if all(isinstance(v, (int, float)) for v in values) else []
 
 
 def _word(cells: Sequence[Outcome]) -> str:

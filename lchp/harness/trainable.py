@@ -49,6 +49,7 @@ def run_job(job: Job, setting: Setting, report: Report) -> None:
     begin = time.time()
     here = {"job": job.name, "node": socket.gethostname(), "pid": os.getpid(), "devices": _devices(), "begin": begin}
     last: dict[str, Any] = {}
+    spent: dict[str, float] = {}
 
     def on_epoch(metrics: dict[str, Any]) -> None:
         last.update(metrics)
@@ -61,16 +62,17 @@ def run_job(job: Job, setting: Setting, report: Report) -> None:
         report(here | _scalars(last, setting) | {"state": state, "seconds": time.time() - begin, **facts})
 
     try:
-        outcome = _train(job, setting, on_epoch)
+        outcome = _train(job, setting, on_epoch, spent)
     except LchpError as error:
         if distributed.size() > 1:
             raise  # workers that do not agree cannot report together
         finish("failed", error=str(error))
         return
-    finish(outcome)
+    finish(outcome, **spent)
 
 
-def _train(job: Job, setting: Setting, on_epoch: Report) -> str:
+def _train(job: Job, setting: Setting, on_epoch: Report, spent: dict[str, float]) -> str:
+    """Returns the trial's last state; `spent` receives the training's own time, by which the harness is judged."""
     from lchp.train import train
 
     store = Store(Path(setting.storage))
@@ -86,7 +88,9 @@ def _train(job: Job, setting: Setting, on_epoch: Report) -> str:
                 return "lost_source"
         resume = distributed.from_first(lambda: _can_resume(work, job.config))
         stage: Any = "init" if job.stage == 1 else "both" if source is None else "refine"
+        begin = time.perf_counter()
         train(job.config, on_epoch, output=work, stage=stage, source=source, resume=resume)
+        spent["train_seconds"] = time.perf_counter() - begin
         if first:
             store.publish(work, job.stage, job.key)
     return "done"
