@@ -23,6 +23,7 @@ LAYERS = [
     {"board"},
     {"train"},
     {"predict"},
+    {"report"},
     {"export"},
     {"cli"},
     {"harness"},

@@ -16,7 +16,7 @@ from lchp.harness.cells import Cell, Job, expand, jobs_of, make_cell, pinned
 from lchp.harness.schedule import FINISHED, Schedule
 from lchp.harness.startup import Resources
 from lchp.harness.storage import DONE, Store, locked
-from lchp.harness.sweep import Plan, Timing, make_plan, places_for
+from lchp.harness.sweep import Outcome, Plan, SweepResult, Timing, make_plan, places_for
 from lchp.harness.trainable import Setting
 
 SWEEPS = Path(__file__).parents[1] / "sweeps"
@@ -211,6 +211,20 @@ def test_mistakes_get_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert status == 2
     assert said in err
     assert len(err.splitlines()) == 1
+
+
+def test_a_failed_cell_is_named_and_makes_the_exit_status_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lchp.harness import cli
+
+    def one_fails(sweep: Sweep, options: Options, **_: object) -> SweepResult:
+        (cell,) = expand(replace(sweep, cells=sweep.cells[:1]))
+        return SweepResult(options.storage, [Outcome(cell, "failed", "training diverged", None, None)])
+
+    monkeypatch.setattr(cli, "run", one_fails)
+    assert cli.main("backbones", script("backbones").cells, argv=["--storage", str(tmp_path)]) == 1
+    assert "failed: localizer tiny, seed 0: training diverged" in capsys.readouterr().out
 
 
 def test_delta_tau_begins_with_the_cells_of_its_tables() -> None:

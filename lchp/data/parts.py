@@ -11,6 +11,7 @@ Every image has its own random stream, keyed by seed, split and index, so it doe
 
 import colorsys
 from dataclasses import dataclass
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -66,8 +67,15 @@ class Design:
 
 
 def load(seed: int = 0, train: int = 3000, test: int = 500, design: Design | None = None) -> DataSet:
-    """Draws the data set: `train` and `test` images, 72 x 72 px RGB, one exact box each, classes in equal shares."""
-    design = design or Design()
+    """Draws the data set: `train` and `test` images, 72 x 72 px RGB, one exact box each, classes in equal shares.
+
+    The same set is drawn once per process (two seconds of a sweep's every trial otherwise); its images are read-only.
+    """
+    return _load(seed, train, test, design or Design())
+
+
+@lru_cache(maxsize=1)
+def _load(seed: int, train: int, test: int, design: Design) -> DataSet:
     names = tuple(f"class_{c}" for c in range(CLASSES))
     return DataSet("parts", names, _split(seed, 0, train, design), _split(seed, 1, test, design))
 
@@ -79,6 +87,8 @@ def _split(seed: int, part: int, count: int, design: Design) -> Split:
     for i in range(count):
         images[i], boxes[i, 0] = draw(np.random.default_rng((seed, part, i)), int(labels[i]), design)
     ids = tuple(f"{('train', 'test')[part]}/{i:05d}" for i in range(count))
+    for array in (images, labels, boxes):
+        array.setflags(write=False)
     return Split(ids, labels, images=images, boxes=tuple(boxes))
 
 
