@@ -238,23 +238,31 @@ COMMANDS: dict[str, type[Any]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command and returns its exit status: 0, 1 for a fault found, 2 for a user's mistake, 130 for Ctrl-C."""
+    """Runs a command and returns its exit status: 0, 1 for a fault found, or as `guarded` says."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(format="%(message)s", level=logging.INFO)
+    kept = "; finished epochs, if any, are kept: go on with the same command, --output and --resume"
+    stopped = f"lchp: stopped{kept if arguments[:1] == ['train'] else ''}"
+    return guarded(lambda: _dispatch(arguments), stopped, error="lchp: error")
+
+
+def guarded(body: Callable[[], int], stopped: str = "stopped", *, error: str = "error") -> int:
+    """The exit status of `body`, whose faults become one line each: 2 for a user's mistake and for a file that cannot
+    be written, 130 for Ctrl-C (which prints `stopped`), 1 where nobody reads standard output any more."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)  # unless the program has said otherwise
     try:
-        return _dispatch(arguments)
-    except LchpError as error:
-        print(f"lchp: error: {error}", file=sys.stderr)
+        return body()
+    except LchpError as fault:
+        print(f"{error}: {fault}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        kept = "; finished epochs, if any, are kept: go on with the same command, --output and --resume"
-        print(f"\nlchp: stopped{kept if arguments[:1] == ['train'] else ''}", file=sys.stderr)
+        print(f"\n{stopped}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # whoever read standard output has enough (lchp predict ... | head)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else flushing at exit fails once more
         return 1
-    except OSError as error:  # a full disk, a folder that vanished
-        print(f"lchp: error: {error.filename or 'file'}: {error.strerror or error}", file=sys.stderr)
+    except OSError as fault:  # a full disk, a folder that vanished
+        print(f"{error}: {fault.filename or 'file'}: {fault.strerror or fault}", file=sys.stderr)
         return 2
 
 

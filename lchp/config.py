@@ -333,6 +333,13 @@ def override(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
     )
 
 
+def show(value: Any) -> str:
+    """A field's value as text for a table: `0.7`, `scale+flip`."""
+    if isinstance(value, (tuple, list)):
+        return "+".join(map(show, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def suggest(name: str, known: typing.Iterable[str]) -> str:
     """` (did you mean ...?)` for a mistyped name, or nothing."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)

@@ -7,6 +7,7 @@ import time
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -132,6 +133,7 @@ def train(
         | {
             "wall_seconds": {k: round(v, 2) for k, v in seconds.items()},
             "peak_memory_mb": peak_memory_mb(context.device),
+            "written": datetime.now(UTC).isoformat(timespec="seconds"),
         },
     )
     runs.write_json(run / SUMMARY, summary)

@@ -3,13 +3,16 @@
 The recipe's own setting is a cell of all four tables, and trained once.
 """
 
+from pathlib import Path
+
 import augmentations
 import backbones
 
 from lchp.config import Preset
-from lchp.harness import Overrides, SweepResult, grid, main
-from lchp.harness.cli import leave
-from lchp.harness.tables import table_3, table_4
+from lchp.harness import Overrides, grid, main
+from lchp.harness.cli import leave, paper_tables
+
+PAPER = Path(__file__).parents[1] / "analysis" / "paper.csv"
 
 
 def cells(preset: Preset) -> list[Overrides]:
@@ -19,11 +22,6 @@ def cells(preset: Preset) -> list[Overrides]:
     return [*deltas, *taus, *backbones.cells(preset), *augmentations.cells(preset)]
 
 
-def closing(result: SweepResult, preset: Preset) -> str:
-    """The measured halves of Tables 3 and 4, and what to do next."""
-    tables = f"{table_3(result, preset.config)}\n\n{table_4(result, preset.config)}"
-    return f"{tables}\n\nnext: python analysis/make_tables.py  (all tables, beside the paper's numbers)"
-
-
 if __name__ == "__main__":
-    leave(main("all_tables", cells, about=__doc__, closing=closing))
+    then = "python analysis/report.py  (one page with all tables, figures and trials)"
+    leave(main("all_tables", cells, about=__doc__, closing=paper_tables(PAPER, (3, 4, 5, 6), then)))

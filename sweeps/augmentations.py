@@ -1,10 +1,13 @@
 """The seven non-empty subsets of {scale, translation, flip} as strong view: Table 6."""
 
 from itertools import combinations
+from pathlib import Path
 
 from lchp.config import AUGMENTATIONS, Preset
 from lchp.harness import Overrides, main
-from lchp.harness.cli import leave
+from lchp.harness.cli import leave, paper_tables
+
+PAPER = Path(__file__).parents[1] / "analysis" / "paper.csv"
 
 
 def cells(_: Preset) -> list[Overrides]:
@@ -14,4 +17,4 @@ def cells(_: Preset) -> list[Overrides]:
 
 
 if __name__ == "__main__":
-    leave(main("augmentations", cells, about=__doc__))
+    leave(main("augmentations", cells, about=__doc__, closing=paper_tables(PAPER, (6,))))

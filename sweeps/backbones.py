@@ -1,8 +1,12 @@
 """Backbones of the localizer: Table 5 (on the embedded data set, three small stand-ins)."""
 
+from pathlib import Path
+
 from lchp.config import Preset
 from lchp.harness import Overrides, grid, main
-from lchp.harness.cli import leave
+from lchp.harness.cli import leave, paper_tables
+
+PAPER = Path(__file__).parents[1] / "analysis" / "paper.csv"
 
 
 def cells(preset: Preset) -> list[Overrides]:
@@ -11,4 +15,4 @@ def cells(preset: Preset) -> list[Overrides]:
 
 
 if __name__ == "__main__":
-    leave(main("backbones", cells, about=__doc__))
+    leave(main("backbones", cells, about=__doc__, closing=paper_tables(PAPER, (5,))))

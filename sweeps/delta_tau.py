@@ -1,9 +1,12 @@
 """The delta x tau grid: Tables 3 and 4. Stage 1 is trained once per delta, whatever the number of taus."""
 
+from pathlib import Path
+
 from lchp.config import Preset
-from lchp.harness import Overrides, SweepResult, grid, main
-from lchp.harness.cli import leave
-from lchp.harness.tables import table_3, table_4
+from lchp.harness import Overrides, grid, main
+from lchp.harness.cli import leave, paper_tables
+
+PAPER = Path(__file__).parents[1] / "analysis" / "paper.csv"
 
 
 def cells(preset: Preset) -> list[Overrides]:
@@ -13,11 +16,6 @@ def cells(preset: Preset) -> list[Overrides]:
     return sorted(cells, key=lambda c: c["initialization.delta"] != delta and c["refinement.tau"] != tau)
 
 
-def closing(result: SweepResult, preset: Preset) -> str:
-    """The measured halves of both tables, and what to do next."""
-    tables = f"{table_3(result, preset.config)}\n\n{table_4(result, preset.config)}"
-    return f"{tables}\n\nnext: python sweeps/all_tables.py  (the cells of Tables 3-6; what is trained already is taken)"
-
-
 if __name__ == "__main__":
-    leave(main("delta_tau", cells, about=__doc__, closing=closing))
+    then = "python sweeps/all_tables.py  (the other cells of Tables 3-6; what is trained already is taken)"
+    leave(main("delta_tau", cells, about=__doc__, closing=paper_tables(PAPER, (3, 4), then)))

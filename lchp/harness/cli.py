@@ -1,7 +1,7 @@
 """The flags that all sweeps share, and what a sweep's script does: `main` is its whole machinery."""
 
-import logging
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -11,15 +11,17 @@ from typing import Annotated, Any
 
 import tyro
 
-from lchp.cli import INTERRUPTED, chosen_preset, parse
+from lchp.cli import INTERRUPTED, chosen_preset, guarded, parse
 from lchp.config import PRESETS, Preset, TrainConfig
-from lchp.errors import ConfigError, LchpError
+from lchp.errors import ConfigError
 from lchp.harness.cells import Overrides, Sweep
 from lchp.harness.sweep import Options, SweepResult, make_plan, run
 from lchp.harness.tables import closing_table, dry_run_text, timing_line
 
 Cells = Callable[[Preset], Sequence[Overrides]]
 """What a sweep varies, given the preset with its lists of deltas, taus and localizers."""
+Closing = Callable[[SweepResult, Preset], str]
+"""What a script adds to the closing table, given the preset with the flags' config."""
 
 
 @dataclass
@@ -51,7 +53,7 @@ def main(
     cells: Cells,
     *,
     about: str | None = None,
-    closing: Callable[[SweepResult, Preset], str] | None = None,
+    closing: Closing | None = None,
     argv: Sequence[str] | None = None,
 ) -> int:
     """Runs a sweep's script: parses the common flags, runs, prints the closing table (and what `closing` adds).
@@ -75,21 +77,26 @@ def main(
         print(f"\n{timing_line(result)}\nrecords: {result.folder / 'sweep.json'}")
         return 1 if result.failed else 0
 
-    return guarded(body, arguments)
+    return guarded(body, to_go_on(arguments))
 
 
-def guarded(body: Callable[[], int], arguments: Sequence[str]) -> int:
-    """Turns a user's mistake into one line, and Ctrl-C into a line that says how to go on."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    try:
-        return body()
-    except LchpError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        again = [sys.argv[0], *arguments] + ([] if "--resume" in arguments else ["--resume"])
-        print(f"\nstopped; finished epochs are kept, go on with: python {' '.join(again)}", file=sys.stderr)
-        return INTERRUPTED
+def to_go_on(arguments: Sequence[str]) -> str:
+    """What to say after Ctrl-C."""
+    again = [sys.argv[0], *arguments] + ([] if "--resume" in arguments else ["--resume"])
+    return f"stopped; finished epochs are kept, go on with: python {shlex.join(again)}"
+
+
+def paper_tables(paper: Path, numbers: Sequence[int], then: str | None = None) -> Closing:
+    """What a sweep's script prints at its end: the paper's tables of these numbers, made from the storage beside the
+    values in `paper` (analysis/paper.csv), and the command to try next."""
+
+    def closing(result: SweepResult, preset: Preset) -> str:
+        from lchp.report.making import render_tables
+
+        text = render_tables(result.storage, preset, numbers, paper)
+        return f"{text}\nnext: {then}" if then else text
+
+    return closing
 
 
 def described(flags: type[Any], about: str | None) -> type[Any]:

@@ -9,11 +9,11 @@ from typing import Annotated
 import optuna
 import tyro
 
-from lchp.cli import chosen_preset, parse
+from lchp.cli import chosen_preset, guarded, parse
 from lchp.config import PRESETS, Preset
 from lchp.errors import ConfigError
 from lchp.harness.cells import Overrides
-from lchp.harness.cli import Flags, described, guarded
+from lchp.harness.cli import Flags, described, to_go_on
 from lchp.harness.search import DATABASE, VALIDATION, Search, open_study, search
 from lchp.harness.tables import timing_line
 
@@ -65,7 +65,7 @@ def main(name: str, space: Space, *, about: str | None = None, argv: Sequence[st
         print(f"\n{timing_line(result)}\nrecords: {result.folder / 'sweep.json'}; study: optuna-dashboard {study}")
         return 1 if result.failed else 0
 
-    return guarded(body, arguments)
+    return guarded(body, to_go_on(arguments))
 
 
 def closing(spec: Search, storage: Path) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lchp import __version__, runs
-from lchp.config import TrainConfig, from_dict, to_dict
+from lchp.config import TrainConfig, from_dict, show, to_dict
 from lchp.errors import ConfigError, RunError
 from lchp.harness.cells import Cell, Job, Sweep, expand, jobs_of, make_cell, pinned
 from lchp.harness.progress import Display
@@ -112,6 +112,11 @@ class SweepResult:
     folder: Path
     cells: list[Outcome]
     timing: Timing | None = None
+
+    @property
+    def storage(self) -> Path:
+        """The storage that the sweep's results are in."""
+        return self.folder.parents[1]
 
     @property
     def failed(self) -> list[Outcome]:
@@ -400,15 +405,7 @@ def headline(summary: dict[str, Any]) -> float | None:
 
 def describe(overrides: dict[str, Any]) -> str:
     """Overrides as text: `delta 0.6, tau 0.9`."""
-
     return ", ".join(f"{k.rpartition('.')[2]} {show(v)}" for k, v in overrides.items()) or "base"
-
-
-def show(value: Any) -> str:
-    """A field's value in a table."""
-    if isinstance(value, (list, tuple)):
-        return "+".join(map(show, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _describe_job(plan: Plan, progress: Progress) -> str:

@@ -12,7 +12,7 @@ from lchp import runs
 from lchp.config import TrainConfig
 from lchp.errors import RunError
 from lchp.harness.schedule import Progress
-from lchp.harness.sweep import Outcome, Plan, SweepResult, describe, gpus_per_worker, show
+from lchp.harness.sweep import Outcome, Plan, SweepResult, describe, gpus_per_worker
 from lchp.records import TITLES
 from lchp.train import probe
 
@@ -112,44 +112,6 @@ def timing_line(result: SweepResult) -> str:
         f"{timing.wall / 60:.1f} minutes: {timing.training / 60:.1f} minutes of training, {timing.places} at once, "
         f"and {timing.overhead:.0f} % on top"
     )
-
-
-def table_of(result: SweepResult, axis: str, head: Sequence[str], columns: Sequence[Any], base: Any) -> str:
-    """The cells that differ from `base` in `axis` at most, one row per value. columns: functions Outcome -> figure."""
-    from lchp.config import to_flat
-
-    plain = to_flat(base)
-    rows: dict[Any, list[Outcome]] = {}
-    for cell in result.cells:
-        flat = to_flat(cell.cell.config)
-        same = all(flat[k] == plain[k] for k in cell.cell.overrides if k != axis)
-        if same and cell.state == "done":
-            rows.setdefault(flat[axis], []).append(cell)
-    body = [
-        [show(value), *(spread([f(c) for c in cells]) for f in columns)]
-        for value, cells in sorted(rows.items(), key=lambda item: str(item[0]))
-    ]
-    return tabulate(body, head, disable_numparse=True) if body else "no finished cell"
-
-
-def table_3(result: SweepResult, base: Any) -> str:
-    """Table 3's measured half: GT-Known over delta at the recipe's own tau."""
-    head = ["delta", *(TITLES[r] for r in RESULTS)]
-    columns = [lambda c, r=r: known(c, r) for r in RESULTS]
-    return "Table 3, measured: GT-Known (center_crop, %)\n" + table_of(
-        result, "initialization.delta", head, columns, base
-    )
-
-
-def table_4(result: SweepResult, base: Any) -> str:
-    """Table 4's measured half: what tau keeps of the training boxes, and LCHP-R on the test images."""
-    head = ["tau", "kept training boxes", "their GT-Known (reads training boxes)", "LCHP-R"]
-    columns = [
-        lambda c: (c.summary.get("kept") or {}).get("count"),
-        lambda c: (c.summary.get("kept") or {}).get("gt_known"),
-        lambda c: known(c, "lchp_r"),
-    ]
-    return "Table 4, measured: GT-Known (center_crop, %)\n" + table_of(result, "refinement.tau", head, columns, base)
 
 
 def known(cell: Outcome, result: str) -> float | None:
