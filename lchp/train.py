@@ -133,6 +133,7 @@ def train(
         | {
             "wall_seconds": {k: round(v, 2) for k, v in seconds.items()},
             "peak_memory_mb": peak_memory_mb(context.device),
+            "recipe": RECIPE_VERSION,
             "written": datetime.now(UTC).isoformat(timespec="seconds"),
         },
     )

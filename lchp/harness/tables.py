@@ -90,7 +90,7 @@ def _seconds_per_epoch(plan: Plan) -> dict[tuple[str, Any], float]:
 def closing_table(result: SweepResult) -> str:
     """One row per cell: mean (and deviation) over seeds of each result's GT-Known; and what failed, with its error."""
     rows = []
-    for name, cells in sorted(_by_overrides(result.cells).items(), key=lambda item: _numbers(item[1][0])):
+    for name, cells in _in_order(_by_overrides(result.cells)):
         done = [c for c in cells if c.state == "done"]
         states = "" if len(done) == len(cells) else f"{len(done)} of {len(cells)} {_word(cells)}"
         rows.append([name, *(spread([known(c, r) for c in done]) for r in RESULTS), len(done), states])
@@ -142,10 +142,14 @@ def _by_overrides(cells: Sequence[Outcome]) -> dict[str, list[Outcome]]:
     return out
 
 
-def _numbers(cell: Outcome) -> list[float]:
-    """What rows are sorted by: a grid of numbers by its values; all else stays in the order of the sweep."""
-    values = list(cell.cell.overrides.values())
-    return values if all(isinstance(v, (int, float)) for v in values) else []
+def _in_order(rows: dict[str, list[Outcome]]) -> list[tuple[str, list[Outcome]]]:
+    """A grid of numbers by its values; all else in the order of the sweep."""
+    items = list(rows.items())
+    overrides = [cells[0].cell.overrides for _, cells in items]
+    numbers = all(isinstance(v, (int, float)) for o in overrides for v in o.values())
+    if not numbers or len({tuple(o) for o in overrides}) != 1:
+        return items
+    return sorted(items, key=lambda item: list(item[1][0].cell.overrides.values()))
 
 
 def _word(cells: Sequence[Outcome]) -> str:

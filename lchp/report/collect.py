@@ -1,0 +1,364 @@
+"""Run folders to one pandas table. Reads config.json, summary.json, environment.json and sweep.json; predictions never.
+
+A storage is a sweep's (STORAGE/store/stage2/KEY), a folder of run folders, or a run folder itself. What cannot be read
+is named in `problems` and left out; nothing is guessed.
+"""
+
+import hashlib
+import json
+import math
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lchp.config import field_types, from_dict, suggest, to_flat
+from lchp.errors import ConfigError, RunError
+from lchp.runs import CONFIG, ENVIRONMENT, SUMMARY, read_json
+
+SWEEP, SWEEP_VERSION = "sweep.json", 1
+DONE = "DONE"
+DIVERGED = "training diverged"
+"""What the error of a training says whose loss or weights became infinite (`lchp.loop.DivergedError`)."""
+
+MEANING_BEFORE: Mapping[str, Any] = {
+    "initialization.merge": "enclosing",
+    "refinement.vanished": "dropped",
+    "refinement.crop_margin": 0.0,
+    "refinement.scorer": "classifier",
+    "evaluation.oracle": False,
+}
+"""Config fields that came after the first records, and what a record without them was made with. A field that is added
+to the config is added here too, where older records have a meaning for it; without that they are refused."""
+
+ORIGIN = ("folder", "storage", "key", "version", "date", "git_revision", "data_fingerprint", "classes")
+"""Columns of `Records.runs` that are neither config nor figures. date: ISO 8601, UTC; None where nothing recorded it.
+classes: their number."""
+
+RESOLVED = ("environment/precision", "environment/device")
+"""Columns of what `auto` became on the machine."""
+
+
+@dataclass(frozen=True)
+class SweepRecord:
+    """One sweep.json. command: as typed; states: stage-2 key -> waiting, running, done, failed or stopped."""
+
+    name: str
+    folder: Path
+    storage: Path
+    command: tuple[str, ...]
+    created: str
+    version: str
+    states: Mapping[str, str]
+
+    @property
+    def unfinished(self) -> int:
+        """Cells that wait or run."""
+        return sum(state in ("waiting", "running") for state in self.states.values())
+
+    def running(self) -> bool:
+        """Whether the process that its lock names is alive; another machine's, which cannot be seen, is taken to be."""
+        try:
+            words = (self.folder / "lock").read_text().split()
+            pid, host = int(words[1]), words[3]
+        except (OSError, ValueError, IndexError):
+            return False
+        if host != socket.gethostname():
+            return True
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:  # alive, and another user's
+            return True
+        return True
+
+
+@dataclass(frozen=True)
+class Records:
+    """What some storages hold.
+
+    runs: a row per finished run, sorted by folder: ORIGIN, the config by dotted name (`initialization.delta`, `seed`),
+    what the environment resolved (`environment/precision`, `environment/device`), the summary's figures by slash path
+    (`results/lchp_r/center_crop/gt_known`, percent; NaN where there are no boxes), `wall_seconds/...`.
+    failures: a row per cell of a sweep that failed: storage, key, the config, `error` and `diverged` (bool).
+    problems: a line per folder or file that could not be read. notes: lines about what was read all the same.
+    """
+
+    runs: pd.DataFrame
+    problems: tuple[str, ...]
+    storages: tuple[Path, ...]
+    failures: pd.DataFrame = field(default_factory=pd.DataFrame)
+    sweeps: tuple[SweepRecord, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def collect(storages: Sequence[Path]) -> Records:
+    """Reads storages; one named twice is read once. Raises RunError where none of them exists."""
+    storages = tuple(dict.fromkeys(Path(s) for s in storages))
+    problems: list[str] = []
+    there: list[Path] = []
+    for storage in storages:
+        if not storage.is_dir():
+            problems.append(f"{storage}: no such folder; name the storage of a sweep or a run folder by --storage")
+        elif not any(storage.resolve() == other.resolve() for other in there):
+            there.append(storage)
+    if not there:
+        raise RunError("; ".join(problems) or "no storage was named")
+    sweeps, failed, dates = _read_sweeps(there, problems)
+    reader = _Reader()
+    rows: list[dict[str, Any]] = []
+    notes: list[str] = []
+    for storage in there:
+        before, first_stage = len(rows), 0
+        for folder, stored in _run_folders(storage):
+            try:
+                row = reader.run(folder, stored=stored)
+            except RunError as error:
+                problems.append(str(error))
+                continue
+            if row is None:
+                first_stage += 1
+                continue
+            row |= {"folder": str(folder), "storage": str(storage)}
+            row["date"] = row["date"] or dates.get((storage, folder.name) if stored else None)
+            rows.append(row)
+        if first_stage:
+            notes.append(f"{storage}: {_runs(first_stage)} with stage 1 alone, left out")
+        if len(rows) == before:
+            problems.append(f"{storage}: no finished run")
+    rows.sort(key=lambda row: row["folder"])
+    failures = []
+    for cell in failed:
+        try:
+            failures.append(cell | reader.flat(cell.pop("config"), cell.pop("source")))
+        except RunError as error:
+            problems.append(str(error))
+    notes += reader.notes()
+    problems = sorted(set(problems))
+    return Records(
+        _frame(rows),
+        tuple(problems),
+        tuple(there),
+        _frame(failures, ("error", "diverged")),
+        tuple(sweeps),
+        tuple(notes),
+    )
+
+
+def _runs(count: int) -> str:
+    return f"{count} run folder{'' if count == 1 else 's'}"
+
+
+def _run_folders(storage: Path) -> Iterator[tuple[Path, bool]]:
+    """Run folders, and whether they are the store's (which holds checksums of their files)."""
+    if (storage / CONFIG).is_file():
+        yield storage, False
+        return
+    for parent, stored in ((storage / "store" / "stage2", True), (storage, False)):
+        if parent.is_dir():
+            for folder in sorted(parent.iterdir()):
+                if stored and folder.is_dir() and not folder.name.startswith("."):
+                    yield folder, True
+                elif not stored and (folder / CONFIG).is_file():
+                    yield folder, False
+
+
+class _Reader:
+    """Reads run folders. A config is checked in full only where it holds a value of a kind that no valid config before
+    it held: a check takes 2 ms, and a storage may hold ten thousand."""
+
+    def __init__(self) -> None:
+        self.hints = field_types()
+        self.seen: set[tuple[str, Any]] = set()
+        self.known: set[tuple[str, Any]] = set()
+        self.older: dict[tuple[str, ...], list[Path]] = {}
+
+    def run(self, folder: Path, *, stored: bool) -> dict[str, Any] | None:
+        """A row; None for stage 1 alone. Raises RunError."""
+        if stored:
+            checksums = _checksums(folder)
+        else:
+            checksums = None
+            if not (folder / SUMMARY).exists():
+                raise RunError(f"{folder}: no {SUMMARY}; not finished, or half-written")
+        summary = _read(folder / SUMMARY, checksums)
+        results = summary.get("results")
+        if not isinstance(results, dict) or not isinstance(summary.get("floors"), dict):
+            raise RunError(f"{folder / SUMMARY}: lacks results or floors; was it written by another version of lchp?")
+        if "lchp_r" not in results:
+            return None
+        flat = self.flat(_read(folder / CONFIG, checksums), folder / CONFIG)
+        environment = _read(folder / ENVIRONMENT, checksums)
+        row: dict[str, Any] = {
+            "key": folder.name,
+            "version": (environment.get("versions") or {}).get("lchp"),
+            "date": environment.get("written"),
+            "git_revision": environment.get("git_revision"),
+            "data_fingerprint": environment.get("data_fingerprint"),
+            "classes": len(environment.get("class_names") or ()),
+            **flat,
+            "environment/precision": environment.get("precision"),
+            "environment/device": environment.get("device"),
+        }
+        _figures(summary, "", row, folder / SUMMARY)
+        _figures({"wall_seconds": environment.get("wall_seconds") or {}}, "", row, folder / ENVIRONMENT)
+        return row
+
+    def flat(self, config: Any, path: Path) -> dict[str, Any]:
+        """config.json by dotted name. RunError for a field that is unknown, wrong, or missing without a meaning."""
+        values: dict[str, Any] = {}
+        for key, value in config.items() if isinstance(config, dict) else ():
+            values |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
+        for name in values:
+            if name not in self.hints:
+                raise RunError(
+                    f"{path}: {name} is a field this version of lchp does not know{suggest(name, self.hints)}; "
+                    "read it with the version that wrote it"
+                )
+        missing = [name for name in self.hints if name not in values]
+        for name in missing:
+            if name not in MEANING_BEFORE:
+                raise RunError(f"{path}: lacks {name}; it was written by another version of lchp")
+        flat = {n: MEANING_BEFORE[n] if n in missing else _plain(values[n], h) for n, h in self.hints.items()}
+        try:
+            new = flat.items() - self.seen
+            kinds = {(name, _kind(value)) for name, value in new}
+            if not kinds <= self.known:
+                flat = to_flat(from_dict(flat))
+        except (ConfigError, TypeError) as error:  # TypeError: a list or an object where no field has one
+            raise RunError(f"{path}: {error}") from None
+        self.known |= kinds
+        self.seen |= new
+        if missing:
+            self.older.setdefault(tuple(missing), []).append(path.parent)
+        return flat
+
+    def notes(self) -> list[str]:
+        """About records of older versions."""
+        return [
+            f"{folders[0]}{f' and {len(folders) - 1} more' if len(folders) > 1 else ''}: written before "
+            + ", ".join(names)
+            + " existed; read as "
+            + ", ".join(f"{MEANING_BEFORE[n]}" for n in names)
+            for names, folders in self.older.items()
+        ]
+
+
+def _plain(value: Any, hint: Any) -> Any:
+    """As a config holds it: lists are tuples, and whole numbers floats where the field is one."""
+    if isinstance(value, list):
+        return tuple(value)
+    return float(value) if hint is float and type(value) is int else value
+
+
+def _kind(value: Any) -> Any:
+    """What decides whether a value is valid, short of the range of a number."""
+    if isinstance(value, tuple):
+        return tuple(_kind(v) for v in value)
+    if isinstance(value, float):
+        return float, math.isfinite(value)
+    return int if type(value) is int else (type(value), str(value))
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    try:
+        done = json.loads((folder / DONE).read_bytes())
+        return dict(done["files"])
+    except FileNotFoundError:
+        raise RunError(f"{folder}: no {DONE} file; half-written, or damaged") from None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise RunError(f"{folder / DONE}: cannot be read; the folder is damaged") from None
+
+
+def _read(path: Path, checksums: Mapping[str, str] | None) -> dict[str, Any]:
+    try:
+        data = path.read_bytes()
+        value = json.loads(data)
+    except FileNotFoundError:
+        raise RunError(f"{path}: no such file; half-written, or damaged") from None
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: cannot be read ({error})") from None
+    if checksums is not None and checksums.get(path.name) != hashlib.sha256(data).hexdigest():
+        raise RunError(f"{path}: checksum differs from {DONE}'s; it was changed or damaged")
+    if not isinstance(value, dict):
+        raise RunError(f"{path}: cannot be read (no JSON object)")
+    return value
+
+
+def _figures(values: dict[str, Any], prefix: str, row: dict[str, Any], path: Path) -> None:
+    for key, value in values.items():
+        if type(value) is float:
+            row[prefix + key] = value
+        elif isinstance(value, dict):
+            _figures(value, f"{prefix}{key}/", row, path)
+        elif value is None:
+            row[prefix + key] = math.nan
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            row[prefix + key] = float(value)
+        else:
+            raise RunError(f"{path}: {prefix}{key} = {value!r}: expected a number")
+
+
+def _frame(rows: list[dict[str, Any]], more: Sequence[str] = ()) -> pd.DataFrame:
+    """Numbers as numbers; texts and values that may be None stay as they are."""
+    hints = field_types()
+    columns = dict.fromkeys((*ORIGIN, *hints, *RESOLVED, *more))
+    for row in rows:
+        columns |= dict.fromkeys(row)
+    data: dict[str, pd.Series] = {}
+    for name in columns:
+        hint: Any = float if "/" in name and not name.startswith("environment/") else hints.get(name, object)
+        dtype = hint if hint in (float, int, bool) else object
+        default = math.nan if hint is float else None
+        data[name] = pd.Series([row.get(name, default) for row in rows], dtype=dtype)
+    return pd.DataFrame(data)
+
+
+def _read_sweeps(
+    storages: Sequence[Path], problems: list[str]
+) -> tuple[list[SweepRecord], list[dict[str, Any]], dict[Any, str]]:
+    """Sweeps by date; their failed cells; when the trainings ended, by storage and key (UTC)."""
+    sweeps: list[SweepRecord] = []
+    failed: list[dict[str, Any]] = []
+    dates: dict[Any, str] = {}
+    for storage in storages:
+        for path in sorted(storage.glob(f"sweeps/*/{SWEEP}")):
+            try:
+                record = read_json(path)
+                if record["version"] != SWEEP_VERSION:
+                    raise RunError(f"{path}: version {record['version']}; written by another version of lchp")
+                states = {cell["stage2"]: cell["state"] for cell in record["cells"]}
+                command = tuple(record["command"])
+                sweep = SweepRecord(
+                    record["name"], path.parent, storage, command, record["created"], record["lchp"], states
+                )
+                for cell in record["cells"]:
+                    if cell["state"] == "failed":
+                        failed.append(_failed(cell, record["bases"][cell["base"]], storage, path))
+                for name, job in record["jobs"].items():
+                    if name.startswith("stage2-") and "begin" in job and "seconds" in job:
+                        ended = datetime.fromtimestamp(job["begin"] + job["seconds"], UTC)
+                        dates[storage, name.removeprefix("stage2-")] = ended.isoformat(timespec="seconds")
+            except RunError as error:
+                problems.append(str(error))
+            except (KeyError, TypeError, IndexError, AttributeError) as error:
+                problems.append(f"{path}: cannot be used ({type(error).__name__}: {error})")
+            else:
+                sweeps.append(sweep)
+    return sorted(sweeps, key=lambda s: (s.created, str(s.folder))), failed, dates
+
+
+def _failed(cell: dict[str, Any], base: dict[str, Any], storage: Path, path: Path) -> dict[str, Any]:
+    config = {k: dict(v) if isinstance(v, dict) else v for k, v in base.items()}
+    for name, value in (cell["overrides"] | {"seed": cell["seed"]}).items():
+        section, _, leaf = name.rpartition(".")
+        (config[section] if section else config)[leaf] = value
+    error = cell["error"] or ""
+    row = {"storage": str(storage), "key": cell["stage2"], "error": error, "diverged": DIVERGED in error}
+    return row | {"config": config, "source": path}

@@ -1,0 +1,217 @@
+"""Which runs stand in one table: those that differ in its axis and in the seed only."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
+
+import numpy as np
+import pandas as pd
+
+from lchp.config import AUGMENTATIONS, PRESETS, Preset, TrainConfig, field_types, show, suggest, to_flat
+from lchp.errors import ConfigError
+from lchp.report.collect import Records
+
+DELTA, TAU = "initialization.delta", "refinement.tau"
+LOCALIZER, SUBSET = "model.localizer", "refinement.augmentations"
+AXES = (DELTA, TAU, LOCALIZER, SUBSET)
+"""Axes of Tables 3, 4, 5 and 6."""
+
+WITHOUT_EFFECT = frozenset(
+    {"data.root", "data.workers", "data.cache", "data.skip_bad", "model.weights_dir", "device", "threads"}
+    | {"tensorboard"}
+    | {name for name in field_types() if name.startswith("evaluation.")}
+)
+"""Fields that the trained networks do not depend on: `lchp.train.refinement_identity` leaves them out, and a test holds
+that. What the data set holds counts by its fingerprint, and the precision as it was resolved."""
+
+IDENTITY = tuple(name for name in field_types() if name not in WITHOUT_EFFECT and name != "seed")
+FINGERPRINT = "data_fingerprint"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in `axis` (None: in nothing) and seed only. base: what they share, the data's fingerprint
+    included; runs: one per axis value and seed; notes: about results that were found twice and differ."""
+
+    axis: str | None
+    base: Mapping[str, Any]
+    runs: pd.DataFrame
+    notes: tuple[str, ...] = ()
+
+    def at(self, value: Any) -> pd.DataFrame:
+        """The runs at one value of the axis."""
+        return self.runs if self.axis is None else rows(self.runs, (v == value for v in self.runs[self.axis]))
+
+    def values(self) -> list[Any]:
+        """Values of the axis, in the order of the runs."""
+        return [] if self.axis is None else list(dict.fromkeys(self.runs[self.axis]))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The group of a table, or None; and in words what other runs there are (empty where there are none)."""
+
+    group: Group | None
+    others: str
+
+
+def parse_where(conditions: Sequence[str]) -> dict[str, Any]:
+    """`FIELD=VALUE` as typed to values of the config. Raises ConfigError for a field or a value that does not fit."""
+    hints, found = field_types(), {}
+    for text in conditions:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"--where {text}: expected FIELD=VALUE, e.g. --where initialization.attention=features")
+        if name not in hints:
+            raise ConfigError(f"--where {text}: {name} is no field{suggest(name, hints)}")
+        found[name] = _typed(name, value, hints[name])
+    return found
+
+
+def _typed(name: str, text: str, hint: Any) -> Any:
+    """`text` as the field's type."""
+    origin, args = get_origin(hint), get_args(hint)
+    try:
+        if hint in (int, float):
+            return hint(text)
+        if hint is bool:
+            return {"true": True, "false": False}[text.lower()]
+        if origin is tuple:
+            parts = text.replace("+", ",").split(",")
+            return tuple(float(p) for p in parts) if float in args else _ordered(parts)
+    except (ValueError, KeyError):
+        kind = {int: "a whole number", bool: "True or False"}.get(hint, "a number")
+        raise ConfigError(f"--where {name}={text}: expected {kind}") from None
+    if origin is Literal and text not in args:
+        raise ConfigError(f"--where {name}={text}: expected one of {', '.join(args)}")
+    return None if text == "None" and NoneType in args else text
+
+
+def _ordered(subset: Sequence[str]) -> tuple[str, ...]:
+    """Augmentations in one order, so that S+T is T+S."""
+    return tuple(a for a in AUGMENTATIONS if a in subset)
+
+
+def canonical(runs: pd.DataFrame) -> pd.DataFrame:
+    """Runs (or failed cells) with what a table compares: the precision as resolved, augmentations in one order."""
+    resolved = [p if e is None else e for p, e in zip(runs["precision"], runs["environment/precision"], strict=True)]
+    subsets = pd.Series([_ordered(s) for s in runs[SUBSET]], runs.index, dtype=object)
+    return runs.assign(**{"precision": pd.Series(resolved, runs.index, dtype=object), SUBSET: subsets})
+
+
+def rows(frame: pd.DataFrame, keep: Iterable[bool]) -> pd.DataFrame:
+    """Some rows; a plain list would not do, since pandas takes an empty one for a list of columns."""
+    return frame.iloc[np.flatnonzero(np.fromiter(keep, bool))]
+
+
+def differences(values: Mapping[str, Any], config: TrainConfig, *, besides: Sequence[str] = ()) -> dict[str, Any]:
+    """Fields whose value is not the config's, of those that count; an `auto` of the config agrees with anything."""
+    flat = to_flat(config)
+    return {
+        name: values[name]
+        for name in IDENTITY
+        if name in values and name not in besides and flat[name] not in ("auto", values[name])
+    }
+
+
+def choose(records: Records, preset: Preset, axis: str | None, where: Mapping[str, Any] | None = None) -> Choice:
+    """The group whose base is the preset's recipe; where there is none, the one with most values of the axis.
+
+    Of the preset's data set only; `where` demands values of fields, and a run that has them is no less the recipe's.
+    """
+    runs = canonical(records.runs)
+    runs = rows(runs, (name == preset.config.data.name for name in runs["data.name"]))
+    conditions = {name: value for name, value in (where or {}).items() if name != axis}
+    wanted = runs
+    for name, value in conditions.items():
+        wanted = rows(wanted, (v == value for v in wanted[name]))
+    free = (*conditions, *([axis] if axis else ()))
+
+    def order(group: Group) -> tuple[Any, ...]:
+        away = differences(group.base, preset.config, besides=free)
+        return bool(away), -len(group.values()), len(away), -len(group.runs), str(sorted(group.base.items()))
+
+    chosen = min(split(wanted, axis), key=order, default=None)
+    return Choice(None if chosen is None else _once(chosen), _others(chosen, split(runs, axis)))
+
+
+def split(runs: pd.DataFrame, axis: str | None) -> list[Group]:
+    """Groups of runs; `runs` as of `canonical`."""
+    shared = [name for name in (*IDENTITY, FINGERPRINT) if name != axis]
+    if runs.empty:
+        return []
+    vary = [name for name in shared if len(set(runs[name])) > 1]
+    parts = [part for _, part in runs.groupby(vary, sort=False, dropna=False)] if vary else [runs]
+    return [Group(axis, {name: part[name].iloc[0] for name in shared}, part) for part in parts]
+
+
+def _once(group: Group) -> Group:
+    """One run per axis value and seed. Results found twice count once; where they differ, a note says so."""
+    cell = [*([group.axis] if group.axis else []), "seed"]
+    figures = [name for name in group.runs.columns if name.startswith(("results/", "kept/"))]
+    twice = group.runs.duplicated(cell, keep=False)
+    kept, notes = list(group.runs.index[~twice]), []
+    for _, same in rows(group.runs, twice).groupby(cell, sort=False):
+        values = same[figures].to_numpy(float)
+        used = same.index[int(np.isfinite(values).sum(axis=1).argmax())]
+        kept.append(used)
+        if any(len(set(column[np.isfinite(column)])) > 1 for column in values.T):
+            at = f"{show(same[group.axis].iloc[0])}, " if group.axis else ""
+            notes.append(
+                f"{at}seed {same['seed'].iloc[0]}: {len(same)} records of the same setting with other figures "
+                f"({', '.join(place(run) for _, run in same.iterrows())}); {place(same.loc[used])} is used"
+            )
+    return Group(group.axis, group.base, group.runs.loc[sorted(kept)], tuple(notes))
+
+
+def place(run: pd.Series) -> str:
+    """A run folder as seen from its storage, so that no table names a machine's paths."""
+    folder, storage = str(run["folder"]), str(run["storage"])
+    return folder.removeprefix(storage).strip("/") or str(run["key"])
+
+
+def _others(chosen: Group | None, groups: Sequence[Group]) -> str:
+    if chosen is None:
+        return ""
+    kinds: dict[tuple[str, ...], list[Group]] = {}
+    for group in groups:
+        names = tuple(n for n in group.base if group.base[n] != chosen.base[n])
+        if names:
+            kinds.setdefault(names, []).append(group)
+    texts = []
+    for names, others in sorted(kinds.items(), key=lambda kind: (len(kind[0]), kind[0])):
+        runs = sum(len(g.runs) for g in others)
+        count = f"{runs} run{'' if runs == 1 else 's'}"
+        shown = [n for n in names if n != FINGERPRINT]
+        if len(shown) == 1:
+            values = sorted({show(g.base[shown[0]]) for g in others})
+            texts.append(f"{shown[0]} {', '.join(values[:8])}{' ...' if len(values) > 8 else ''} ({count})")
+        elif not shown:
+            texts.append(f"another part of the data set ({count})")
+        else:
+            texts.append(f"{' and '.join(shown[:3])}{' and more' if len(shown) > 3 else ''} ({count})")
+    more = f"; {len(texts) - 6} more kinds" if len(texts) > 6 else ""
+    return "; ".join(texts[:6]) + more
+
+
+def preset_of(records: Records) -> tuple[str, str]:
+    """The preset whose recipe most runs follow, the tables' axes aside, and a sentence that says so; without such runs
+    the nearest one, and without any run the paper's `cub`."""
+    runs = canonical(records.runs)
+    if runs.empty:
+        return "cub", "no finished run: the rows are those of the preset cub"
+    away: dict[str, list[int]] = {}
+    for name, preset in PRESETS.items():
+        flat = to_flat(preset.config)
+        counted = [f for f in IDENTITY if f not in AXES and flat[f] != "auto"]
+        other_data = [1000 * (d != preset.config.data.name) for d in runs["data.name"]]
+        each = [[v != flat[f] for v in runs[f]] for f in counted]
+        away[name] = [sum(column) for column in zip(other_data, *each, strict=True)]
+    exact = {name: counts.count(0) for name, counts in away.items()}
+    total = len(runs)
+    best = max(exact, key=lambda name: exact[name])
+    if exact[best]:
+        return best, f"preset {best}: the recipe of {exact[best]} of {total} runs (--preset names another)"
+    best = min(away, key=lambda name: (sum(count >= 1000 for count in away[name]), min(away[name])))
+    return best, f"preset {best}: the nearest to the {total} runs, which follow no preset (--preset names another)"

@@ -1,0 +1,198 @@
+"""Tables as Markdown, LaTeX (booktabs), CSV, HTML and text. The best of a column is bold, the second underlined."""
+
+import csv
+import io
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+
+import jinja2
+from markupsafe import Markup, escape
+from tabulate import tabulate
+
+from lchp.report.tables import Cell, Row, Section, Table
+
+RANKS = ("-", "best", "second")
+LEGEND = "best of a column bold, second best underlined, ours and the paper's apart"
+LATEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "±": r"$\pm$",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+        '"': "''",
+        **{c: f"\\{c}" for c in "&%$#_{}"},
+    }
+)
+
+HTML = jinja2.Environment(
+    autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+).from_string(
+    """\
+<figure class="lchp-table" id="table-{{ t.number }}">
+<figcaption><b>Table {{ t.number }}.</b> {{ t.title }}. {{ t.caption }}</figcaption>
+<table>
+<thead>
+<tr>{% for name in t.head %}<th>{{ name }}</th>{% endfor %}
+{% for name in t.columns %}<th>{{ name }}</th><th>paper</th><th>diff.</th>{% endfor %}</tr>
+</thead>
+{% for section in t.sections %}
+<tbody>
+<tr><th colspan="{{ t.head|length + 3 * t.columns|length }}">{{ section.title }}</th></tr>
+{% for row in section.rows %}
+<tr>{% for label in row.labels %}<th scope="row">{{ label }}</th>{% endfor %}
+{% for c in row.cells %}<td>{{ mark(c.ours, c.rank) }}</td><td>{{ mark(c.paper, c.paper_rank) }}</td>\
+<td>{{ c.difference }}</td>{% endfor %}</tr>
+{% endfor %}
+</tbody>
+{% endfor %}
+</table>
+<ul>
+{% for note in notes %}
+<li>{{ note }}</li>
+{% endfor %}
+</ul>
+</figure>
+"""
+)
+
+
+def to_markdown(table: Table) -> str:
+    """GitHub's Markdown: a heading, the caption, a pipe table per section, the notes."""
+    parts = [f"### Table {table.number}. {_plain(table.title)}", _plain(table.caption)]
+    for section in table.sections:
+        body = _grid(section, _markdown_mark, _plain)
+        grid = tabulate(body, _head(table, _plain), tablefmt="pipe", disable_numparse=True, colalign=_align(table))
+        parts.append(f"**{_plain(section.title)}**\n\n{grid}")
+    parts.append("\n".join(f"- {_plain(note)}" for note in (*table.notes, LEGEND)))
+    return "\n\n".join(parts) + "\n"
+
+
+def to_text(table: Table, width: int = 120) -> str:
+    """For a terminal: caption and notes are wrapped at `width` characters."""
+    parts = [_wrapped(f"Table {table.number}. {table.title}. {table.caption}", width)]
+    for section in table.sections:
+        body = _grid(section, lambda text, rank: f"{text}{('', ' *', ' +')[rank]}", str)
+        parts.append(
+            f"{section.title}\n" + tabulate(body, _head(table, str), disable_numparse=True, colalign=_align(table))
+        )
+    legend = "* best, + second best of a column, ours and the paper's apart"
+    parts.append("\n".join(_wrapped(f"- {note}", width, "  ") for note in (*table.notes, legend)))
+    return "\n\n".join(parts) + "\n"
+
+
+def to_csv(table: Table) -> str:
+    """A line per cell: table, data, frame, the row's labels, column, mean, sd, n, paper, difference, rank, paper_rank.
+    Where there is no mean, the reason stands in its place."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    figures = ("mean", "sd", "n", "paper", "difference", "rank", "paper_rank")
+    writer.writerow(["table", "data", "frame", *table.head, "column", *figures])
+    for section in table.sections:
+        for row in section.rows:
+            for name, c in zip(table.columns, row.cells, strict=True):
+                mean = c.ours if c.mean is None else f"{c.mean:.4f}"
+                sd = "-" if c.sd is None else f"{c.sd:.4f}"
+                values = (mean, sd, c.n or "-", c.paper, c.difference, RANKS[c.rank], RANKS[c.paper_rank])
+                writer.writerow([table.number, section.data, section.frame, *row.labels, name, *values])
+    return out.getvalue()
+
+
+def to_html(table: Table) -> str:
+    """A <figure class="lchp-table"> to be put into a page; plain ASCII, without styles of its own."""
+    page = HTML.render(t=table, mark=_html_mark, notes=[*table.notes, LEGEND])
+    return page.encode("ascii", "xmlcharrefreplace").decode()
+
+
+def to_latex(table: Table) -> str:
+    """A table environment that needs the packages booktabs and graphicx; numbered as in the paper."""
+    plain, wide = len(table.head), len(table.head) + 3 * len(table.columns)
+    spans = [f"\\multicolumn{{3}}{{c}}{{{_latex(name)}}}" for name in table.columns]
+    rules = [f"\\cmidrule(lr){{{plain + 3 * i + 1}-{plain + 3 * i + 3}}}" for i in range(len(table.columns))]
+    lines = [
+        r"\begin{table}[htbp]",
+        f"\\setcounter{{table}}{{{table.number - 1}}}",
+        f"\\caption{{{_latex(f'{table.title}. {table.caption}')}}}",
+        f"\\label{{tab:lchp-{table.number}}}",
+        r"\centering\small",
+        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+        f"\\begin{{tabular}}{{{'l' * plain}{'rrr' * len(table.columns)}}}",
+        r"\toprule",
+        " & ".join([*([""] * plain), *spans]) + r" \\",
+        " ".join(rules),
+        " & ".join([*map(_latex, table.head), *(["ours", "paper", "diff."] * len(table.columns))]) + r" \\",
+    ]
+    for section in table.sections:
+        lines += [r"\midrule", f"\\multicolumn{{{wide}}}{{l}}{{\\emph{{{_latex(section.title)}}}}} \\\\"]
+        lines += [" & ".join(row) + r" \\" for row in _grid(section, _latex_mark, _latex)]
+    lines += [r"\bottomrule", r"\end{tabular}}", r"\par\smallskip\raggedright\footnotesize"]
+    lines += [f"{_latex(note)}.\\par" for note in (*table.notes, LEGEND)]
+    return "\n".join([*lines, r"\end{table}"]) + "\n"
+
+
+FORMATS: Mapping[str, Callable[[Table], str]] = {
+    "md": to_markdown,
+    "tex": to_latex,
+    "csv": to_csv,
+    "html": to_html,
+}
+"""File suffix -> renderer."""
+
+
+def latex_document(files: list[str]) -> str:
+    """A document of its own that holds the tables written to `files`, beside it."""
+    inputs = "\n".join(f"\\input{{{name}}}\n\\clearpage" for name in files)
+    return (
+        "\\documentclass{article}\n\\usepackage[utf8]{inputenc}\n"
+        "\\usepackage[margin=2cm]{geometry}\n\\usepackage{booktabs}\n\\usepackage{graphicx}\n"
+        f"\\begin{{document}}\n{inputs}\n\\end{{document}}\n"
+    )
+
+
+def _head(table: Table, escape: Callable[[str], str]) -> list[str]:
+    return [escape(h) for h in table.head] + [h for c in table.columns for h in (escape(c), "paper", "diff.")]
+
+
+def _align(table: Table) -> list[str]:
+    return ["left"] * len(table.head) + ["right"] * (3 * len(table.columns))
+
+
+def _grid(section: Section, mark: Callable[[str, int], str], escape: Callable[[str], str]) -> list[list[str]]:
+    def cells(row: Row) -> Iterator[str]:
+        for c in row.cells:
+            yield from _three(c)
+
+    def _three(c: Cell) -> tuple[str, str, str]:
+        return mark(escape(c.ours), c.rank), mark(escape(c.paper), c.paper_rank), escape(c.difference)
+
+    return [[*map(escape, row.labels), *cells(row)] for row in section.rows]
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it stands."""
+    for sign in "\\`*_|<>":
+        text = text.replace(sign, f"\\{sign}")
+    return text
+
+
+def _latex(text: str) -> str:
+    text = text.translate(LATEX).replace("--", "-{}-")  # a command's flags keep both hyphens
+    return f"$-${text[1:]}" if text[:1] == "-" and text[1:2].isdigit() else text
+
+
+def _markdown_mark(text: str, rank: int) -> str:
+    return (text, f"**{text}**", f"<u>{text}</u>")[rank]
+
+
+def _latex_mark(text: str, rank: int) -> str:
+    return (text, f"\\textbf{{{text}}}", f"\\underline{{{text}}}")[rank]
+
+
+def _html_mark(text: str, rank: int) -> str:
+    return Markup(("{}", "<b>{}</b>", "<u>{}</u>")[rank]).format(escape(text))
+
+
+def _wrapped(text: str, width: int, indent: str = "") -> str:
+    return textwrap.fill(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)

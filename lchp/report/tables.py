@@ -1,0 +1,548 @@
+"""Tables 1-6 of the paper from run folders: ours as mean and deviation over seeds, beside the paper's values.
+
+Every table has a section per data set and evaluation frame. The paper's values stand in the sections of its own frame,
+center_crop, only. What was not run says so; it is never blank and never a zero.
+"""
+
+import math
+import shlex
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lchp.config import AUGMENTATIONS, PRESETS, Preset, to_flat
+from lchp.errors import ConfigError
+from lchp.evaluate import FRAMES, RESULTS
+from lchp.records import METRICS, TITLES
+from lchp.report.collect import Records
+from lchp.report.groups import (
+    DELTA,
+    IDENTITY,
+    LOCALIZER,
+    SUBSET,
+    TAU,
+    Choice,
+    Group,
+    canonical,
+    choose,
+    differences,
+    show,
+)
+from lchp.report.groups import rows as rows_of
+from lchp.report.paper import Paper, number
+
+NUMBERS = (1, 2, 3, 4, 5, 6)
+PAPER_FRAME = "center_crop"
+NOT_RUN, FAILED, NO_BOXES, NONE_KEPT, NOT_GIVEN = "not run", "failed", "no boxes", "none kept", "-"
+PROTOCOL = (
+    "Protocol: trained from class labels; the last epoch counts, no box chose anything. In each cell mean ± standard "
+    f"deviation over seeds (n), then the paper's value and the difference; the paper's frame is {PAPER_FRAME}."
+)
+
+DATA = {
+    "cub": "CUB-200-2011",
+    "tiny_imagenet": "Tiny-ImageNet",
+    "imagenet": "ImageNet-1k",
+    "parts": "parts (embedded, synthetic)",
+    "folder": "a folder of images",
+}
+CLASSES = {"cub": 200, "tiny_imagenet": 200, "imagenet": 1000}
+BACKBONES = {
+    "inception_v3": "InceptionV3",
+    "resnet50": "ResNet50",
+    "vgg19_bn": "VGG19-BN",
+    "densenet161": "DenseNet161",
+    "mobilenet_v2": "MobileNetV2",
+}
+"""Names as the paper prints them."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """ours: text, `93.10 ± 0.21 (3)` or why there is no number; mean, sd (sample) and n: over the seeds, None where
+    there is no number. paper, difference (ours - paper): text, `-` where there is none. rank, paper_rank: 1 the best of
+    its column and section, 2 the second best, 0 neither."""
+
+    ours: str
+    mean: float | None = None
+    sd: float | None = None
+    n: int = 0
+    paper: str = NOT_GIVEN
+    difference: str = NOT_GIVEN
+    rank: int = 0
+    paper_rank: int = 0
+
+
+@dataclass(frozen=True)
+class Row:
+    """labels: one per `Table.head`; cells: one per `Table.columns`."""
+
+    labels: tuple[str, ...]
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Section:
+    """Rows of one data set (as the paper names it) in one evaluation frame."""
+
+    data: str
+    frame: str
+    rows: tuple[Row, ...]
+
+    @property
+    def title(self) -> str:
+        """Above the rows."""
+        return f"{self.data}, {self.frame}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """One of the paper's tables. caption: what was measured, how, and where the records come from; notes: below."""
+
+    number: int
+    title: str
+    caption: str
+    head: tuple[str, ...]
+    columns: tuple[str, ...]
+    sections: tuple[Section, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Measure:
+    """A column. path: the figure in a record, with {frame}, or {tau} for what a tau keeps of the training boxes."""
+
+    title: str
+    path: str
+    paper: str
+    result: str | None = None
+    whole: bool = False
+    ranked: bool = True
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """What Tables 3-6 vary. values: of the preset's grid; label: how a value is written."""
+
+    field: str
+    head: str
+    title: str
+    values: Callable[[Preset], Sequence[Any]]
+    label: Callable[[Any], str]
+    measures: tuple[_Measure, ...]
+
+
+def _known(result: str) -> _Measure:
+    return _Measure(TITLES[result], f"results/{result}/{{frame}}/gt_known", TITLES[result], result)
+
+
+def _letters(subset: Iterable[str]) -> str:
+    return "+".join(a[0].upper() for a in subset)
+
+
+def _subsets(_: Preset) -> list[tuple[str, ...]]:
+    return [s for size in (1, 2, 3) for s in combinations(AUGMENTATIONS, size)]
+
+
+def backbone_title(name: str) -> str:
+    """A backbone as the paper prints it."""
+    return BACKBONES.get(name, name)
+
+
+AXES: Mapping[int, _Axis] = {
+    3: _Axis(
+        DELTA,
+        "delta",
+        "GT-Known (%) over the foreground threshold delta",
+        lambda preset: preset.deltas,
+        show,
+        tuple(map(_known, RESULTS)),
+    ),
+    4: _Axis(
+        TAU,
+        "tau",
+        "What the confidence threshold tau keeps of the training boxes, and GT-Known (%) of LCHP-R on the test images",
+        lambda preset: preset.taus,
+        show,
+        (
+            _Measure("kept training boxes", "kept/by_tau/{tau}/count", "kept training boxes", None, True, False),
+            _Measure("GT-Known of the kept", "kept/by_tau/{tau}/gt_known", "GT-Known of the kept"),
+            _known("lchp_r"),
+        ),
+    ),
+    5: _Axis(
+        LOCALIZER,
+        "localizer",
+        "GT-Known (%) over the localizer's backbone",
+        lambda preset: preset.localizers,
+        backbone_title,
+        (_known("lchp_i"), _known("lchp_r")),
+    ),
+    6: _Axis(
+        SUBSET,
+        "strong view",
+        "GT-Known (%) of LCHP-R over the parts of the strong view (S scale, T translation, F flip)",
+        _subsets,
+        _letters,
+        (_known("lchp_r"),),
+    ),
+}
+RECIPE_METRICS = {1: ("top1_loc", "top5_loc", "gt_known"), 2: ("top1_loc", "gt_known")}
+
+
+def tables(
+    records: Records,
+    preset: Preset,
+    paper: Paper,
+    numbers: Sequence[int] = NUMBERS,
+    where: Mapping[str, Any] | None = None,
+) -> tuple[Table, ...]:
+    """Several tables, in the order of `numbers`."""
+    return tuple(table(records, number, preset, paper, where) for number in numbers)
+
+
+def table(records: Records, number: int, preset: Preset, paper: Paper, where: Mapping[str, Any] | None = None) -> Table:
+    """One of Tables 1-6. Tables 3-6 are of the preset's data set and grid; Table 1 of CUB and ImageNet (and of the
+    preset's data set, if that is another), Table 2 of Tiny-ImageNet. `where`: values of fields that the runs must have.
+
+    Raises ConfigError for another number.
+    """
+    if number in AXES:
+        return _axis_table(records, number, preset, paper, where)
+    if number in RECIPE_METRICS:
+        return _recipe_table(records, number, preset, paper, where)
+    raise ConfigError(f"--table {number}: the paper has Tables 1 to 6")
+
+
+def _axis_table(records: Records, number: int, preset: Preset, paper: Paper, where: Mapping[str, Any] | None) -> Table:
+    axis = AXES[number]
+    choice = choose(records, preset, axis.field, where)
+    group, lost = choice.group, _lost(records, choice, preset, axis.field)
+    seen = [] if group is None else group.values()
+    values = _ordered([*axis.values(preset), *seen, *lost[axis.field]], axis, preset)
+    sections = []
+    for frame in FRAMES:
+        rows = []
+        for value in values:
+            runs = None if group is None else group.at(value)
+            gone = rows_of(lost, (v == value for v in lost[axis.field]))
+            cells = []
+            for measure in axis.measures:
+                printed = _printed(paper, number, axis, value, measure) if frame == PAPER_FRAME else None
+                if measure.result is None:
+                    cells.append(_kept_cell(group, value, measure, printed, frame))
+                else:
+                    cells.append(_cell(runs, gone, measure.path.format(frame=frame), measure, frame, printed))
+            rows.append(Row((axis.label(value),), tuple(cells)))
+        sections.append(Section(DATA[preset.config.data.name], frame, _ranked(rows, axis.measures)))
+    notes = []
+    if number == 4:
+        notes.append(
+            "kept training boxes and their GT-Known: a diagnostic that reads training boxes, of LCHP-I and in "
+            "center_crop; nothing is chosen by it"
+        )
+    notes += _notes(choice, lost, axis)
+    text = f"{_caption(records, choice, preset, PRESETS['cub'], axis=axis.field)} {PROTOCOL}"
+    columns = tuple(m.title for m in axis.measures)
+    return Table(number, axis.title, text, (axis.head,), columns, tuple(sections), tuple(notes))
+
+
+def _ordered(values: Iterable[Any], axis: _Axis, preset: Preset) -> list[Any]:
+    """Numbers by size; names in the grid's order, then as they come by name."""
+    distinct = list(dict.fromkeys(values))
+    if axis.field in (DELTA, TAU):
+        return sorted(distinct)
+    grid = list(dict.fromkeys(axis.values(preset)))
+    return grid + sorted((v for v in distinct if v not in grid), key=str)
+
+
+def _printed(paper: Paper, number: int, axis: _Axis, value: Any, measure: _Measure) -> str | None:
+    if axis.field in (DELTA, TAU):
+        return paper.at(number, value, measure.paper)
+    return paper.value(number, axis.label(value), measure.paper)
+
+
+def _recipe_table(
+    records: Records, number: int, preset: Preset, paper: Paper, where: Mapping[str, Any] | None
+) -> Table:
+    own = preset.config.data.name
+    names = {1: ["cub", "imagenet"], 2: ["tiny_imagenet"]}[number]
+    if number == 1 and own not in CLASSES:
+        names.insert(0, own)
+    measures = tuple(_Measure(METRICS[m], f"{{frame}}/{m}", METRICS[m]) for m in RECIPE_METRICS[number])
+    sections, texts, notes = [], [], []
+    for name in names:
+        recipe = preset if name == own else PRESETS[name]
+        choice = choose(records, recipe, None, where)
+        lost = _lost(records, choice, recipe, None)
+        known = number == 2 or name in CLASSES
+        prefix = {"cub": "CUB ", "imagenet": "ImageNet "}.get(name, "") if number == 1 else ""
+        for frame in FRAMES:
+            methods = paper.rows(number) if known and frame == PAPER_FRAME else tuple(TITLES[r] for r in RESULTS)
+            rows = []
+            for method in methods:
+                result = next((r for r, title in TITLES.items() if title == method), None)
+                cells = []
+                for m in measures:
+                    here = replace(m, paper=prefix + m.paper, result=result)
+                    printed = paper.value(number, method, here.paper) if known and frame == PAPER_FRAME else None
+                    runs = choice.group.runs if choice.group is not None and result is not None else None
+                    path = f"results/{result}/{m.path.format(frame=frame)}"
+                    cells.append(_cell(runs, lost, path, here, frame, printed))
+                backbone = _backbone(paper.value(number, method, "backbone") if known else None, result, choice.group)
+                rows.append(Row((method, backbone) if number == 1 else (method,), tuple(cells)))
+            sections.append(Section(DATA[name], frame, _ranked(rows, measures)))
+        text = _caption(records, choice, recipe, PRESETS[name] if known else PRESETS["cub"], axis=None)
+        texts.append(text)
+        notes += [f"{DATA[name]}: {n}" if len(names) > 1 else n for n in _notes(choice, lost, None)]
+    title = f"{', '.join(METRICS[m] for m in RECIPE_METRICS[number])} (%) on {' and '.join(DATA[n] for n in names)}"
+    head = ("method", "backbone") if number == 1 else ("method",)
+    columns = tuple(m.title for m in measures)
+    return Table(number, title, " ".join([*texts, PROTOCOL]), head, columns, tuple(sections), tuple(notes))
+
+
+def _backbone(printed: str | None, result: str | None, group: Group | None) -> str:
+    """The paper's backbone of a method; ours where it is another or the paper has none."""
+    if result is None or group is None:
+        return printed or NOT_GIVEN
+    base = group.base
+    head = f"-{base['model.head'].upper()}" if result == "pseudo_label" else ""
+    ours = backbone_title(base["model.classifier" if result == "pseudo_label" else LOCALIZER]) + head
+    return ours if printed in (None, ours) else f"{printed} (ours: {ours})"
+
+
+def _cell(
+    runs: pd.DataFrame | None, lost: pd.DataFrame, path: str, measure: _Measure, frame: str, printed: str | None
+) -> Cell:
+    """A figure over the seeds of some runs. A run failed where its GT-Known is below the box over the whole image in
+    the same frame, or not finite; and where its sweep says that it diverged."""
+    if measure.result is None:
+        return _finish([], 0, False, measure, printed)
+    values, failed, boxless = [], 0, False
+    if runs is not None and path in runs:
+        for value, known, floor in zip(runs[path], *_judged(runs, measure.result, frame), strict=True):
+            boxless |= math.isnan(floor)
+            if _diverged(known, floor):
+                failed += 1
+            elif not math.isnan(floor):
+                values.append(value)
+    failed += len(_diverged_cells(lost, measure.result))
+    return _finish(values, failed, boxless, measure, printed)
+
+
+def _judged(runs: pd.DataFrame, result: str, frame: str) -> tuple[list[float], list[float]]:
+    """GT-Known of some runs, and the floor under it."""
+    return list(runs[f"results/{result}/{frame}/gt_known"]), list(runs[f"floors/{frame}/full_box"])
+
+
+def _diverged(known: float, floor: float) -> bool:
+    return not math.isnan(floor) and not known >= floor
+
+
+def _diverged_cells(lost: pd.DataFrame, result: str) -> pd.DataFrame:
+    """Of failed cells, those that have no `result` since a training diverged: stage 1, or for LCHP-R either stage."""
+    first = [error.startswith("its stage 1") for error in lost["error"]]
+    keep = (d and (f or result == "lchp_r") for d, f in zip(lost["diverged"], first, strict=True))
+    return rows_of(lost, keep)
+
+
+def _kept_cell(group: Group | None, tau: float, measure: _Measure, printed: str | None, frame: str) -> Cell:
+    """Of stage 1's training boxes: any run of a seed knows what each tau keeps."""
+    if frame != PAPER_FRAME:
+        return Cell(NOT_GIVEN)
+    count, path = f"kept/by_tau/{tau:g}/count", measure.path.format(tau=f"{tau:g}")
+    if group is None or count not in group.runs:
+        return _finish([], 0, False, measure, printed)
+    of_seed: dict[int, tuple[float, float]] = {}
+    for seed, kept, value in zip(group.runs["seed"], group.runs[count], group.runs[path], strict=True):
+        if not math.isnan(kept):
+            of_seed.setdefault(int(seed), (kept, value))
+    values = [value for _, value in of_seed.values() if not math.isnan(value)]
+    if of_seed and not values:
+        reason = NO_BOXES if any(kept for kept, _ in of_seed.values()) else NONE_KEPT
+        return replace(_finish([], 0, False, measure, printed), ours=reason)
+    return _finish(values, 0, False, measure, printed)
+
+
+def _finish(values: Sequence[float], failed: int, boxless: bool, measure: _Measure, printed: str | None) -> Cell:
+    paper = NOT_GIVEN if printed is None else printed
+    if failed:
+        of = f" ({failed} of {failed + len(values)})" if values else ""
+        return Cell(FAILED + of, paper=paper)
+    if not values:
+        return Cell(NO_BOXES if boxless else NOT_RUN, paper=paper)
+    mean = statistics.fmean(values)
+    sd = statistics.stdev(values) if len(values) > 1 else None
+    digits = 0 if measure.whole else 2
+    ours = f"{mean:.{digits}f}" + ("" if sd is None else f" ± {sd:.{digits}f}") + f" ({len(values)})"
+    target = number(printed)
+    difference = NOT_GIVEN if target is None else f"{round(mean - target, digits) + 0.0:+.{digits}f}"
+    return Cell(ours, mean, sd, len(values), paper, difference)
+
+
+def _ranked(rows: Sequence[Row], measures: Sequence[_Measure]) -> tuple[Row, ...]:
+    """Marks the best and the second best of every column, as printed; a value that stands alone is neither."""
+    columns = [list(column) for column in zip(*(row.cells for row in rows), strict=True)]
+    for column, measure in zip(columns, measures, strict=True):
+        if not measure.ranked:
+            continue
+        ours = _ranks([None if c.mean is None else round(c.mean, 2) for c in column])
+        printed = _ranks([number(c.paper) for c in column])
+        column[:] = [replace(c, rank=a, paper_rank=b) for c, a, b in zip(column, ours, printed, strict=True)]
+    return tuple(Row(row.labels, cells) for row, cells in zip(rows, zip(*columns, strict=True), strict=True))
+
+
+def _ranks(values: Sequence[float | None]) -> list[int]:
+    there = sorted({v for v in values if v is not None}, reverse=True)
+    if sum(v is not None for v in values) < 2:
+        return [0] * len(values)
+    return [there.index(v) + 1 if v is not None and v in there[:2] else 0 for v in values]
+
+
+def _lost(records: Records, choice: Choice, preset: Preset, axis: str | None) -> pd.DataFrame:
+    """Failed cells of the sweeps that belong to a group and have no result in it."""
+    failures, group = canonical(records.failures), choice.group
+    base = to_flat(preset.config) if group is None else group.base
+    same = [name for name in IDENTITY if name != axis and base[name] != "auto"]
+    mine = rows_of(failures, (all(row[name] == base[name] for name in same) for _, row in failures.iterrows()))
+    if group is not None:
+        cell = [*([axis] if axis else []), "seed"]
+        done = set(group.runs[cell].itertuples(index=False, name=None))
+        mine = rows_of(mine, (c not in done for c in mine[cell].itertuples(index=False, name=None)))
+    return mine.drop_duplicates("key")
+
+
+def _notes(choice: Choice, lost: pd.DataFrame, axis: _Axis | None) -> list[str]:
+    notes, group = [], choice.group
+    if group is not None:
+        notes += _floors(group.runs)
+        notes += [f"{FAILED}: {line}" for line in _shortened(_failed_runs(group, axis))]
+        notes += group.notes
+    for _, cell in lost.sort_values(["seed", "key"]).iterrows():
+        at = f"{axis.head} {axis.label(cell[axis.field])}, " if axis else ""
+        notes.append(f"{at}seed {cell['seed']} failed in its sweep: {cell['error']}")
+    if choice.others:
+        notes.append(f"other runs, not in this table (--where FIELD=VALUE chooses): {choice.others}")
+    return notes
+
+
+def _floors(runs: pd.DataFrame) -> list[str]:
+    texts = []
+    for frame in FRAMES:
+        full, centre = runs[f"floors/{frame}/full_box"].iloc[0], runs[f"floors/{frame}/centre_box"].iloc[0]
+        if not math.isnan(full):
+            texts.append(f"{frame} {full:.2f} and {centre:.2f}")
+    head = "floors, GT-Known of a box over the whole frame and of a centred 80 % box"
+    return [f"{head}: {'; '.join(texts)}"] if texts else []
+
+
+def _failed_runs(group: Group, axis: _Axis | None) -> list[str]:
+    lines = []
+    results = [m.result for m in axis.measures if m.result] if axis else list(RESULTS)
+    labels = [""] * len(group.runs) if axis is None else [axis.label(v) for v in group.runs[axis.field]]
+    for result in results:
+        for frame in FRAMES:
+            judged = _judged(group.runs, result, frame)
+            for label, seed, known, floor in zip(labels, group.runs["seed"], *judged, strict=True):
+                if _diverged(known, floor):
+                    at = f"{axis.head} {label}, " if axis else ""
+                    lines.append(
+                        f"{at}seed {seed}, {TITLES[result]} in {frame}: GT-Known {known:.2f}, "
+                        f"below the whole frame's {floor:.2f}"
+                    )
+    return sorted(lines)
+
+
+def _shortened(lines: list[str], most: int = 8) -> list[str]:
+    return lines if len(lines) <= most else [*lines[:most], f"and {len(lines) - most} more"]
+
+
+def _caption(records: Records, choice: Choice, preset: Preset, paper_preset: Preset, axis: str | None) -> str:
+    """Data set, protocol, seeds, version, date and command; and what differs from the paper."""
+    group = choice.group
+    if group is None:
+        return f"No record of {DATA[preset.config.data.name]} belongs here: nothing of ours was run."
+    base, runs = group.base, group.runs
+    name = base["data.name"]
+    classes, total = int(runs["classes"].iloc[0]), runs["kept/total"].iloc[0] if "kept/total" in runs else math.nan
+    data = f"{DATA[name]}, {_classes(name, classes)}"
+    if not math.isnan(total):
+        data += f", {total:.0f} training images"
+    networks = f"classifier {backbone_title(base['model.classifier'])}"
+    if axis != LOCALIZER:
+        networks += f", localizer {backbone_title(base[LOCALIZER])}"
+    setting = [f"{n.rpartition('.')[2]} {show(base[n])}" for n in (DELTA, TAU) if n != axis]
+    seeds = sorted({int(seed) for seed in runs["seed"]})
+    versions = sorted({str(version) for version in runs["version"]})
+    about = [
+        f"Data: {data}.",
+        f"{networks[0].upper()}{networks[1:]}, {base['data.image_size']} px, {base['initialization.epochs']} + "
+        f"{base['refinement.epochs']} epochs, {', '.join(setting)}.",
+        f"{_seeds(seeds)}; lchp {', '.join(versions)}; {_dates(runs)}; {commands(records, runs)}.",
+    ]
+    return " ".join([*about, *_unlike(base, classes, paper_preset, axis)])
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    if len(seeds) > 4 and seeds[-1] - seeds[0] == len(seeds) - 1:
+        return f"Seeds {seeds[0]} to {seeds[-1]}"
+    return f"Seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+
+
+def _classes(name: str, classes: int) -> str:
+    whole = CLASSES.get(name, classes)
+    return f"{classes} classes" if classes == whole else f"{classes} of {whole} classes"
+
+
+def _dates(runs: pd.DataFrame) -> str:
+    days = sorted(str(date)[:10] for date in runs["date"] if date is not None)
+    if not days:
+        return "date of the records not recorded"
+    span = days[0] if days[0] == days[-1] else f"{days[0]} to {days[-1]}"
+    without = len(runs) - len(days)
+    return f"records of {span}" + (f" ({without} of {len(runs)} without a date)" if without else "")
+
+
+def _unlike(base: Mapping[str, Any], classes: int, paper: Preset, axis: str | None) -> list[str]:
+    """What keeps a comparison with the paper's values from being one, read off the config."""
+    name, theirs = base["data.name"], paper.config.data.name
+    if name == "parts":
+        return ["parts is synthetic: its figures are not comparable with the paper's."]
+    other = []
+    if name != theirs:
+        other.append(f"another data set ({DATA[theirs]})")
+    elif classes != CLASSES[name]:
+        other.append(_classes(name, classes))
+    flat = to_flat(paper.config)
+    for field, value in differences(base, paper.config, besides=("data.name", *([axis] if axis else []))).items():
+        other.append(f"{field} {show(value)} ({show(flat[field])})")
+    return [f"Not the paper's setting (its own in brackets): {', '.join(other)}."] if other else []
+
+
+def commands(records: Records, runs: pd.DataFrame) -> str:
+    """What was typed to make some runs, without the machine's paths: of sweeps, the earliest that hold them all."""
+    wanted = {(str(s), str(k)) for s, k in zip(runs["storage"], runs["key"], strict=True)}
+    typed = []
+    for sweep in records.sweeps:
+        held = {(str(sweep.storage), key) for key in sweep.states} & wanted
+        if held:
+            typed.append(_typed(sweep.command))
+            wanted -= held
+    if wanted:
+        typed.append("lchp train (its options are in each run's config.json)")
+    return f"made by {'; '.join(dict.fromkeys(typed))}"
+
+
+def _typed(command: Sequence[str]) -> str:
+    script = Path(command[0])
+    name = f"{script.parent.name}/{script.name}" if script.parent.name in ("sweeps", "analysis") else script.name
+    words = ["python", name] if script.suffix == ".py" else [name]
+    for word in command[1:]:
+        flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        words.append(flag + equals + (Path(value).name if value.startswith(("/", "~")) else value))
+    return shlex.join(words)

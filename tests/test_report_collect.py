@@ -1,0 +1,267 @@
+"""Run folders to one table: what is read, what is refused by name, and how fast."""
+
+import dataclasses
+import json
+import math
+import os
+import shutil
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from report_records import key, known, seal, store, write_grid, write_run, write_sweep
+
+from lchp.config import TrainConfig, field_types, override, preset, to_flat
+from lchp.errors import RunError
+from lchp.report.collect import MEANING_BEFORE, ORIGIN, SWEEP, SWEEP_VERSION, collect
+
+
+def edit(path: Path, **values: Any) -> None:
+    """Sets dotted fields of a JSON file; None deletes one."""
+    data = json.loads(path.read_text())
+    for name, value in values.items():
+        at = data
+        *sections, leaf = name.split("__")
+        for section in sections:
+            at = at[section]
+        if value is None:
+            del at[leaf]
+        else:
+            at[leaf] = value
+    path.write_text(json.dumps(data))
+
+
+def test_a_run_becomes_a_row_of_its_config_and_figures(tmp_path: Path) -> None:
+    config = override(preset("parts"), {"seed": 3, "initialization.delta": 0.3})
+    folder = store(tmp_path / "results", config)
+    records = collect([tmp_path / "results"])
+    assert records.problems == ()
+    assert len(records.runs) == 1
+    row = records.runs.iloc[0]
+    assert {name: row[name] for name in field_types()} == to_flat(config)
+    assert row["folder"] == str(folder)
+    assert row["storage"] == str(tmp_path / "results")
+    assert row["key"] == folder.name
+    assert row["version"] == "0.1.0"
+    assert row["date"] is None
+    assert row["classes"] == 10
+    assert row["results/lchp_r/center_crop/gt_known"] == known(config)["lchp_r"]
+    assert row["floors/full_image/centre_box"] == 15.0
+    assert row["kept/by_tau/0.9/count"] == 1200
+    assert row["wall_seconds/refinement"] == 30.0
+
+
+def test_storages_are_sweeps_folders_of_runs_and_runs(tmp_path: Path) -> None:
+    config = preset("parts")
+    store(tmp_path / "sweep", config)
+    write_run(tmp_path / "runs" / "b", config)
+    write_run(tmp_path / "runs" / "a", config)
+    one = write_run(tmp_path / "one", config)
+    storages = [tmp_path / "sweep", tmp_path / "runs", one, tmp_path / "runs", tmp_path / "runs" / ".." / "runs"]
+    records = collect(storages)
+    expected = [str(one), *(str(tmp_path / "runs" / n) for n in "ab")]
+    assert list(records.runs["folder"]) == [*expected, str(tmp_path / "sweep" / "store" / "stage2" / key(config))]
+    assert records.storages == (tmp_path / "sweep", tmp_path / "runs", one)
+
+
+def test_the_date_is_the_records_or_the_sweeps(tmp_path: Path) -> None:
+    first, second = preset("parts"), override(preset("parts"), {"seed": 1})
+    store(tmp_path, first)
+    store(tmp_path, second, written="2026-11-21T08:00:00+00:00")
+    write_sweep(tmp_path, [({}, first, "done", None), ({}, second, "done", None)], first)
+    runs = collect([tmp_path]).runs
+    assert dict(zip(runs["seed"], runs["date"], strict=True)) == {
+        0: "2026-11-20T10:01:00+00:00",
+        1: "2026-11-21T08:00:00+00:00",
+    }
+
+
+def test_stage_1_alone_is_no_row_but_is_said(tmp_path: Path) -> None:
+    config = preset("parts")
+    figures = {r: v for r, v in known(config).items() if r != "lchp_r"}
+    write_run(tmp_path / "runs" / "first", config, figures)
+    write_run(tmp_path / "runs" / "second", config)
+    records = collect([tmp_path / "runs"])
+    assert len(records.runs) == 1
+    assert records.problems == ()
+    assert records.notes == (f"{tmp_path / 'runs'}: 1 run folder with stage 1 alone, left out",)
+
+
+def test_without_boxes_figures_are_nan(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", preset("parts"), dict.fromkeys(known(preset("parts"))))
+    row = collect([tmp_path / "run"]).runs.iloc[0]
+    assert math.isnan(row["results/lchp_r/center_crop/gt_known"])
+    assert row["kept/count"] == 1200
+
+
+def test_a_storage_that_is_missing_or_empty(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="nowhere: no such folder"):
+        collect([tmp_path / "nowhere"])
+    records = collect([tmp_path])
+    assert records.problems == (f"{tmp_path}: no finished run",)
+    assert records.runs.empty
+    assert set(ORIGIN) | set(field_types()) <= set(records.runs.columns)
+    store(tmp_path / "there", preset("parts"))
+    records = collect([tmp_path / "there", tmp_path / "nowhere"])
+    assert len(records.runs) == 1
+    assert len(records.problems) == 1
+
+
+DAMAGE: dict[str, tuple[Any, str]] = {
+    "no config": (lambda run: (run / "config.json").unlink(), "config.json: no such file"),
+    "no summary": (lambda run: (run / "summary.json").unlink(), "summary.json: no such file"),
+    "no environment": (lambda run: (run / "environment.json").unlink(), "environment.json: no such file"),
+    "no DONE": (lambda run: (run / "DONE").unlink(), "no DONE file"),
+    "half of DONE": (lambda run: (run / "DONE").write_text('{"key'), "DONE: cannot be read"),
+    "changed": (lambda run: edit(run / "summary.json", kept__count=1), "summary.json: checksum differs"),
+    "half a summary": (lambda run: (run / "summary.json").write_text('{"results'), "summary.json: cannot be read"),
+    "no JSON object": (lambda run: (run / "summary.json").write_text("[]"), "summary.json: "),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_run_is_named_and_the_rest_is_read(tmp_path: Path, damage: str) -> None:
+    store(tmp_path, override(preset("parts"), {"seed": 1}))
+    run = store(tmp_path, preset("parts"))
+    change, message = DAMAGE[damage]
+    change(run)
+    records = collect([tmp_path])
+    assert list(records.runs["seed"]) == [1]
+    (problem,) = records.problems
+    assert problem.startswith(str(run))
+    assert message in problem
+    assert "\n" not in problem
+
+
+def test_a_run_that_goes_on_is_named(tmp_path: Path) -> None:
+    write_run(tmp_path / "done", preset("parts"))
+    run = write_run(tmp_path / "half", preset("parts"))
+    (run / "summary.json").unlink()
+    records = collect([tmp_path])
+    assert len(records.runs) == 1
+    assert records.problems == (f"{run}: no summary.json; not finished, or half-written",)
+
+
+def test_an_older_record_is_read_as_what_it_was_made_with(tmp_path: Path) -> None:
+    run = store(tmp_path, preset("parts"))
+    edit(run / "config.json", refinement__vanished=None, initialization__merge=None)
+    seal(run)
+    records = collect([tmp_path])
+    assert records.runs.iloc[0]["refinement.vanished"] == "dropped"
+    (note,) = records.notes
+    assert "initialization.merge, refinement.vanished existed; read as enclosing, dropped" in note
+
+
+def test_what_a_record_without_a_field_means_is_what_the_default_means() -> None:
+    flat = to_flat(TrainConfig())
+    assert {name: flat[name] for name in MEANING_BEFORE} == dict(MEANING_BEFORE)
+
+
+VERSIONS = {
+    "unknown": ({"refinement__temperature": 0.5}, "refinement.temperature is a field this version"),
+    "missing": ({"initialization__beta": None}, "lacks initialization.beta"),
+    "other value": ({"refinement__labeller": "oracle"}, "refinement.labeller = 'oracle'"),
+    "other type": ({"initialization__delta": "0.5"}, "initialization.delta = '0.5'"),
+    "nested": ({"refinement__scale": [[0.8], [1.2]]}, "unhashable type"),
+    "not finite": ({"initialization__delta": math.nan}, "initialization.delta = nan"),
+}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_record_of_another_version_is_refused_by_name(tmp_path: Path, version: str) -> None:
+    store(tmp_path, override(preset("parts"), {"seed": 1}))
+    run = store(tmp_path, preset("parts"))
+    values, message = VERSIONS[version]
+    edit(run / "config.json", **values)
+    seal(run)
+    records = collect([tmp_path])
+    assert list(records.runs["seed"]) == [1]
+    (problem,) = records.problems
+    assert problem.startswith(f"{run / 'config.json'}: ")
+    assert message in problem
+
+
+def test_a_summary_of_another_version_is_refused_by_name(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", preset("parts"))
+    edit(run / "summary.json", floors=None)
+    assert "summary.json: lacks results or floors" in collect([run]).problems[0]
+    edit(run / "summary.json", floors={}, kept__count="many")
+    assert "summary.json: kept/count = 'many': expected a number" in collect([run]).problems[0]
+
+
+def test_sweeps_say_their_command_states_and_failures(tmp_path: Path) -> None:
+    records = collect([write_grid(tmp_path)])
+    (sweep,) = records.sweeps
+    assert (sweep.name, sweep.command[0], sweep.unfinished) == (
+        "all_tables",
+        "/home/someone/lchp/sweeps/all_tables.py",
+        0,
+    )
+    assert sorted(records.failures["diverged"]) == [False, True]
+    diverged = records.failures[records.failures["diverged"]].iloc[0]
+    assert (diverged["refinement.tau"], diverged["seed"], diverged["data.name"]) == (0.0, 1, "parts")
+
+
+@pytest.mark.parametrize("damage", ["version", "half", "no cells", "wrong cells"])
+def test_a_sweep_that_cannot_be_read_is_named(tmp_path: Path, damage: str) -> None:
+    path = write_grid(tmp_path) / "sweeps" / "all_tables" / SWEEP
+    if damage == "version":
+        edit(path, version=2)
+    elif damage == "half":
+        path.write_text(path.read_text()[:100])
+    else:
+        edit(path, cells=None if damage == "no cells" else [{"state": "done"}])
+    records = collect([tmp_path])
+    assert len(records.runs) == 20
+    (problem,) = records.problems
+    assert problem.startswith(str(path))
+
+
+def test_whether_a_sweep_runs_is_read_off_its_lock(tmp_path: Path) -> None:
+    write_sweep(tmp_path, [({}, preset("parts"), "running", None)], preset("parts"))
+    (sweep,) = collect([tmp_path]).sweeps
+    lock = sweep.folder / "lock"
+    assert sweep.unfinished == 1
+    for text, running in (
+        (None, False),
+        ("", False),
+        (f"pid {os.getpid()} on {socket.gethostname()}\n", True),
+        (f"pid {2**22 + 1} on {socket.gethostname()}\n", False),  # above Linux's largest
+        (f"pid {2**22 + 1} on another-machine\n", True),
+    ):
+        if text is not None:
+            lock.write_text(text)
+        assert sweep.running() is running
+
+
+def test_the_harness_writes_the_record_that_is_read() -> None:
+    from lchp.harness import sweep
+    from lchp.harness.storage import DONE
+    from lchp.loop import fit
+    from lchp.report import collect as ours
+
+    assert (sweep.SWEEP, sweep.VERSION, DONE) == (SWEEP, SWEEP_VERSION, ours.DONE)
+    assert ours.DIVERGED in "".join(c for c in fit.__code__.co_consts if isinstance(c, str))
+
+
+@pytest.mark.slow
+def test_ten_thousand_runs_take_seconds(tmp_path: Path) -> None:
+    """A tenth of them here, within a fifth of the 10 s that ten thousand may take (time of this process alone)."""
+    first = store(tmp_path, preset("parts"))
+    summary = (first / "summary.json").read_bytes()
+    values = dataclasses.asdict(preset("parts"))
+    for i in range(999):
+        run = first.with_name(f"{i:016x}")
+        shutil.copytree(first, run)
+        values["seed"], values["initialization"]["delta"] = i + 1, 0.1 + 0.8 * i / 999
+        (run / "config.json").write_text(json.dumps(values))
+        assert (run / "summary.json").read_bytes() == summary
+        seal(run)
+    begin = time.process_time()
+    records = collect([tmp_path])
+    taken = time.process_time() - begin
+    assert len(records.runs) == 1000
+    assert taken < 2
+    assert records.runs.memory_usage(deep=True).sum() < 1e7
