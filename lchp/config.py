@@ -399,7 +399,7 @@ PRESETS: dict[str, Preset] = {
             ),
             initialization=InitializationConfig(epochs=4, delta=0.5, lr=0.1, schedule="onecycle", localizer_lr=5e-3),
             refinement=RefinementConfig(epochs=4, lr=1e-3, padding="mean"),
-            evaluation=EvaluationConfig(batch_size=100),
+            evaluation=EvaluationConfig(batch_size=100, confidence=0.5),
             precision="fp32",
             threads=1,  # so that figures do not depend on the number of cores, by the order of sums
         ),

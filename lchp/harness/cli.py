@@ -93,8 +93,8 @@ def paper_tables(paper: Path, numbers: Sequence[int], then: str | None = None) -
     def closing(result: SweepResult, preset: Preset) -> str:
         from lchp.report.making import render_tables
 
-        text = render_tables(result.storage, preset, numbers, paper)
-        return f"{text}\nnext: {then}" if then else text
+        text = render_tables(result.storage, preset, numbers, paper).rstrip()
+        return f"{text}\n\nnext: {then}" if then else text
 
     return closing
 

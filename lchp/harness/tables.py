@@ -108,6 +108,8 @@ def timing_line(result: SweepResult) -> str:
     timing = result.timing
     if timing is None or timing.overhead is None:
         return "nothing was left to train"
+    if any(c.state == "stopped" for c in result.cells):
+        return f"{timing.wall / 60:.1f} minutes"  # what was stopped early told of no time
     return (
         f"{timing.wall / 60:.1f} minutes: {timing.training / 60:.1f} minutes of training, {timing.places} at once, "
         f"and {timing.overhead:.0f} % on top"
