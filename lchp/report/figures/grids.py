@@ -1,0 +1,134 @@
+"""Figures 2 and 3: test images with the boxes of the three results and the ground truth."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from lchp.config import TrainConfig
+from lchp.data import DataSet
+from lchp.errors import RunError
+from lchp.evaluate import IOU_THRESHOLD, RESULTS, hits
+from lchp.pictures import STYLES
+from lchp.records import TITLES
+from lchp.report.figures.images import Predicted, read_pixels
+from lchp.report.figures.style import PAGE, SMALL, Drawing, box_handles, draw_box, draw_picture, pen, style
+
+Pick = Literal["random", "best", "worst", "gained", "lost"]
+PICKS: tuple[str, ...] = get_args(Pick)
+Against = Literal["pseudo_label", "lchp_i"]
+
+
+@dataclass(frozen=True)
+class Picked:
+    """Which images are shown. positions: in the predictions; of: how many images fit; rule: the rule in words."""
+
+    positions: np.ndarray
+    of: int
+    rule: str
+
+
+def pick_images(predicted: Predicted, pick: Pick, count: int, seed: int, against: Against = "lchp_i") -> Picked:
+    """Chooses up to `count` images.
+
+    `random`: drawn by `seed`; `best`, `worst`: by the IoU of LCHP-R's box, ties by the order of the test split;
+    `gained`: drawn by `seed` among those where LCHP-R is right (IoU >= 0.5) and `against` is not; `lost`: the other way
+    round. Raises RunError where the rule needs ground truth and there is none, or where no image fits.
+    """
+    everything, rng = np.arange(len(predicted)), np.random.default_rng(seed)
+    if pick == "random":
+        chosen = rng.choice(everything, min(count, len(everything)), replace=False)
+        return Picked(np.sort(chosen), len(everything), f"drawn at random (seed {seed})")
+    if predicted.truth is None:
+        raise RunError(f"{predicted.run}: no ground-truth boxes, which --pick {pick} needs; say --pick random")
+    if pick in ("best", "worst"):
+        ious = predicted.ious["lchp_r"]
+        chosen = np.argsort(-ious if pick == "best" else ious, kind="stable")[:count]
+        return Picked(chosen, len(everything), f"LCHP-R's {'highest' if pick == 'best' else 'lowest'} IoU")
+    ours, theirs = hits(predicted.ious["lchp_r"]), hits(predicted.ious[against])
+    fit = np.flatnonzero(ours & ~theirs if pick == "gained" else theirs & ~ours)
+    names = ("LCHP-R", TITLES[against])
+    right, wrong = names if pick == "gained" else names[::-1]
+    if not len(fit):
+        raise RunError(f"{predicted.run}: no image on which {right} is right and {wrong} is wrong ({predicted.frame})")
+    chosen = np.sort(rng.choice(fit, min(count, len(fit)), replace=False))
+    return Picked(chosen, len(fit), f"drawn at random (seed {seed}) where {right} is right and {wrong} is wrong")
+
+
+def grid(dataset: DataSet, config: TrainConfig, predicted: Predicted, picked: Picked, name: str, about: str) -> Drawing:
+    """Figures 2 and 3. `about`: a sentence that says which run this is.
+
+    Raises DataError where the pixels are missing or are not those of the run.
+    """
+    pixels = read_pixels(dataset, config, predicted, picked.positions.tolist())
+    ids = [predicted.image_ids[i] for i in picked.positions]
+    columns = _columns(len(ids))
+    rows = -(-len(ids) // columns)
+    side, gap, strip, top = PAGE / columns, 0.09, 0.2, 0.3  # inches
+    height = top + rows * (side + strip)
+    layers = [n for n in STYLES if n in RESULTS or predicted.truth is not None]  # in the order to draw them
+    entries = [*RESULTS, *(n for n in layers if n not in RESULTS)]
+    with style():
+        figure = Figure(figsize=(PAGE, height))
+        for cell, (i, image) in enumerate(zip(picked.positions.tolist(), pixels, strict=True)):
+            left, upper = cell % columns * side, height - top - cell // columns * (side + strip)
+            inner = side - gap
+            ax = figure.add_axes(
+                ((left + gap / 2) / PAGE, (upper - inner) / height, inner / PAGE, inner / height), label=str(cell)
+            )
+            draw_picture(ax, image)
+            for layer in layers:
+                truth = () if predicted.truth is None else predicted.truth[i]
+                for box in truth if layer == "ground_truth" else [predicted.boxes[layer][i]]:
+                    draw_box(ax, box, layer)
+            if predicted.truth is not None:
+                _write_ious(figure, {r: float(predicted.ious[r][i]) for r in RESULTS}, left, upper - inner, side)
+        figure.legend(
+            handles=box_handles(entries),
+            loc="upper center",
+            ncols=len(layers),
+            borderaxespad=0.1,
+            fontsize=8,
+            handlelength=3,
+            columnspacing=2.5,
+        )
+    caption = (
+        f"{len(ids)} of {picked.of} test images in the frame {predicted.frame}: {picked.rule}. {_legend(entries)}"
+        + (
+            ""
+            if predicted.truth is None
+            else f" Under each the three IoUs, bold where the box is right (IoU of at least {IOU_THRESHOLD:g})."
+        )
+        + f" {about} Images: {', '.join(ids)}."
+    )
+    return Drawing(name, caption, figure)
+
+
+def _columns(count: int) -> int:
+    """Images per row, three to six: as many as leave the fewest places empty, and rather four than more or less."""
+    return min((4, 3, 5, 6), key=lambda n: -count % n) if count > 3 else 3
+
+
+def _write_ious(figure: Figure, ious: dict[str, float], left: float, bottom: float, side: float) -> None:
+    """The three IoUs below a picture, each behind a sample of its box's line. Lengths in inches."""
+    width, height = figure.get_size_inches()
+    y = (bottom - 0.11) / height
+    for k, (name, iou) in enumerate(ious.items()):
+        x = left + side * (k + 0.53) / len(ious)
+        figure.add_artist(Line2D([(x - 0.24) / width, (x - 0.05) / width], [y, y], **pen(name)))
+        weight = "bold" if hits(np.array(iou)) else "normal"
+        figure.text(x / width, y, f"{iou:.2f}", fontsize=SMALL, va="center_baseline", fontweight=weight)
+
+
+def _legend(entries: Sequence[str]) -> str:
+    words = {
+        "pseudo_label": "yellow, dotted: Pseudo Label",
+        "lchp_i": "green, dashed: LCHP-I",
+        "lchp_r": "blue, solid: LCHP-R",
+        "ground_truth": "red, thick: ground truth",
+    }
+    text = "; ".join(words[entry] for entry in entries)
+    return f"{text[0].upper()}{text[1:]}."

@@ -1,0 +1,99 @@
+"""The test images behind predictions.parquet: boxes of one frame, and the pixels they lie on. No torch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+
+from lchp.config import TrainConfig
+from lchp.data import DataSet
+from lchp.data.decode import decode, image_size
+from lchp.errors import DataError, RunError
+from lchp.evaluate import RESULTS, ground_truth
+from lchp.records import read_predictions
+from lchp.runs import PREDICTIONS
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """A run's N test images in one frame. boxes: result -> N x 4 fractions of the frame; ious: result -> N (NaN where
+    the image has no ground truth); truth: per image K x 4, or None for a set without boxes; confidence: N."""
+
+    run: Path
+    frame: str
+    image_ids: tuple[str, ...]
+    boxes: dict[str, np.ndarray]
+    ious: dict[str, np.ndarray]
+    truth: tuple[np.ndarray, ...] | None
+    confidence: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+
+def read_frame(run: Path, frame: str) -> Predicted:
+    """One frame of predictions.parquet. Raises RunError for a file that is missing, damaged or of another version."""
+    table = read_predictions(run)
+    needed = {"image_id", "frame", "confidence", "ground_truth"}
+    needed |= {f"{name}_{what}" for name in RESULTS for what in ("box", "iou")}
+    missing = sorted(needed - set(table.column_names))
+    if missing:
+        raise RunError(f"{run / PREDICTIONS}: lacks {', '.join(missing)}; stage 2 missing, or another version of lchp?")
+    rows = table.filter(pc.equal(table["frame"], frame))  # pyright: ignore[reportAttributeAccessIssue]
+    if not rows.num_rows:
+        raise RunError(f"{run / PREDICTIONS}: no rows for frame {frame}")
+    truth = None
+    if not rows["ground_truth"].null_count:
+        truth = tuple(np.array(b, np.float64).reshape(-1, 4) for b in rows["ground_truth"].to_pylist())
+    return Predicted(
+        run,
+        frame,
+        tuple(rows["image_id"].to_pylist()),
+        {name: np.array(rows[f"{name}_box"].to_pylist(), np.float64).reshape(-1, 4) for name in RESULTS},
+        {name: rows[f"{name}_iou"].to_numpy().astype(np.float64) for name in RESULTS},
+        truth,
+        rows["confidence"].to_numpy().astype(np.float64),
+    )
+
+
+def read_pixels(
+    dataset: DataSet, config: TrainConfig, predicted: Predicted, positions: Sequence[int]
+) -> list[np.ndarray]:
+    """The images at `positions` as the frame shows them, S x S x 3 uint8 for `center_crop` and R x R x 3 for
+    `full_image` (R = data.resize, S = data.image_size): the whole array is the frame.
+
+    Raises DataError where an image is not in the test split or cannot be read, or has other boxes there than in the
+    run's predictions, since its boxes would then lie on other pixels than they were made for.
+    """
+    split, data = dataset.test, config.data
+    where = {image_id: i for i, image_id in enumerate(split.image_ids)}
+    root = f"data.root = {data.root!r}" if data.root else f"data set {data.name}"
+    made = f"{predicted.run} was made from other data; name its folder by --data-root"
+    out = []
+    for position in positions:
+        image_id = predicted.image_ids[position]
+        i = where.get(image_id)
+        if i is None:
+            raise DataError(f"{root}: has no test image {image_id}; {made}")
+        if split.images is not None:
+            pixels = split.images[i]
+            size = (pixels.shape[1], pixels.shape[0])
+            if pixels.shape[:2] != (data.resize, data.resize):
+                raise DataError(f"{root}: images of {size[0]} px, and data.resize = {data.resize}; {made}")
+        else:
+            assert split.paths is not None
+            pixels = decode(split.paths[i], data.resize, exif=split.exif)
+            size = image_size(split.paths[i], exif=split.exif)
+        if predicted.truth is not None:
+            own = () if split.boxes is None else (split.boxes[i],)
+            seen = ground_truth(own, np.array([size]), predicted.frame, crop=data.image_size / data.resize)
+            expected = predicted.truth[position]
+            there = seen.boxes[seen.valid]
+            if there.shape != expected.shape or not np.allclose(there, expected, atol=1e-6):
+                raise DataError(f"{root}: image {image_id} has another box there than in {PREDICTIONS}; {made}")
+        start = (data.resize - data.image_size) // 2 if predicted.frame == "center_crop" else 0
+        end = data.resize - start
+        out.append(pixels[start:end, start:end])
+    return out

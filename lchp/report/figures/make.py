@@ -1,0 +1,238 @@
+"""What analysis/make_figures.py does: chooses runs, draws, writes. What cannot be drawn is said, and the rest made."""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import pandas as pd
+
+from lchp.config import PRESETS, Preset, TrainConfig, override, preset, suggest
+from lchp.data import DataSet, load
+from lchp.errors import ConfigError, DataError, LchpError, RunError
+from lchp.evaluate import FRAMES
+from lchp.report.collect import Records, collect
+from lchp.report.figures.curves import against_iou, over_delta, over_tau, over_threshold, training
+from lchp.report.figures.grids import Against, Pick, grid, pick_images
+from lchp.report.figures.images import Predicted, read_frame, read_pixels
+from lchp.report.figures.panel import follow, panel
+from lchp.report.figures.run_files import config_of, metrics_of
+from lchp.report.figures.style import Drawing, save
+from lchp.report.groups import choose, differences, parse_where, place, preset_of, show
+from lchp.report.paper import Paper, read_paper
+from lchp.report.tables import DATA
+
+Name = Literal["delta", "tau", "iou", "confidence", "training", "grid", "panel"]
+NAMES: tuple[Name, ...] = get_args(Name)
+OF_SWEEPS: tuple[Name, ...] = ("delta", "tau")
+"""Figures of many runs; the others show one run, or the seeds of one setting."""
+MOST = 60
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to draw, from what. Raises ConfigError for what does not fit.
+
+    storages: to read; preset: recipe and grid, None for what the records hold; figures: by name, empty for all; where:
+    FIELD=VALUE as typed; run: the run folder of the figures that show one, None for the recipe's lowest seed; frame,
+    pick, against, seed, images: of the grids (see `pick_images`), and of the panel, which shows the first image picked,
+    or `image` by its id; data_root: where the data lies now, None for where the run had it.
+    """
+
+    storages: tuple[Path, ...]
+    preset: str | None = None
+    figures: tuple[Name, ...] = ()
+    where: tuple[str, ...] = ()
+    run: Path | None = None
+    frame: Literal["center_crop", "full_image"] = "center_crop"
+    pick: tuple[Pick, ...] = ("random",)
+    against: Against = "lchp_i"
+    seed: int = 0
+    images: int = 12
+    image: str | None = None
+    data_root: Path | None = None
+    conditions: Mapping[str, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.preset is not None:
+            preset(self.preset)
+        if not 1 <= self.images <= MOST:
+            raise ConfigError(f"--images {self.images}: expected 1 to {MOST}")
+        if self.seed < 0:
+            raise ConfigError(f"--seed {self.seed}: expected at least 0")
+        if self.run is not None and set(self.figures) & set(OF_SWEEPS):
+            raise ConfigError(f"--run: figures {' and '.join(OF_SWEEPS)} show many runs; name their --storage instead")
+        object.__setattr__(self, "conditions", parse_where(self.where))
+
+    @property
+    def names(self) -> tuple[Name, ...]:
+        """The figures to draw, once each."""
+        if self.figures:
+            return tuple(dict.fromkeys(self.figures))
+        return tuple(n for n in NAMES if self.run is None or n not in OF_SWEEPS)
+
+
+@dataclass(frozen=True)
+class Material:
+    """What figures are drawn from; read when the first figure asks for it."""
+
+    wanted: Wanted
+    records: Records
+    recipe: Preset
+    paper: Paper
+
+    @cached_property
+    def rows(self) -> pd.DataFrame:
+        """The runs of one setting, a row per seed in ascending order: the recipe's, or where there is none the nearest
+        to it; or the run that was named. Raises RunError where there is no run."""
+        if self.wanted.run is not None:
+            return self.records.runs
+        group = choose(self.records, self.recipe, None, self.wanted.conditions).group
+        if group is None:
+            that = " with what --where says" if self.wanted.conditions else ""
+            raise RunError(f"no finished run of {self.recipe.config.data.name}{that} in the storages")
+        return group.runs.sort_values("seed", kind="stable")
+
+    @property
+    def run(self) -> Path:
+        """The folder of the run that is shown: the lowest seed's."""
+        return Path(self.rows["folder"].iloc[0])
+
+    @cached_property
+    def config(self) -> TrainConfig:
+        """The shown run's, with the data where it lies now. Faults of images that are not shown do not matter."""
+        root = {} if self.wanted.data_root is None else {"data.root": str(self.wanted.data_root)}
+        return override(config_of(self.rows.iloc[0]), {"data.skip_bad": True, **root})
+
+    @cached_property
+    def dataset(self) -> DataSet:
+        """The shown run's data set. Raises DataError where it is missing."""
+        try:
+            return load(self.config.data)
+        except DataError as error:
+            line = " ".join(str(error).split())
+            raise DataError(f"{line} (--data-root names another folder)") from None
+
+    @cached_property
+    def predicted(self) -> Mapping[str, Predicted]:
+        """Frame -> what the shown run predicted."""
+        return {frame: read_frame(self.run, frame) for frame in FRAMES}
+
+    @property
+    def about(self) -> str:
+        """A sentence on the shown run."""
+        return f"Run {place(self.rows.iloc[0])}, seed {self.rows['seed'].iloc[0]}: {self.setting}"
+
+    @property
+    def setting(self) -> str:
+        """A sentence on the setting of all `rows`."""
+        row = self.rows.iloc[0]
+        versions = ", ".join(sorted({str(v) for v in self.rows["version"]}))
+        away = differences(row, self.recipe.config) if self.wanted.run is None else {}
+        other = "; ".join(f"{name} {show(value)}" for name, value in away.items() if name not in self.wanted.conditions)
+        text = (
+            f"{DATA[row['data.name']]}, {row['classes']} classes, delta {row['initialization.delta']:g}, "
+            f"tau {row['refinement.tau']:g}, lchp {versions}."
+        )
+        return text + (f" No run of the recipe itself was there; this one differs by {other}." if other else "")
+
+
+def _grid(material: Material, pick: Pick) -> Drawing:
+    wanted, predicted = material.wanted, material.predicted[material.wanted.frame]
+    picked = pick_images(predicted, pick, wanted.images, wanted.seed, wanted.against)
+    versus = f"_{wanted.against}" if pick in ("gained", "lost") else ""
+    name = f"grid_{pick}{versus}_{wanted.frame}"
+    return grid(material.dataset, material.config, predicted, picked, name, material.about)
+
+
+def _panel(material: Material) -> Drawing:
+    wanted, predicted = material.wanted, material.predicted[material.wanted.frame]
+    if wanted.image is None:
+        picked = pick_images(predicted, wanted.pick[0], wanted.images, wanted.seed, wanted.against)
+        position = int(picked.positions[0])
+    elif wanted.image in predicted.image_ids:
+        position = predicted.image_ids.index(wanted.image)
+    else:
+        close = suggest(wanted.image, predicted.image_ids)
+        raise ConfigError(f"--image {wanted.image}: no test image of {material.run}{close}")
+    pixels = read_pixels(material.dataset, material.config, predicted, [position])[0]
+    steps = follow(material.run, material.config, pixels, wanted.seed)
+    return panel(steps, material.config, predicted, position, f"panel_{wanted.frame}", material.about)
+
+
+def _iou(material: Material) -> Drawing:
+    folders = [Path(folder) for folder in material.rows["folder"]]
+    runs = [{frame: read_frame(folder, frame) for frame in FRAMES} for folder in folders]
+    return over_threshold(runs, material.setting)
+
+
+FIGURES: Mapping[Name, Callable[[Material], Drawing]] = {
+    "delta": lambda m: over_delta(m.records, m.recipe, m.paper, m.wanted.conditions),
+    "tau": lambda m: over_tau(m.records, m.recipe, m.paper, m.wanted.conditions),
+    "iou": _iou,
+    "confidence": lambda m: against_iou(m.predicted, m.config.refinement.tau, m.about),
+    "training": lambda m: training(metrics_of(m.run), m.about),
+    "panel": _panel,
+}
+"""One drawing each; `grid` makes one per pick."""
+
+
+@dataclass(frozen=True)
+class NotDrawn:
+    """A figure that could not be drawn, and why, in a line."""
+
+    name: str
+    reason: str
+
+
+def draw(wanted: Wanted, records: Records, recipe: Preset, paper: Paper) -> Iterator[Drawing | NotDrawn]:
+    """The figures in order. Raises ConfigError for a mistake in what was asked for."""
+    material = Material(wanted, records, recipe, paper)
+    for name in wanted.names:
+        tasks: dict[str, Callable[[], Drawing]] = {name: lambda name=name: FIGURES[name](material)}
+        if name == "grid":
+            picks = dict.fromkeys(wanted.pick)
+            tasks = {f"grid, {pick}": lambda pick=pick: _grid(material, pick) for pick in picks}
+        for title, task in tasks.items():
+            try:
+                yield task()
+            except ConfigError:
+                raise
+            except LchpError as error:
+                yield NotDrawn(title, " ".join(str(error).split()))
+
+
+def make_figures(wanted: Wanted, out: Path, paper_csv: Path) -> int:
+    """Writes NAME.png, NAME.pdf and the caption NAME.txt of each figure to `out`.
+
+    Returns the exit status: 1 where a record could not be read or a figure not be drawn (each is named on standard
+    error, and the others are made), else 0. Raises an LchpError for a user's mistake.
+    """
+    paper = read_paper(paper_csv)
+    if wanted.run is not None and not wanted.run.is_dir():
+        raise RunError(f"--run {wanted.run}: no such run folder")
+    records = collect(wanted.storages if wanted.run is None else (wanted.run,))
+    if wanted.run is not None and len(records.runs) != 1:
+        raise RunError(
+            "; ".join(records.problems) or f"{wanted.run}: holds {len(records.runs)} runs; name one by --run"
+        )
+    name, why = (wanted.preset, f"preset {wanted.preset}") if wanted.preset else preset_of(records)
+    print(why)
+    _say(records.problems)
+    _say(records.notes)
+    bad = bool(records.problems)
+    for made in draw(wanted, records, PRESETS[name], paper):
+        if isinstance(made, Drawing):
+            save(made, out)
+            print(f"{out / made.name}.png, .pdf: {made.caption}", flush=True)
+        else:
+            bad = True
+            _say([f"{made.name}: not drawn: {made.reason}"])
+    return 1 if bad else 0
+
+
+def _say(lines: Sequence[str]) -> None:
+    for line in lines:
+        print(line, file=sys.stderr, flush=True)
