@@ -333,6 +333,12 @@ def override(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
     )
 
 
+PLACES = frozenset(
+    {"data.root", "data.workers", "data.cache", "data.skip_bad", "model.weights_dir", "threads", "tensorboard"}
+)
+"""Fields that say where a run finds things and how it goes about them, but not what it trains."""
+
+
 def show(value: Any) -> str:
     """A field's value as text for a table: `0.7`, `scale+flip`."""
     if isinstance(value, (tuple, list)):

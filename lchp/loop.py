@@ -95,7 +95,9 @@ def fit(
     identity: hash of what the result depends on; a checkpoint of another identity is refused with RunError.
     Raises DivergedError when a loss is not finite at the end of an epoch; the checkpoint of the epoch before remains.
     """
-    start = restore(stage, checkpoint, identity) if resume and checkpoint.exists() else 0
+    # one worker looks for all: on a shared disk they might see different epochs, and wait for each other for ever
+    there = resume and distributed.from_first(checkpoint.exists)
+    start = restore(stage, checkpoint, identity) if there else 0
     for epoch in range(start, stage.epochs):
         metrics = _run_epoch(stage, epoch, seed, show_progress)
         bad = [k for k, v in metrics.items() if isinstance(v, float) and not math.isfinite(v)]

@@ -123,9 +123,11 @@ def kept_boxes(nets: Networks, context: Context) -> dict[str, Any]:
 
 
 def known_kept(source: str | Path | None, config: TrainConfig) -> dict[str, Any] | None:
-    """What `kept_boxes` gives, where the run folder of stage 1 holds it already for this tau."""
+    """What `kept_boxes` gives, where the run folder of stage 1 holds it already for this tau and this crop."""
     tau = config.refinement.tau
     if source is None or tau not in TAUS or not (Path(source) / SUMMARY).is_file():
+        return None
+    if runs.read_config(Path(source)).refinement.crop_margin != config.refinement.crop_margin:
         return None
     kept = runs.read_json(Path(source) / SUMMARY).get("kept") or {}
     found = kept.get("by_tau", {}).get(f"{tau:g}")

@@ -108,10 +108,7 @@ def _stage_1(run: Path, environment: dict[str, Any]) -> tuple[Path, dict[str, An
     other = environment.get("stage1")
     if own.exists() or not other:
         return own, load_checkpoint(own)
-    path = Path(other["checkpoint"])
-    if not path.exists():  # a sweep's storage that was moved: both stages still lie in one store
-        moved = run.absolute().parents[1].joinpath(*path.parts[-4:])
-        path = moved if moved.exists() else path
+    path = runs.stage1_folder(run) / runs.CHECKPOINTS / own.name
     return path, load_checkpoint(path, other["identity"])
 
 

@@ -89,6 +89,20 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
         raise RunError(f"{path}: cannot be read ({error})") from None
 
 
+def stage1_folder(run: Path) -> Path:
+    """The run folder of a run's stage 1: its own, or the one that a run of stage 2 alone started from.
+
+    environment.json names that by the path it had. A sweep's storage may have been moved since: the stage 1 in the same
+    storage comes first.
+    """
+    stage1 = read_json(run / ENVIRONMENT).get("stage1")
+    if stage1 is None:
+        return run
+    there = Path(stage1["checkpoint"]).parents[1]
+    beside = run.absolute().parents[1] / "stage1" / there.name
+    return beside if beside.is_dir() else there
+
+
 def digest(value: Any) -> str:
     """Short hash of plain values, independent of key order."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

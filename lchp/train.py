@@ -18,7 +18,7 @@ from torch import Tensor
 from lchp import distributed, runs
 from lchp.augment import StrongParameters, general_view, sample_general, sample_strong
 from lchp.backbones import weights_identity
-from lchp.config import TrainConfig, to_flat
+from lchp.config import PLACES, TrainConfig, to_flat
 from lchp.context import Context, describe_environment, open_context
 from lchp.data import training_fingerprint
 from lchp.data.images import batches, shuffled
@@ -111,7 +111,9 @@ def train(
     models = Models(nets.classifier, nets.teacher, localizers, config.initialization, margin)
     if board is not None and stage != "refine":
         board.pictures(INITIALIZATION, config.initialization.epochs, models, context.autocast)
-    kept = known_kept(source, config) or kept_boxes(nets, context) if config.evaluation.kept_by_tau else {}
+    kept = {}
+    if config.evaluation.kept_by_tau:
+        kept = distributed.from_first(lambda: known_kept(source, config)) or kept_boxes(nets, context)
     if stage != "init":
         refine(nets, context, run / CHECKPOINTS / f"{REFINEMENT}.pt", **options)
         localizers["lchp_r"] = nets.localizer
@@ -333,8 +335,7 @@ def _check_claim(run: Path, config: TrainConfig, stage: StageChoice, resume: boo
 def _trained_by(config: TrainConfig) -> dict[str, Any]:
     """The fields that a training depends on; the others may differ when it is resumed."""
     flat = to_flat(config)
-    free = ("data.root", "data.workers", "data.cache", "data.skip_bad", "model.weights_dir", "threads", "tensorboard")
-    return {k: v for k, v in flat.items() if k not in free and not k.startswith("evaluation.")}
+    return {k: v for k, v in flat.items() if k not in PLACES and not k.startswith("evaluation.")}
 
 
 def _claim(run: Path, config: TrainConfig) -> None:

@@ -8,6 +8,7 @@ from types import ModuleType
 
 import optuna
 import pytest
+import small
 
 from lchp.config import PRESETS, TrainConfig, override, preset
 from lchp.errors import ConfigError, RunError
@@ -16,8 +17,8 @@ from lchp.harness.cells import Cell, Job, expand, jobs_of, make_cell, pinned
 from lchp.harness.schedule import FINISHED, Schedule
 from lchp.harness.startup import Resources
 from lchp.harness.storage import DONE, Store, locked
-from lchp.harness.sweep import Outcome, Plan, SweepResult, Timing, make_plan, places_for
-from lchp.harness.trainable import Setting
+from lchp.harness.sweep import Outcome, Plan, SweepResult, Timing, make_plan, places_for, write_record
+from lchp.harness.trainable import Setting, run_job
 
 SWEEPS = Path(__file__).parents[1] / "sweeps"
 
@@ -198,6 +199,8 @@ def test_dry_run_says_what_is_to_be_trained(tmp_path: Path, capsys: pytest.Captu
         (["--storag", "x"], "did you mean --storage"),
         (["--preset", "cab"], "did you mean cub"),
         (["--name", "a/b"], "expected a plain name"),
+        (["--workers-per-trial", "2", "--gpus-per-trial", "0.5"], "workers of one training need a GPU each"),
+        (["--workers-per-trial", "3"], "data.batch_size = 32: cannot be cut into equal parts for 3 workers"),
         (["--initialization.delta", "7"], "initialization.delta = 7.0: expected in (0, 1)"),
         (["--preset", "cub"], "data.root is not set"),
     ],
@@ -262,6 +265,77 @@ def test_a_resumed_search_keeps_what_it_stopped(tmp_path: Path) -> None:
     assert taken.refill() == []
 
 
+def test_a_search_that_died_before_it_told_keeps_the_result(tmp_path: Path) -> None:
+    from lchp.harness.search import Search, Study, open_study
+
+    base, store, study = preset("parts"), Store(tmp_path), open_study(tmp_path, "s")
+    trial = study.ask()
+    cell = make_cell(base, {"refinement.tau": trial.suggest_float("refinement.tau", 0.1, 0.9)})
+    trial.set_user_attr("run", str(store.path(2, cell.stage2)))
+    finished(store, 2, cell.stage2, '{"validation": {"score": 1.5}}')
+    plan = Plan(Sweep("s", base, []), Options(tmp_path), [cell], Schedule([]), store, tmp_path)
+    spec = Search("s", base, lambda t: {"refinement.tau": t.suggest_float("refinement.tau", 0.1, 0.9)}, trials=1)
+    taken = Study(plan, study, spec)
+    taken.take_up()
+    assert taken.refill() == []
+    assert [(t.state.name, t.value) for t in study.trials] == [("FAIL", None), ("COMPLETE", 1.5)]
+
+
+def test_a_damaged_result_of_a_search_is_trained_again(tmp_path: Path) -> None:
+    from lchp.harness.search import Search, Study, open_study
+
+    base, store, study = preset("parts"), Store(tmp_path), open_study(tmp_path, "s")
+    trial = study.ask()
+    cell = make_cell(base, {"refinement.tau": trial.suggest_float("refinement.tau", 0.1, 0.9)})
+    trial.set_user_attr("run", str(store.path(2, cell.stage2)))
+    study.tell(trial, 1.5)
+    plan = Plan(Sweep("s", base, []), Options(tmp_path), [cell], Schedule([]), store, tmp_path)
+    Study(plan, study, Search("s", base, lambda _: {}, trials=1)).take_up()
+    assert [plan.schedule.jobs[f"stage{s}-{k}"].state for s, k in ((1, cell.stage1), (2, cell.stage2))] == [
+        "waiting",
+        "waiting",
+    ]
+
+
+def test_an_oracle_needs_boxes(tmp_path: Path) -> None:
+    from lchp.harness.search import Search, search
+
+    root = small.make_folder(tmp_path / "images")
+    (root / "boxes.csv").unlink()
+    spec = Search("s", small.config(root), lambda _: {}, objective="oracle_gt_known")
+    with pytest.raises(ConfigError, match="no boxes to choose by"):
+        search(spec, Options(tmp_path / "results"))
+
+
+def test_a_sweep_goes_on_after_its_data_has_moved(tmp_path: Path) -> None:
+    root = small.make_folder(tmp_path / "images")
+    sweep = Sweep("s", small.config(root), grid({"refinement.tau": [0.1, 0.2]}))
+    before = make_plan(sweep, Options(tmp_path / "results"))
+    write_record(before)
+    root.rename(tmp_path / "moved")
+    after = make_plan(replace(sweep, base=small.config(tmp_path / "moved")), Options(tmp_path / "results"))
+    assert [c.stage2 for c in after.cells] == [c.stage2 for c in before.cells]
+
+
+def test_sharing_may_be_switched_between_two_starts(tmp_path: Path) -> None:
+    """A cell that was begun with its own stage 1 is not gone on with from a shared one."""
+    config = pinned(small.config(small.make_folder(tmp_path / "images"), first=1, second=2), gpu=False)
+    (cell,) = expand(Sweep("s", config, [{}]))
+    setting = Setting(str(tmp_path / "results"), str(tmp_path / "work"))
+    said: list[dict[str, object]] = []
+
+    def stop(result: dict[str, object]) -> None:
+        if result.get("train_stage") == "refinement":
+            raise KeyboardInterrupt
+
+    (alone,) = jobs_of([cell], share=False).values()
+    with pytest.raises(KeyboardInterrupt):
+        run_job(alone, setting, stop)
+    for job in jobs_of([cell]).values():
+        run_job(job, setting, said.append)
+    assert [r["state"] for r in said if r["state"] != "running"] == ["done", "done"]
+
+
 def test_overhead_is_what_training_does_not_explain() -> None:
     timing = Timing(wall=60, training=100, places=2)
     assert timing.overhead == pytest.approx(20)
@@ -317,6 +391,23 @@ def test_a_failed_stage_1_fails_its_cells_and_no_others() -> None:
     assert schedule.next() == FINISHED
     assert schedule.jobs["stage2-x"].state == schedule.jobs["stage2-y"].state == "failed"
     assert "no weights" in (schedule.jobs["stage2-x"].error or "")
+
+
+def test_a_source_that_failed_meanwhile_fails_who_lost_it() -> None:
+    """Otherwise a schedule would wait for ever for a stage 1 that nobody trains any more."""
+    schedule = Schedule(j for j in jobs() if "a" in (j.key, j.source))
+    first, *others = schedule.jobs
+    for name in (first, *others):
+        schedule.jobs[name].state = "running"
+    schedule.done(first)
+    schedule.lost_source(others[0])
+    assert schedule.jobs[first].state == "waiting"
+    schedule.failed(first, "its worker died")
+    schedule.failed(first, "out of memory")  # Ray tells the text only afterwards
+    assert "out of memory" in (schedule.jobs[others[0]].error or "")
+    schedule.lost_source(others[1])
+    assert {p.state for p in schedule.jobs.values()} == {"failed"}
+    assert schedule.next() == FINISHED
 
 
 def test_a_damaged_source_is_trained_again_a_few_times_at_most() -> None:

@@ -33,7 +33,7 @@ def test_kill_the_driver_at_a_random_moment_and_resume(root: Path, tmp_path: Pat
     those of plain runs; and the terminal shows our lines alone."""
     epochs = {"first": 12, "second": 12}
     script, storage = program(tmp_path, root, **epochs), tmp_path / "results"
-    moment = random.SystemRandom().uniform(0, 6)
+    moment = random.SystemRandom().uniform(0, 3)
     print(f"kill after {moment:.2f} s")
     process = start(script, "--storage", str(storage))
     wait_for(lambda: list(storage.glob("sweeps/grid/work/stage1-*/checkpoints/*.pt")), process)
@@ -42,6 +42,7 @@ def test_kill_the_driver_at_a_random_moment_and_resume(root: Path, tmp_path: Pat
     process.kill()
     process.communicate()  # its Ray processes may live on for seconds; what they do must not matter
     finished = {p.parent.name for p in storage.glob("store/*/*/DONE")}
+    begun = {p.name: runs.read_metrics(p) for p in storage.glob("sweeps/grid/work/stage*") if p.is_dir()}
     again = start(script, "--storage", str(storage), "--resume")
     out, err = again.communicate(timeout=300)
     assert again.returncode == 0, err
@@ -54,6 +55,10 @@ def test_kill_the_driver_at_a_random_moment_and_resume(root: Path, tmp_path: Pat
     assert len(found) == 4
     done = runs.read_json(storage / "sweeps" / "grid" / "sweep.json")["jobs"]
     assert all(j["found"] for n, j in done.items() if n.split("-")[1] in finished)  # what was finished is kept
+    for name, lines in begun.items():  # what was trained before the kill was not trained again
+        stage, key = name.split("-")
+        assert runs.read_metrics(storage / "store" / stage / key)[: len(lines) - 1] == lines[:-1]
+    assert any(begun.values())
     for cell in expand(Sweep("x", pinned(small.config(root, **epochs), gpu=False), CELLS)):
         alone = train(cell.config, output=tmp_path / "alone" / cell.stage2)
         assert (alone.run / runs.PREDICTIONS).read_bytes() == found[cell.stage2]

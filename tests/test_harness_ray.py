@@ -153,19 +153,23 @@ def test_a_failed_stage_1_is_run_again_on_resume(straight: SweepResult, root: Pa
     failed = run(sweep, Options(tmp_path, max_failures=1, resume=True))
     assert failed.cells[0].state == "failed"
     assert "its stage 1" in (failed.cells[0].error or "")
+    assert "IsADirectoryError" in (failed.cells[0].error or "")  # what happened, not only that something did
     assert jobs(failed)[f"stage1-{cell.stage1}"]["attempts"] == 2
     blocked.rmdir()
     mended = run(sweep, Options(tmp_path, resume=True))
     assert predictions(mended)[cell.stage2] == predictions(straight)[cell.stage2]
 
 
-def kill_holder(lock: Path, *, after: Path) -> int:
-    """SIGKILLs the process that trains in the work folder of `lock` as soon as the file `after` is there."""
+def kill_holder(work: Path, seen: list[Any]) -> None:
+    """SIGKILLs the process that trains in a work folder as soon as an epoch is finished; notes the metrics so far."""
+    lock = work.with_name(f"{work.name}.lock")
+    after = work / runs.CHECKPOINTS / "initialization.pt"
     deadline = time.monotonic() + 400
     while time.monotonic() < deadline:
         if after.exists() and lock.exists() and (words := lock.read_text().split()):
             os.kill(int(words[1]), signal.SIGKILL)
-            return int(words[1])
+            seen += runs.read_metrics(work)
+            return
         time.sleep(0.005)
     raise AssertionError(f"{after} did not appear")
 
@@ -175,11 +179,8 @@ def test_a_killed_worker_is_tried_again_from_its_checkpoint(root: Path, tmp_path
     sweep = Sweep("killed", base, [{}])
     cell = make_plan(sweep, Options(tmp_path)).cells[0]
     work = tmp_path / "sweeps" / "killed" / "work" / f"stage1-{cell.stage1}"
-    killer = threading.Thread(
-        target=kill_holder,
-        args=(work.with_name(f"{work.name}.lock"),),
-        kwargs={"after": work / runs.CHECKPOINTS / "initialization.pt"},
-    )
+    seen: list[Any] = []
+    killer = threading.Thread(target=kill_holder, args=(work, seen))
     killer.start()
     result = run(sweep, Options(tmp_path, max_failures=1))
     killer.join()
@@ -187,8 +188,11 @@ def test_a_killed_worker_is_tried_again_from_its_checkpoint(root: Path, tmp_path
     assert (job["state"], job["attempts"]) == ("done", 2)
     alone = train(result.cells[0].cell.config, output=tmp_path / "alone")
     assert (alone.run / runs.PREDICTIONS).read_bytes() == predictions(result)[result.cells[0].cell.stage2]
-    epochs = [m["epoch"] for m in runs.read_metrics(Store(tmp_path).path(1, cell.stage1))]
-    assert epochs == list(range(1, 13))
+    lines = runs.read_metrics(Store(tmp_path).path(1, cell.stage1))
+    assert [m["epoch"] for m in lines] == list(range(1, 13))
+    # trained once, before the kill: their times are those of then (the newest may have been noted too early)
+    assert len(seen) >= 1
+    assert lines[: max(1, len(seen) - 1)] == seen[: max(1, len(seen) - 1)]
 
 
 def with_stage_1(straight: SweepResult, storage: Path) -> None:
@@ -208,11 +212,18 @@ def test_both_wrappers_give_identical_predictions_and_gpus_are_packed(
         "changed",
         lambda self, _: most.append(sum(p.state == "running" for p in self.schedule.jobs.values())),
     )
-    with_stage_1(straight, tmp_path)  # so that four stage-2 trainings are ready
-    result = run(Sweep("packed", small.config(root), CELLS), Options(tmp_path, gpus_per_trial=0.5))
-    assert predictions(result) == predictions(straight)
-    devices = [j["devices"] for n, j in jobs(result).items() if n.startswith("stage2-")]
-    assert sorted(devices) == ["0", "0", "1", "1"]
+    with_stage_1(straight, tmp_path)
+    other = straight.cells[-1].cell
+    shutil.rmtree(Store(tmp_path).path(1, other.stage1))  # so that one stage 1 and three stage-2 trainings are ready
+    cells = [*CELLS[:2], {"initialization.delta": 0.2, "refinement.tau": 0.1}, CELLS[3]]
+    result = run(Sweep("packed", small.config(root), cells), Options(tmp_path, gpus_per_trial=0.5))
+    mine, plain = predictions(result), predictions(straight)
+    assert {k: v for k, v in mine.items() if k in plain} == {k: plain[k] for k in mine if k in plain}
+    assert len(mine.keys() & plain.keys()) == 3
+    assert f"stage1-{other.stage1}" in {n for n, j in jobs(result).items() if not j["found"]}
+    devices = [j["devices"] for j in jobs(result).values() if not j["found"]]
+    assert len(devices) == 5
+    assert set(devices) == {"0", "1"}
     assert max(most) == 4
 
 
@@ -249,7 +260,6 @@ def test_search_without_boxes_stops_bad_trials_and_keeps_an_optuna_study(root: P
     result = search(spec, Options(tmp_path, max_concurrent=1))
     assert len(result.cells) == 3
     study = optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path / 'optuna.db'}")
-    print([(t.state.name, t.value, t.intermediate_values) for t in study.trials])
     states = [t.state.name for t in study.trials]
     assert set(states) == {"COMPLETE", "PRUNED"}
     for trial, outcome in zip(study.trials, result.cells, strict=True):
@@ -264,7 +274,11 @@ def test_search_without_boxes_stops_bad_trials_and_keeps_an_optuna_study(root: P
     assert study.best_value > 0
     assert len({c.cell.stage1 for c in result.cells}) == 1  # the learning rate of stage 2 leaves stage 1 alone
     more = search(Search("s", base, space, trials=4), Options(tmp_path, resume=True))
-    assert len(optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path / 'optuna.db'}").trials) == 4
+    trials = optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path / 'optuna.db'}").trials
+    assert [t.state.name for t in trials][:3] == states
+    assert trials[3].state.name in ("COMPLETE", "PRUNED")
+    assert trials[3].params not in [t.params for t in trials[:3]]
+    assert len(more.cells) == 4
     assert [c.cell for c in more.cells[:3]] == [c.cell for c in result.cells]
     assert [c.state for c in more.cells[:3]] == [c.state for c in result.cells]
 

@@ -33,11 +33,11 @@ from lchp.report.figures.grids import Picked, grid, pick_images
 from lchp.report.figures.images import Predicted, read_frame, read_pixels
 from lchp.report.figures.make import Material, Wanted, make_figures
 from lchp.report.figures.panel import follow, panel
-from lchp.report.figures.run_files import config_of, metrics_of, stage1_folder
+from lchp.report.figures.run_files import config_of, metrics_of
 from lchp.report.figures.style import CURVES, Drawing, rendered
 from lchp.report.paper import read_paper
 from lchp.report.tables import table
-from lchp.runs import read_json, write_json
+from lchp.runs import read_json, stage1_folder, write_json
 
 PARTS = PRESETS["parts"]
 

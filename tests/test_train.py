@@ -13,6 +13,7 @@ from squares import small_config, write_images
 from lchp import runs
 from lchp.config import ConfigError, TrainConfig, field_types, override
 from lchp.errors import DataError, RunError
+from lchp.measure import known_kept
 from lchp.records import read_predictions, summarize
 from lchp.train import Result, train
 
@@ -263,3 +264,12 @@ def test_changed_boxes_do_not_pass_for_the_recorded_ones(straight: Result) -> No
     moved = table.set_column(at, "lchp_r_box", pa.array([[0.0, 0.0, 0.01, 0.01]] * len(table), pa.list_(pa.float32())))
     with pytest.raises(RunError, match="lchp_r_iou does not follow"):
         summarize(moved)
+
+
+def test_kept_boxes_of_stage_1_are_taken_only_for_the_same_crop(squares_config: TrainConfig, tmp_path: Path) -> None:
+    """They are what a shared stage 1 has measured; a wider crop has other confidences."""
+    first = train(squares_config, output=tmp_path / "first", stage="init").run
+    known = known_kept(first, override(squares_config, {"refinement.tau": 0.5}))
+    assert known is not None
+    assert known["count"] == known["by_tau"]["0.5"]["count"]
+    assert known_kept(first, override(squares_config, {"refinement.tau": 0.5, "refinement.crop_margin": 0.3})) is None

@@ -72,9 +72,12 @@ class Schedule:
         """A job failed for good. What needs its result fails with it."""
         progress = self.jobs[name]
         progress.state, progress.error = "failed", error
+        reason = f"its stage 1 ({progress.job.key}) failed: "
         for other in self.jobs.values():
-            if other.state == "waiting" and progress.job.stage == 1 and other.job.source == progress.job.key:
-                other.state, other.error = "failed", f"its stage 1 ({progress.job.key}) failed: {error}"
+            # the text may be known only when it is called a second time
+            told = other.state == "failed" and (other.error or "").startswith(reason)
+            if progress.job.stage == 1 and other.job.source == progress.job.key and (told or other.state == "waiting"):
+                other.state, other.error = "failed", reason + error
 
     def lost_source(self, name: str) -> None:
         """A stage-2 job found its stage-1 result damaged: both are to be run again, a few times at most."""
@@ -83,6 +86,9 @@ class Schedule:
         progress.facts["lost"] = progress.facts.get("lost", 0) + 1
         if progress.facts["lost"] >= self.MAX_LOST:
             self.failed(name, f"its stage-1 result ({progress.job.source}) was damaged again and again")
+            return
+        if source.state in ("failed", "stopped"):
+            self.failed(name, f"its stage 1 ({progress.job.source}) failed: {source.error}")
             return
         progress.state = "waiting"
         if source.state == "done":

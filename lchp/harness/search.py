@@ -13,7 +13,9 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from lchp.config import TrainConfig
+from lchp import runs
+from lchp.config import PLACES, TrainConfig, to_flat
+from lchp.data import load
 from lchp.errors import ConfigError, RunError
 from lchp.harness.cells import Job, Overrides, Sweep, jobs_of, make_cell, pinned
 from lchp.harness.schedule import Progress, Schedule
@@ -63,6 +65,8 @@ def search(spec: Search, options: Options | None = None, *, show_progress: bool 
     if spec.trials < 1:
         raise ConfigError(f"--trials = {spec.trials}: expected at least 1")
     base = pinned(_with_validation(spec.base, spec.objective), gpu=gpus_per_worker(options, spec.base) > 0)
+    if base.evaluation.oracle and load(base.data).train.boxes is None:
+        raise ConfigError("--oracle-gt-known: the training images have no boxes to choose by")
     storage = options.storage.absolute()
     folder = storage / "sweeps" / checked_name(spec.name)
     with locked(folder / "lock"):
@@ -70,14 +74,20 @@ def search(spec: Search, options: Options | None = None, *, show_progress: bool 
             raise RunError(f"{folder}: holds a search already; go on with it by --resume, or take another --name")
         if not options.resume:
             shutil.rmtree(folder / "work", ignore_errors=True)
-        plan = Plan(Sweep(spec.name, base, []), options, recorded_cells(folder), Schedule([]), Store(storage), folder)
+        plan = Plan(
+            Sweep(spec.name, base, []), options, recorded_cells(folder, base), Schedule([]), Store(storage), folder
+        )
         plan.schedule.add(jobs_of(plan.cells, share=options.share).values())
         opened = open_study(storage, spec.name, base.seed)
         if opened.trials and not options.resume:
             raise RunError(f"{storage / DATABASE}: has a study {spec.name!r} already; --resume, or take another --name")
         if opened.user_attrs.get("objective", spec.objective) != spec.objective:
             raise RunError(f"{spec.name}: its study was searched by another objective; take another --name")
+        recipe = runs.digest({k: v for k, v in to_flat(base).items() if k not in PLACES})
+        if opened.user_attrs.get("recipe", recipe) != recipe:
+            raise RunError(f"{spec.name}: its study was searched with other flags; take another --name")
         opened.set_user_attr("objective", spec.objective)
+        opened.set_user_attr("recipe", recipe)
         study = Study(plan, opened, spec)
         study.take_up()
         write_record(plan)
@@ -94,7 +104,8 @@ def search(spec: Search, options: Options | None = None, *, show_progress: bool 
             )
         finally:
             write_record(plan)
-        shutil.rmtree(folder / "ray", ignore_errors=True)
+        for rest in ("ray", "work"):  # of trials that were stopped, too
+            shutil.rmtree(folder / rest, ignore_errors=True)
         return SweepResult(folder, outcomes_of(plan), plan.timing)
 
 
@@ -102,13 +113,12 @@ def open_study(storage: Path, name: str, seed: int = 0) -> optuna.Study:
     """The study of a search, made if it is not there yet: maximises, samples by TPE."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage.mkdir(parents=True, exist_ok=True)
-    return optuna.create_study(
-        storage=f"sqlite:///{storage / DATABASE}",
-        study_name=name,
-        direction="maximize",
-        sampler=optuna.samplers.TPESampler(seed=seed, constant_liar=True),  # trials run at the same time
-        load_if_exists=True,
+    study = optuna.create_study(
+        storage=f"sqlite:///{storage / DATABASE}", study_name=name, direction="maximize", load_if_exists=True
     )
+    # trials run at the same time; and a search that goes on must not draw its first random settings again
+    study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials), constant_liar=True)
+    return study
 
 
 def asha(epochs: int) -> Any:
@@ -142,18 +152,22 @@ class Study:
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             self.study.enqueue_trial(trial.params, skip_if_exists=False)
             self.study.tell(trial.number, state=TrialState.FAIL)
-        over = self.study.get_trials(deepcopy=False, states=(TrialState.PRUNED,))
-        pruned = {Path(t.user_attrs["run"]).name for t in over}
-        # other cells without a result belong to the trials above; they come back when they are asked
+        pruned, complete = self._keys(TrialState.PRUNED), self._keys(TrialState.COMPLETE)
         there = {c.stage2 for c in self.plan.cells if self.plan.store.find(2, c.stage2) is not None}
-        self.plan.cells[:] = [c for c in self.plan.cells if c.stage2 in there | pruned]
+        # other cells without a result belong to the trials above, which ask for them, or failed
+        self.plan.cells[:] = [c for c in self.plan.cells if c.stage2 in there | pruned | complete]
+        again = {c.stage1 for c in self.plan.cells if c.stage2 in complete - there}  # damaged: to be trained again
         self.plan.schedule.jobs.clear()
         for job in jobs_of(self.plan.cells, share=self.plan.options.share).values():
             self.plan.schedule.add([job])
-            if job.stage == 2 and job.key not in there:
-                self.plan.schedule.stopped(job.name)
-            else:
+            if job.key in there or (job.stage == 1 and (job.key not in again or self.plan.store.find(1, job.key))):
                 self.plan.schedule.done(job.name, found=True)
+            elif job.key in pruned:
+                self.plan.schedule.stopped(job.name)
+
+    def _keys(self, state: TrialState) -> set[str]:
+        """Stage-2 keys of the trials in a state."""
+        return {Path(t.user_attrs["run"]).name for t in self.study.get_trials(deepcopy=False, states=(state,))}
 
     def refill(self) -> list[Job]:
         """The jobs of the next trial; none when enough trials have been asked."""
@@ -162,12 +176,12 @@ class Study:
             cell = make_cell(self.plan.sweep.base, self.spec.space(trial))
             name = f"stage2-{cell.stage2}"
             known = self.plan.schedule.jobs.get(name)
+            trial.set_user_attr("run", str(self.plan.store.path(2, cell.stage2)))
             if known is not None:  # the same config again
-                value = known.facts.get("objective")
+                value = self._recorded_objective(known) if known.state == "done" else None
                 self.failures += value is None
                 self.study.tell(trial, value, state=TrialState.FAIL if value is None else TrialState.COMPLETE)
                 continue
-            trial.set_user_attr("run", str(self.plan.store.path(2, cell.stage2)))
             self.trials[name] = trial
             self.plan.cells.append(cell)
             return list(jobs_of([cell], share=self.plan.options.share).values())
@@ -180,6 +194,8 @@ class Study:
 
     def changed(self, progress: Progress) -> None:
         """Tells the study of epochs and ends."""
+        for other in [n for n in self.trials if self.plan.schedule.jobs[n].state == "failed"]:
+            self._tell(other, None, TrialState.FAIL)  # it, or its stage 1, failed
         name = progress.job.name
         trial = self.trials.get(name)
         if trial is None:
@@ -189,15 +205,11 @@ class Study:
             self.reported[name] = epoch
             trial.report(value, epoch)
         if progress.state == "done":
-            value = self._recorded_objective(progress) if value is None else value
+            value = self._recorded_objective(progress)
             progress.facts["objective"] = value
-            self._tell(name, value, TrialState.COMPLETE)
+            self._tell(name, value, TrialState.FAIL if value is None else TrialState.COMPLETE)
         elif progress.state == "stopped":
             self._tell(name, None, TrialState.PRUNED)
-        elif progress.state == "failed":
-            self._tell(name, None, TrialState.FAIL)
-        for other in [n for n in self.trials if self.plan.schedule.jobs[n].state == "failed"]:
-            self._tell(other, None, TrialState.FAIL)  # its stage 1 failed
 
     def _tell(self, name: str, value: float | None, state: TrialState) -> None:
         self.failures += state == TrialState.FAIL
@@ -209,8 +221,6 @@ class Study:
         return len(over) + len(self.trials) + self.failures
 
     def _recorded_objective(self, progress: Progress) -> float | None:
-        from lchp import runs
-
         summary = runs.read_json(self.plan.store.path(2, progress.job.key) / runs.SUMMARY)
         key = OBJECTIVES[self.spec.objective].removeprefix("validation_")
         return (summary.get("validation") or {}).get(key)

@@ -1,5 +1,6 @@
 """The Ray Tune side of a `Schedule`: it hands out jobs as trials, and hears what became of them."""
 
+import logging
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,8 @@ from ray.tune.search import Searcher
 
 from lchp.harness.cells import Job
 from lchp.harness.schedule import FINISHED, Progress, Schedule
+
+log = logging.getLogger(__name__)
 
 Refill = Callable[[], list[Job]]
 """More jobs, asked for when a place is free and no job is ready; none: there will be no more."""
@@ -49,6 +52,8 @@ class StageSearcher(Searcher):
         elif state == "failed":
             self.schedule.failed(name, result["error"])
         elif state == "lost_source":
+            source = self.schedule.jobs[name].job.source
+            log.warning("the stage-1 result %s is damaged or gone: to be trained again", source)
             self.schedule.lost_source(name)
         elif state == "done":
             self.schedule.done(name, facts(result))
@@ -113,7 +118,8 @@ def facts(result: dict[str, Any]) -> dict[str, Any]:
 
 def describe_error(trial: Trial) -> str:
     """The last line of what a trial died of."""
-    error = trial.get_error()
-    lines = [line.strip() for line in str(error or "").splitlines() if line.strip()]
-    text = lines[-1] if lines else type(error).__name__ if error else "its worker died"
-    return text[:500]
+    # beside the driver; Trial.get_error looks in the storage, where the file comes only later
+    file = trial.error_file
+    lines = Path(file).read_text(errors="replace").split("\n") if file and Path(file).exists() else []
+    said = [line.strip() for line in lines if line.strip()]
+    return said[-1][:500] if said else "its worker died"

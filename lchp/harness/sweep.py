@@ -5,6 +5,7 @@ so that whatever reads results needs no Ray. It and the store are all that --res
 away, so a grid may change between two starts, and no kill can leave it half-written.
 """
 
+import contextlib
 import logging
 import math
 import shutil
@@ -67,6 +68,11 @@ class Options:
             value = getattr(self, name)
             if value is not None and (not math.isfinite(value) or value < least):
                 raise ConfigError(f"--{name.replace('_', '-')} = {value}: expected at least {least}")
+        if self.workers_per_trial > 1 and self.gpus_per_trial is not None and 0 < self.gpus_per_trial < 1:
+            raise ConfigError(
+                f"--gpus-per-trial = {self.gpus_per_trial}: workers of one training need a GPU each; "
+                "leave --workers-per-trial at 1 to share a GPU"
+            )
         if self.gpus_per_trial is not None and self.gpus_per_trial > 1 and self.gpus_per_trial % 1:
             raise ConfigError(
                 f"--gpus-per-trial = {self.gpus_per_trial}: a share of one GPU, or a whole number of GPUs"
@@ -176,9 +182,15 @@ def make_plan(sweep: Sweep, options: Options) -> Plan:
     storage = options.storage.absolute()
     base = pinned(sweep.base, gpu=gpus_per_worker(options, sweep.base) > 0)
     folder = storage / "sweeps" / checked_name(sweep.name)
-    cells = {c.stage2: c for c in [*recorded_cells(folder), *expand(replace(sweep, base=base))]}
+    cells = {c.stage2: c for c in [*recorded_cells(folder, base), *expand(replace(sweep, base=base))]}
     if not cells:
         raise ConfigError(f"sweep {sweep.name}: has no cells")
+    for cell in cells.values():
+        if cell.config.data.batch_size % options.workers_per_trial:
+            raise ConfigError(
+                f"data.batch_size = {cell.config.data.batch_size}: cannot be cut into equal parts for "
+                f"{options.workers_per_trial} workers; change it, or --workers-per-trial"
+            )
     store = Store(storage)
     schedule = Schedule(jobs_of(list(cells.values()), share=options.share).values())
     look_up(schedule, store)
@@ -198,8 +210,9 @@ def look_up(schedule: Schedule, store: Store) -> None:
             del schedule.jobs[name]
 
 
-def recorded_cells(folder: Path) -> list[Cell]:
-    """The cells of a sweep's record; none where there is none. Raises RunError for a record that cannot be read."""
+def recorded_cells(folder: Path, now: TrainConfig) -> list[Cell]:
+    """The cells of a sweep's record; none where there is none. Data and weights are looked for where `now` has them,
+    since they may have moved. Raises RunError for a record that cannot be read."""
     path = folder / SWEEP
     if not path.exists():
         return []
@@ -207,10 +220,18 @@ def recorded_cells(folder: Path) -> list[Cell]:
     try:
         if record["version"] != VERSION:
             raise RunError(f"{path}: written by another version of lchp; take another --name")
-        bases = [from_dict(b) for b in record["bases"]]
+        bases = [_moved(from_dict(b), now) for b in record["bases"]]
         return [make_cell(bases[c["base"]], c["overrides"]) for c in record["cells"]]
     except (KeyError, TypeError, IndexError, ConfigError) as error:
         raise RunError(f"{path}: cannot be used ({error}); take another --name") from None
+
+
+def _moved(base: TrainConfig, now: TrainConfig) -> TrainConfig:
+    """`base` with the places of `now`, where both are of one data set."""
+    if base.data.name != now.data.name:
+        return base
+    data = replace(base.data, root=now.data.root, cache=now.data.cache, workers=now.data.workers)
+    return replace(base, data=data, model=replace(base.model, weights_dir=now.model.weights_dir))
 
 
 def write_record(plan: Plan) -> None:
@@ -258,8 +279,13 @@ def outcomes_of(plan: Plan, *, summaries: bool = True) -> list[Outcome]:
     for cell in plan.cells:
         progress = plan.schedule.jobs[f"stage2-{cell.stage2}"]
         path = plan.store.path(2, cell.stage2) if progress.state == "done" else None
-        summary = runs.read_json(path / runs.SUMMARY) if summaries and path is not None else None
-        out.append(Outcome(cell, progress.state, progress.error, path, summary))
+        summary, state, error = None, progress.state, progress.error
+        if summaries and path is not None:
+            try:
+                summary = runs.read_json(path / runs.SUMMARY)
+            except RunError as fault:  # damaged since it was published
+                path, state, error = None, "failed", str(fault)
+        out.append(Outcome(cell, state, error, path, summary))
     return out
 
 
@@ -294,6 +320,9 @@ def run_trials(plan: Plan, *, show_progress: bool, **hooks: Any) -> None:
                     break
                 for progress in plan.schedule.jobs.values():  # Tune ended without telling of them: again
                     progress.state = "waiting" if progress.state == "running" else progress.state
+            for progress in list(plan.schedule.jobs.values()):
+                if progress.state == "waiting":
+                    plan.schedule.failed(progress.job.name, "was started and never came back")
         finally:
             display.close()
             own = sum(p.facts.get("train_seconds", 0.0) for p in plan.schedule.jobs.values())
@@ -390,7 +419,9 @@ def _best(plan: Plan) -> str:
             continue
         if "score" not in progress.facts:  # read once
             folder = plan.store.path(2, cell.stage2)
-            progress.facts["score"] = headline(runs.read_json(folder / runs.SUMMARY))
+            progress.facts["score"] = None
+            with contextlib.suppress(RunError):  # damaged meanwhile: said at the end
+                progress.facts["score"] = headline(runs.read_json(folder / runs.SUMMARY))
         score = progress.facts["score"]
         if score is not None and (best is None or score > best[0]):
             best = score, textwrap.shorten(describe(cell.overrides), 60, placeholder=" ...")

@@ -9,7 +9,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,8 +22,9 @@ from lchp.harness.storage import Store, locked
 
 Report = Callable[[dict[str, Any]], None]
 
-LOCK_WAIT = 60.0
-"""Seconds that a trial waits for a predecessor, whose node was cut off or killed, to let go of the work folder."""
+LOCK_WAIT = 180.0
+"""Seconds that a trial waits for a predecessor, whose node was cut off or killed, to let go of the work folder: a
+network file system keeps the lock of a lost node for its lease, 90 s by default."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,10 @@ def _train(job: Job, setting: Setting, on_epoch: Report, spent: dict[str, float]
     from lchp.train import train
 
     store = Store(Path(setting.storage))
-    work = Path(setting.work) / job.name
+    # one that trains its own stage 1 cannot go on from one that does not
+    work = Path(setting.work) / (f"{job.name}-alone" if job.stage == 2 and job.source is None else job.name)
     first = distributed.rank() == 0
-    with locked(work.with_name(f"{work.name}.lock"), wait=LOCK_WAIT) if first else contextlib.nullcontext():
+    with _held(work.with_name(f"{work.name}.lock")) if first else contextlib.nullcontext():
         if distributed.from_first(lambda: store.find(job.stage, job.key)) is not None:
             return "done"
         source = None
@@ -94,6 +96,17 @@ def _train(job: Job, setting: Setting, on_epoch: Report, spent: dict[str, float]
         if first:
             store.publish(work, job.stage, job.key)
     return "done"
+
+
+@contextlib.contextmanager
+def _held(lock: Path) -> Iterator[None]:
+    """As `locked`; a lock that stays taken is no fault of the config, so that Tune is to try the trial again."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(lock, wait=LOCK_WAIT))
+        except RunError as error:
+            raise TimeoutError(str(error)) from None
+        yield
 
 
 def _can_resume(work: Path, config: TrainConfig) -> bool:
@@ -115,11 +128,12 @@ def _can_resume(work: Path, config: TrainConfig) -> bool:
 
 
 def _scalars(metrics: dict[str, Any], setting: Setting) -> dict[str, Any]:
-    """An epoch's metrics as reported to Tune. The objective is there in stage 2 only, so that a scheduler which stops
-    bad trials by it leaves stage 1 alone."""
+    """An epoch's metrics as reported to Tune. The objective is there in stage 2 only, and not in its last epoch, so
+    that a scheduler which stops bad trials by it leaves stage 1 and finished trainings alone."""
     names = ("stage", "epoch", "epochs", "images_per_second")
     out = {f"train_{k}": metrics[k] for k in names if k in metrics}
-    if setting.objective is not None and setting.objective in metrics:
+    last = "epochs" in metrics and metrics["epoch"] == metrics["epochs"]
+    if setting.objective is not None and setting.objective in metrics and not last:
         out["objective"] = metrics[setting.objective]
     return out
 

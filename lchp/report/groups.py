@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, get_origin
 import numpy as np
 import pandas as pd
 
-from lchp.config import AUGMENTATIONS, PRESETS, Preset, TrainConfig, field_types, show, suggest, to_flat
+from lchp.config import AUGMENTATIONS, PLACES, PRESETS, Preset, TrainConfig, field_types, show, suggest, to_flat
 from lchp.errors import ConfigError
 from lchp.report.collect import Records
 
@@ -17,11 +17,7 @@ LOCALIZER, SUBSET = "model.localizer", "refinement.augmentations"
 AXES = (DELTA, TAU, LOCALIZER, SUBSET)
 """Axes of Tables 3, 4, 5 and 6."""
 
-WITHOUT_EFFECT = frozenset(
-    {"data.root", "data.workers", "data.cache", "data.skip_bad", "model.weights_dir", "device", "threads"}
-    | {"tensorboard"}
-    | {name for name in field_types() if name.startswith("evaluation.")}
-)
+WITHOUT_EFFECT = PLACES | {"device"} | {name for name in field_types() if name.startswith("evaluation.")}
 """Fields that the trained networks do not depend on: `lchp.train.refinement_identity` leaves them out, and a test holds
 that. What the data set holds counts by its fingerprint, and the precision as it was resolved."""
 

@@ -11,9 +11,8 @@ from matplotlib.figure import Figure
 from lchp.config import TrainConfig
 from lchp.errors import RunError
 from lchp.report.figures.images import Predicted
-from lchp.report.figures.run_files import stage1_folder
 from lchp.report.figures.style import PAGE, Drawing, draw_box, draw_picture, style
-from lchp.runs import CHECKPOINTS, PREDICTIONS
+from lchp.runs import CHECKPOINTS, PREDICTIONS, stage1_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
