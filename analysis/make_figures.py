@@ -13,10 +13,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from lchp.cli import parse
+from lchp.cli import guarded, parse
 from lchp.report.figures.grids import Against, Pick
 from lchp.report.figures.make import Name, Wanted, make_figures
-from lchp.report.script import guarded
 
 PAPER = Path(__file__).with_name("paper.csv")
 

@@ -327,7 +327,7 @@ def _cell(
     if runs is not None and path in runs:
         for value, known, floor in zip(runs[path], *_judged(runs, measure.result, frame), strict=True):
             boxless |= math.isnan(floor)
-            if _diverged(known, floor):
+            if diverged(known, floor):
                 failed += 1
             elif not math.isnan(floor):
                 values.append(value)
@@ -340,7 +340,9 @@ def _judged(runs: pd.DataFrame, result: str, frame: str) -> tuple[list[float], l
     return list(runs[f"results/{result}/{frame}/gt_known"]), list(runs[f"floors/{frame}/full_box"])
 
 
-def _diverged(known: float, floor: float) -> bool:
+def diverged(known: float, floor: float) -> bool:
+    """Whether a GT-Known means that training failed: below the box over the whole frame, or not finite. Without boxes
+    there is no floor (NaN), and nothing to judge."""
     return not math.isnan(floor) and not known >= floor
 
 
@@ -449,7 +451,7 @@ def _failed_runs(group: Group, axis: _Axis | None) -> list[str]:
         for frame in FRAMES:
             judged = _judged(group.runs, result, frame)
             for label, seed, known, floor in zip(labels, group.runs["seed"], *judged, strict=True):
-                if _diverged(known, floor):
+                if diverged(known, floor):
                     at = f"{axis.head} {label}, " if axis else ""
                     lines.append(
                         f"{at}seed {seed}, {TITLES[result]} in {frame}: GT-Known {known:.2f}, "
@@ -524,6 +526,9 @@ def _unlike(base: Mapping[str, Any], classes: int, paper: Preset, axis: str | No
     return [f"Not the paper's setting (its own in brackets): {', '.join(other)}."] if other else []
 
 
+BY_HAND = "lchp train (its options are in each run's config.json)"
+
+
 def commands(records: Records, runs: pd.DataFrame) -> str:
     """What was typed to make some runs, without the machine's paths: of sweeps, the earliest that hold them all."""
     wanted = {(str(s), str(k)) for s, k in zip(runs["storage"], runs["key"], strict=True)}
@@ -531,14 +536,15 @@ def commands(records: Records, runs: pd.DataFrame) -> str:
     for sweep in records.sweeps:
         held = {(str(sweep.storage), key) for key in sweep.states} & wanted
         if held:
-            typed.append(_typed(sweep.command))
+            typed.append(as_typed(sweep.command))
             wanted -= held
     if wanted:
-        typed.append("lchp train (its options are in each run's config.json)")
+        typed.append(BY_HAND)
     return f"made by {'; '.join(dict.fromkeys(typed))}"
 
 
-def _typed(command: Sequence[str]) -> str:
+def as_typed(command: Sequence[str]) -> str:
+    """A sweep's command line, without the machine's paths."""
     script = Path(command[0])
     name = f"{script.parent.name}/{script.name}" if script.parent.name in ("sweeps", "analysis") else script.name
     words = ["python", name] if script.suffix == ".py" else [name]

@@ -1,0 +1,52 @@
+"""One self-contained HTML page of everything that some storages hold: tables, figures, trials, failures, environment.
+
+python analysis/report.py                                       # of results/, into results/report.html
+python analysis/report.py --storage results/cub --out cub.html --where refinement.tau=0.8
+python analysis/report.py --no-figures                          # seconds less
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from lchp.cli import guarded, parse
+from lchp.report.page import Wanted, make_page
+
+PAPER = Path(__file__).with_name("paper.csv")
+
+
+@dataclass
+class Flags:
+    """Write one HTML page from the records of sweeps and runs."""
+
+    storage: tuple[Path, ...] = (Path("results"),)
+    """Storages of sweeps, folders of run folders, or run folders."""
+    out: Path | None = None
+    """File to write; report.html in the first storage by default."""
+    preset: str | None = None
+    """Recipe that the page is about; by default the one that the records follow."""
+    where: tyro.conf.UseAppendAction[Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD=VALUE")]] = ()
+    """What the runs of tables and figures must have, e.g. refinement.tau=0.8; may be given several times."""
+    figures: bool = True
+    """Draw the figures too."""
+    data_root: Path | None = None
+    """Where the data set lies, for figures that show images; by default where the run read it."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Writes the page; the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+
+    def body() -> int:
+        f: Flags = parse(Flags, arguments, "report.py")
+        return make_page(Wanted(f.storage, f.out, f.preset, f.where, f.figures, f.data_root), PAPER)
+
+    return guarded(body)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
