@@ -239,7 +239,7 @@ def _axis_table(records: Records, number: int, preset: Preset, paper: Paper, whe
                 else:
                     cells.append(_cell(runs, gone, measure.path.format(frame=frame), measure, frame, printed))
             rows.append(Row((axis.label(value),), tuple(cells)))
-        sections.append(Section(DATA[preset.config.data.name], frame, _ranked(rows, axis.measures)))
+        sections.append(Section(DATA[preset.config.data.name], frame, _ranked(rows, axis.measures, paper, number)))
     notes = []
     if number == 4:
         notes.append(
@@ -282,21 +282,22 @@ def _recipe_table(
         lost = _lost(records, choice, recipe, None)
         known = number == 2 or name in CLASSES
         prefix = {"cub": "CUB ", "imagenet": "ImageNet "}.get(name, "") if number == 1 else ""
+        here = tuple(replace(m, paper=prefix + m.paper) for m in measures)
         for frame in FRAMES:
             methods = paper.rows(number) if known and frame == PAPER_FRAME else tuple(TITLES[r] for r in RESULTS)
             rows = []
             for method in methods:
                 result = next((r for r, title in TITLES.items() if title == method), None)
                 cells = []
-                for m in measures:
-                    here = replace(m, paper=prefix + m.paper, result=result)
-                    printed = paper.value(number, method, here.paper) if known and frame == PAPER_FRAME else None
+                for m in here:
+                    m = replace(m, result=result)
+                    printed = paper.value(number, method, m.paper) if known and frame == PAPER_FRAME else None
                     runs = choice.group.runs if choice.group is not None and result is not None else None
                     path = f"results/{result}/{m.path.format(frame=frame)}"
-                    cells.append(_cell(runs, lost, path, here, frame, printed))
+                    cells.append(_cell(runs, lost, path, m, frame, printed))
                 backbone = _backbone(paper.value(number, method, "backbone") if known else None, result, choice.group)
                 rows.append(Row((method, backbone) if number == 1 else (method,), tuple(cells)))
-            sections.append(Section(DATA[name], frame, _ranked(rows, measures)))
+            sections.append(Section(DATA[name], frame, _ranked(rows, here, paper, number)))
         text = _caption(records, choice, recipe, PRESETS[name] if known else PRESETS["cub"], axis=None)
         texts.append(text)
         notes += [f"{DATA[name]}: {n}" if len(names) > 1 else n for n in _notes(choice, lost, None)]
@@ -387,14 +388,18 @@ def _finish(values: Sequence[float], failed: int, boxless: bool, measure: _Measu
     return Cell(ours, mean, sd, len(values), paper, difference)
 
 
-def _ranked(rows: Sequence[Row], measures: Sequence[_Measure]) -> tuple[Row, ...]:
-    """Marks the best and the second best of every column, as printed; a value that stands alone is neither."""
+def _ranked(rows: Sequence[Row], measures: Sequence[_Measure], paper: Paper, table: int) -> tuple[Row, ...]:
+    """Marks the best and the second best of every column, as printed; a value that stands alone is neither. The paper's
+    values have the ranks of its own table, whose rows need not all be among ours."""
     columns = [list(column) for column in zip(*(row.cells for row in rows), strict=True)]
     for column, measure in zip(columns, measures, strict=True):
         if not measure.ranked:
             continue
         ours = _ranks([None if c.mean is None else round(c.mean, 2) for c in column])
-        printed = _ranks([number(c.paper) for c in column])
+        all_of_paper = [number(paper.value(table, row, measure.paper)) for row in paper.rows(table)]
+        best = [v for v, rank in zip(all_of_paper, _ranks(all_of_paper), strict=True) if rank == 1]
+        second = [v for v, rank in zip(all_of_paper, _ranks(all_of_paper), strict=True) if rank == 2]
+        printed = [1 if number(c.paper) in best else 2 if number(c.paper) in second else 0 for c in column]
         column[:] = [replace(c, rank=a, paper_rank=b) for c, a, b in zip(column, ours, printed, strict=True)]
     return tuple(Row(row.labels, cells) for row, cells in zip(rows, zip(*columns, strict=True), strict=True))
 
