@@ -6,6 +6,7 @@ keys of ``config.json``. Every choice that the paper leaves open is a field here
 
 import dataclasses
 import difflib
+import functools
 import math
 import types
 import typing
@@ -276,7 +277,8 @@ def validate(config: TrainConfig) -> None:
         )
 
 
-def field_types(cls: type = TrainConfig) -> dict[str, Any]:
+@functools.cache
+def field_types(cls: type = TrainConfig) -> Mapping[str, Any]:
     """Dotted field name -> its type, over all sections."""
     hints = typing.get_type_hints(cls)
     out: dict[str, Any] = {}
@@ -286,7 +288,7 @@ def field_types(cls: type = TrainConfig) -> dict[str, Any]:
             out |= {f"{f.name}.{k}": v for k, v in field_types(typing.cast(type, hint)).items()}
         else:
             out[f.name] = hint
-    return out
+    return types.MappingProxyType(out)
 
 
 def to_flat(config: TrainConfig) -> dict[str, Any]:

@@ -66,6 +66,7 @@ def write_run(
     classes: int = 10,
     fingerprint: str = "0" * 16,
     written: str | None = None,
+    recipe: int | None = None,
 ) -> Path:
     """Writes a finished run folder without predictions; `stored`: with DONE, as in the store of a sweep."""
     folder.mkdir(parents=True)
@@ -80,7 +81,8 @@ def write_run(
         "class_names": [f"class_{i}" for i in range(classes)],
         "wall_seconds": {"total": 60.0, "refinement": 30.0},
     }
-    write_json(folder / "environment.json", environment | ({"written": written} if written else {}))
+    more = {"written": written, "recipe": recipe}
+    write_json(folder / "environment.json", environment | {k: v for k, v in more.items() if v is not None})
     if stored:
         seal(folder)
     return folder

@@ -317,6 +317,40 @@ def test_a_sweep_goes_on_after_its_data_has_moved(tmp_path: Path) -> None:
     assert [c.stage2 for c in after.cells] == [c.stage2 for c in before.cells]
 
 
+def test_a_flag_that_the_sweep_sets_itself_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from lchp.harness import main
+
+    argv = ["--dry-run", "--storage", str(tmp_path), "--initialization.delta", "0.4"]
+    assert main("delta_tau", script("delta_tau").cells, argv=argv) == 2
+    assert (
+        "--initialization.delta 0.4: this sweep sets it in every cell (0.1, 0.3, 0.5, 0.7)" in capsys.readouterr().err
+    )
+
+
+def test_a_dry_run_changes_nothing_and_names_earlier_flags(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    from lchp.harness import main
+
+    store, base = Store(tmp_path), pinned(preset("parts"), gpu=False)
+    cells = script("backbones").cells(PRESETS["parts"])
+    plan = make_plan(Sweep("backbones", base, cells), Options(tmp_path))
+    write_record(plan)
+    damaged = finished(store, 2, plan.cells[0].stage2)
+    (damaged / "summary.json").write_text("changed")
+    before = sorted(tmp_path.rglob("*"))
+    argv = ["--dry-run", "--resume", "--storage", str(tmp_path), "--initialization.epochs", "1", "--device", "cpu"]
+    assert main("backbones", script("backbones").cells, argv=argv) == 0
+    assert sorted(tmp_path.rglob("*")) == before
+    assert "would be moved aside" in caplog.text
+    out = capsys.readouterr().out
+    assert "localizer tiny (initialization.epochs 4)" in out
+    assert (
+        main("backbones", script("backbones").cells, argv=["--dry-run", "--resume", "--storage", f"{tmp_path}x"]) == 0
+    )
+    assert "holds no sweep backbones to go on with" in caplog.text
+
+
 def test_sharing_may_be_switched_between_two_starts(tmp_path: Path) -> None:
     """A cell that was begun with its own stage 1 is not gone on with from a shared one."""
     config = pinned(small.config(small.make_folder(tmp_path / "images"), first=1, second=2), gpu=False)

@@ -31,7 +31,7 @@ CELLS = grid({"initialization.delta": [0.2, 0.4], "refinement.tau": [0.0, 0.5]})
 def test_kill_the_driver_at_a_random_moment_and_resume(root: Path, tmp_path: Path) -> None:
     """SIGKILL anywhere between the first epoch and the end, then --resume: every cell's predictions equal, bitwise,
     those of plain runs; and the terminal shows our lines alone."""
-    epochs = {"first": 12, "second": 12}
+    epochs = {"first": 8, "second": 8}
     script, storage = program(tmp_path, root, **epochs), tmp_path / "results"
     moment = random.SystemRandom().uniform(0, 3)
     print(f"kill after {moment:.2f} s")

@@ -15,7 +15,7 @@ from report_records import key, known, seal, store, write_grid, write_run, write
 
 from lchp.config import TrainConfig, field_types, override, preset, to_flat
 from lchp.errors import RunError
-from lchp.report.collect import MEANING_BEFORE, ORIGIN, SWEEP, SWEEP_VERSION, collect
+from lchp.report.collect import MEANING_BEFORE, ORIGIN, SWEEP, SWEEP_VERSION, clean, collect
 
 
 def edit(path: Path, **values: Any) -> None:
@@ -187,8 +187,14 @@ def test_a_summary_of_another_version_is_refused_by_name(tmp_path: Path) -> None
     run = write_run(tmp_path / "run", preset("parts"))
     edit(run / "summary.json", floors=None)
     assert "summary.json: lacks results or floors" in collect([run]).problems[0]
-    edit(run / "summary.json", floors={}, kept__count="many")
-    assert "summary.json: kept/count = 'many': expected a number" in collect([run]).problems[0]
+    edit(run / "summary.json", floors={})
+    assert "summary.json: lacks floors/center_crop/full_box" in collect([run]).problems[0]
+    other = write_run(tmp_path / "other", preset("parts"))
+    edit(other / "summary.json", kept__count="many")
+    assert "summary.json: kept/count = 'many': expected a number" in collect([other]).problems[0]
+    third = write_run(tmp_path / "third", preset("parts"))
+    edit(third / "summary.json", results__lchp_r__full_image__top5_loc=None)
+    assert "summary.json: lacks results/lchp_r/full_image/top5_loc" in collect([third]).problems[0]
 
 
 def test_sweeps_say_their_command_states_and_failures(tmp_path: Path) -> None:
@@ -265,3 +271,45 @@ def test_ten_thousand_runs_take_seconds(tmp_path: Path) -> None:
     assert len(records.runs) == 1000
     assert taken < 2
     assert records.runs.memory_usage(deep=True).sum() < 1e7
+
+
+@pytest.mark.parametrize(
+    ("file", "values"),
+    [
+        ("environment.json", {"versions": ["0.1.0"]}),
+        ("environment.json", {"class_names": 10}),
+        ("environment.json", {"peak_memory_mb": {"process": [1]}}),
+    ],
+)
+def test_one_odd_record_does_not_stop_the_others(tmp_path: Path, file: str, values: dict[str, Any]) -> None:
+    write_run(tmp_path / "good", preset("parts"))
+    edit(write_run(tmp_path / "odd", preset("parts")) / file, **values)
+    records = collect([tmp_path])
+    assert [Path(f).name for f in records.runs["folder"]] == ["good"]
+    assert "odd" in records.problems[0]
+
+
+@pytest.mark.parametrize("values", [{"command": []}, {"created": 5}])
+def test_an_odd_sweep_is_named(tmp_path: Path, values: dict[str, Any]) -> None:
+    config = preset("parts")
+    write_sweep(tmp_path, [({}, config, "done", None)], config)
+    (path,) = tmp_path.glob("sweeps/*/sweep.json")
+    edit(path, **values)
+    records = collect([tmp_path])
+    assert records.sweeps == ()
+    assert "cannot be used" in " ".join(records.problems)
+
+
+def test_texts_from_outside_stay_on_one_line() -> None:
+    assert clean("a\n\nb\tc \x1b[31m") == "a b c \N{REPLACEMENT CHARACTER}[31m"
+
+
+def test_predictions_that_are_gone_or_cut_off_are_named(tmp_path: Path) -> None:
+    run = store(tmp_path, preset("parts"))
+    (run / "predictions.parquet").write_bytes(b"PAR1 rows PAR1")
+    seal(run)
+    assert len(collect([tmp_path]).runs) == 1
+    (run / "predictions.parquet").write_bytes(b"PAR1 ro")
+    assert "predictions.parquet: missing or cut off" in collect([tmp_path]).problems[0]
+    (run / "predictions.parquet").unlink()
+    assert "predictions.parquet: missing or cut off" in collect([tmp_path]).problems[0]

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+import math
 import re
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ from report_records import GOLDEN, PAPER, golden_texts, known, store, write_grid
 from lchp.config import PRESETS, Preset, field_types, override, preset, to_flat
 from lchp.errors import ConfigError, DataError
 from lchp.report.collect import Records, collect
-from lchp.report.groups import DELTA, IDENTITY, WITHOUT_EFFECT, choose, parse_where, preset_of
+from lchp.report.groups import DELTA, IDENTITY, WITHOUT_EFFECT, choose, parse_where, preset_of, require
 from lchp.report.making import write_tables
 from lchp.report.paper import Paper, read_paper
 from lchp.report.render import FORMATS, to_csv, to_html, to_latex, to_markdown, to_text
@@ -462,3 +463,32 @@ def test_presets_with_their_own_grid_are_served(paper: Paper, tmp_path: Path) ->
     mine = Preset(preset("parts"), deltas=(0.2,), about="")
     made = table(collect([tmp_path]), 3, mine, paper)
     assert [row.labels[0] for row in made.sections[0].rows] == ["0.2", "0.45"]
+
+
+def test_recipes_of_two_versions_are_never_averaged(tmp_path: Path, paper: Paper) -> None:
+    config = preset("parts")
+    for seed, recipe in ((0, 1), (1, 2)):
+        write_run(tmp_path / str(seed), replace(config, seed=seed), recipe=recipe)
+    made = table(collect([tmp_path]), 3, PARTS, paper)
+    assert cell(made, "0.5", "LCHP-R").n == 1
+    assert "recipe 1 (1 run)" in " ".join(made.notes)  # the newer one is in the table
+
+
+def test_an_infinite_figure_is_a_failure(tmp_path: Path, paper: Paper) -> None:
+    config = preset("parts")
+    path = "results/lchp_r/center_crop/gt_known"
+    run = write_run(tmp_path / "run", config)
+    records = collect([run])
+    records.runs[path] = math.inf
+    assert cell(table(records, 3, PARTS, paper), "0.5", "LCHP-R").ours == "failed"
+
+
+def test_letters_that_latex_lacks_are_named_by_their_code_point() -> None:
+    from lchp.report.render import _latex
+
+    assert _latex("\u03b4 0.5") == "[U+03B4] 0.5"
+
+
+def test_a_condition_that_no_run_meets_is_refused(grid: Records) -> None:
+    with pytest.raises(ConfigError, match=r"--where refinement.tau=0.123: no run has it; there are 0, 0.5, 0.6"):
+        require(grid, {"refinement.tau": 0.123})

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import tyro
 
 from lchp.cli import INTERRUPTED, chosen_preset, guarded, parse
-from lchp.config import PRESETS, Preset, TrainConfig
+from lchp.config import PRESETS, Preset, TrainConfig, show, to_flat
 from lchp.errors import ConfigError
 from lchp.harness.cells import Overrides, Sweep
 from lchp.harness.sweep import Options, SweepResult, make_plan, run
@@ -44,8 +44,13 @@ class Flags:
         if self.seeds < 1:
             raise ConfigError(f"--seeds = {self.seeds}: expected at least 1")
         first = self.config.seed
-        chosen = replace(PRESETS[self.preset], config=self.config)
-        return Sweep(self.name or name, self.config, cells(chosen), range(first, first + self.seeds))
+        chosen = cells(replace(PRESETS[self.preset], config=self.config))
+        for field_name, value in to_flat(self.config).items():
+            values = [show(c[field_name]) for c in chosen if field_name in c]
+            if values and len(values) == len(chosen) and show(value) not in values:
+                listed = ", ".join(dict.fromkeys(values))
+                raise ConfigError(f"--{field_name} {show(value)}: this sweep sets it in every cell ({listed})")
+        return Sweep(self.name or name, self.config, chosen, range(first, first + self.seeds))
 
 
 def main(
@@ -68,7 +73,7 @@ def main(
         )
         sweep = flags.sweep(name, cells)
         if flags.dry_run:
-            print(dry_run_text(make_plan(sweep, flags.options)))
+            print(dry_run_text(make_plan(sweep, flags.options, look_only=True)))
             return 0
         result = run(sweep, flags.options, show_progress=True)
         print(f"\n{closing_table(result)}")

@@ -61,7 +61,8 @@ class Display:
             elif self.bar is not None and self.bar.disable:
                 seconds = progress.facts.get("seconds")
                 took = "" if seconds is None else f" in {seconds:.0f} s"
-                tqdm.write(f"{self.describe(progress)} {progress.state}{took}; {self._line()}", file=sys.stderr)
+                left = self._left(self._total(), self._worked())
+                tqdm.write(f"{self.describe(progress)} {progress.state}{took}; {self._line()}; {left}", file=sys.stderr)
         self.refresh()
 
     def refresh(self) -> None:

@@ -36,14 +36,18 @@ class Store:
         """Where a result lives once it is published."""
         return self.storage / "store" / f"stage{stage}" / key
 
-    def find(self, stage: int, key: str) -> Path | None:
-        """The run folder of a finished training, checksums verified. A damaged one is moved aside, with a warning."""
+    def find(self, stage: int, key: str, *, look_only: bool = False) -> Path | None:
+        """The run folder of a finished training, checksums verified. A damaged one is moved aside, with a warning;
+        `look_only` leaves it where it is."""
         folder = self.path(stage, key)
         if not folder.is_dir():
             return None
         fault = verify(folder, key)
         if fault is None:
             return folder
+        if look_only:
+            log.warning("%s is damaged (%s): it would be moved aside and trained again", folder, fault)
+            return None
         aside = self.storage / "store" / "damaged" / f"stage{stage}-{key}-{time.time_ns()}"
         aside.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):  # another sweep has just moved it

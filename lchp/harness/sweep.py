@@ -177,8 +177,9 @@ def run(sweep: Sweep, options: Options | None = None, *, show_progress: bool = F
         return SweepResult(folder, outcomes, plan.timing)
 
 
-def make_plan(sweep: Sweep, options: Options) -> Plan:
-    """Cells (with those of the record under the same name), their trainings, and which of these are in the store."""
+def make_plan(sweep: Sweep, options: Options, *, look_only: bool = False) -> Plan:
+    """Cells (with those of the record under the same name), their trainings, and which of these are in the store.
+    look_only: changes nothing in the storage."""
     storage = options.storage.absolute()
     base = pinned(sweep.base, gpu=gpus_per_worker(options, sweep.base) > 0)
     folder = storage / "sweeps" / checked_name(sweep.name)
@@ -193,14 +194,21 @@ def make_plan(sweep: Sweep, options: Options) -> Plan:
             )
     store = Store(storage)
     schedule = Schedule(jobs_of(list(cells.values()), share=options.share).values())
-    look_up(schedule, store)
-    return Plan(replace(sweep, base=base), options, list(cells.values()), schedule, store, folder)
+    look_up(schedule, store, look_only=look_only)
+    plan = Plan(replace(sweep, base=base), options, list(cells.values()), schedule, store, folder)
+    if (folder / SWEEP).exists():
+        plan.created = runs.read_json(folder / SWEEP).get("created", plan.created)
+    elif options.resume:
+        log.warning("%s: holds no sweep %s to go on with; this is a new one", storage, sweep.name)
+    return plan
 
 
-def look_up(schedule: Schedule, store: Store) -> None:
+def look_up(schedule: Schedule, store: Store, *, look_only: bool = False) -> None:
     """Marks the jobs whose results are in the store. A stage-1 result that nothing waits for is not needed."""
     with ThreadPoolExecutor(4) as pool:  # checksums release the interpreter's lock
-        found = list(pool.map(lambda p: store.find(p.job.stage, p.job.key), schedule.jobs.values()))
+        found = list(
+            pool.map(lambda p: store.find(p.job.stage, p.job.key, look_only=look_only), schedule.jobs.values())
+        )
     for progress, path in zip(list(schedule.jobs.values()), found, strict=True):
         if path is not None:
             schedule.done(progress.job.name, found=True)

@@ -3,14 +3,14 @@
 import os
 import statistics
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from tabulate import tabulate
 
 from lchp import runs
-from lchp.config import TrainConfig
+from lchp.config import PLACES, TrainConfig, show, to_flat
 from lchp.errors import RunError
+from lchp.harness.cells import Cell
 from lchp.harness.schedule import Progress
 from lchp.harness.sweep import Outcome, Plan, SweepResult, describe, gpus_per_worker
 from lchp.records import TITLES
@@ -24,7 +24,7 @@ def dry_run_text(plan: Plan) -> str:
     seeds = sorted({c.config.seed for c in plan.cells})
     rows: dict[str, list[int]] = {}
     for cell in plan.cells:
-        rows.setdefault(describe(cell.overrides), []).append(cell.config.seed)
+        rows.setdefault(describe(cell.overrides) + apart(cell, plan.sweep.base), []).append(cell.config.seed)
     cells = tabulate([[name, ", ".join(map(str, s))] for name, s in rows.items()], ["cell", "seeds"])
     counts = "; ".join(
         f"stage {s}: {plan.schedule.count(s, 'waiting')} to train, {plan.schedule.count(s, 'done')} in store"
@@ -95,6 +95,8 @@ def closing_table(result: SweepResult) -> str:
         states = "" if len(done) == len(cells) else f"{len(done)} of {len(cells)} {_word(cells)}"
         rows.append([name, *(spread([known(c, r) for c in done]) for r in RESULTS), len(done), states])
     head = ["cell", *(TITLES[r] for r in RESULTS), "seeds", ""]
+    if not any(row[-1] for row in rows):
+        head, rows = head[:-1], [row[:-1] for row in rows]
     lines = ["GT-Known (center_crop, %)", tabulate(rows, head, disable_numparse=True)]
     for cell in result.failed:
         lines.append(f"failed: {describe(cell.cell.overrides)}, seed {cell.seed}: {cell.error}")
@@ -134,14 +136,19 @@ def spread(values: Sequence[float | None]) -> str:
 
 def _by_overrides(cells: Sequence[Outcome]) -> dict[str, list[Outcome]]:
     """Cells that differ in the seed only; those of an earlier start with other flags stay apart."""
-    latest = cells[-1].cell.base if cells else None
     out: dict[str, list[Outcome]] = {}
     for cell in cells:
-        base = cell.cell.base
-        other = latest is not None and replace(base, seed=latest.seed) != latest
-        name = describe(cell.cell.overrides) + (f" (other flags, {cell.cell.stage2[:8]})" if other else "")
+        name = describe(cell.cell.overrides) + apart(cell.cell, cells[-1].cell.base)
         out.setdefault(name, []).append(cell)
     return out
+
+
+def apart(cell: Cell, base: TrainConfig) -> str:
+    """In brackets, the flags that a cell of an earlier start has and `base` has not; nothing where they agree."""
+    mine, theirs = to_flat(cell.base), to_flat(base)
+    free = PLACES | {"seed"} | cell.overrides.keys()
+    other = [f"{name} {show(value)}" for name, value in mine.items() if name not in free and theirs[name] != value]
+    return f" ({', '.join(other)})" if other else ""
 
 
 def _in_order(rows: dict[str, list[Outcome]]) -> list[tuple[str, list[Outcome]]]:

@@ -19,7 +19,8 @@ import pandas as pd
 
 from lchp.config import field_types, from_dict, suggest, to_flat
 from lchp.errors import ConfigError, RunError
-from lchp.runs import CONFIG, ENVIRONMENT, SUMMARY, read_json
+from lchp.evaluate import FRAMES, RESULTS
+from lchp.runs import CONFIG, ENVIRONMENT, PREDICTIONS, SUMMARY, read_json
 
 SWEEP, SWEEP_VERSION = "sweep.json", 1
 DONE = "DONE"
@@ -36,9 +37,15 @@ MEANING_BEFORE: Mapping[str, Any] = {
 """Config fields that came after the first records, and what a record without them was made with. A field that is added
 to the config is added here too, where older records have a meaning for it; without that they are refused."""
 
-ORIGIN = ("folder", "storage", "key", "version", "date", "git_revision", "data_fingerprint", "classes")
+ORIGIN = ("folder", "storage", "key", "version", "date", "git_revision", "data_fingerprint", "recipe", "classes")
 """Columns of `Records.runs` that are neither config nor figures. date: ISO 8601, UTC; None where nothing recorded it.
 classes: their number."""
+
+FIGURES = (
+    *(("results", r, f, m) for r in RESULTS for f in FRAMES for m in ("gt_known", "top1_loc", "top5_loc")),
+    *(("floors", f, name) for f in FRAMES for name in ("full_box", "centre_box")),
+)
+"""What every summary holds; null where there are no boxes."""
 
 RESOLVED = ("environment/precision", "environment/device")
 """Columns of what `auto` became on the machine."""
@@ -122,6 +129,9 @@ def collect(storages: Sequence[Path]) -> Records:
             except RunError as error:
                 problems.append(str(error))
                 continue
+            except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+                problems.append(f"{folder}: cannot be used ({type(error).__name__}: {error})")
+                continue
             if row is None:
                 first_stage += 1
                 continue
@@ -193,6 +203,8 @@ class _Reader:
             raise RunError(f"{folder / SUMMARY}: lacks results or floors; was it written by another version of lchp?")
         if "lchp_r" not in results:
             return None
+        for figure in FIGURES:
+            _require(summary, figure, folder / SUMMARY)
         flat = self.flat(_read(folder / CONFIG, checksums), folder / CONFIG)
         environment = _read(folder / ENVIRONMENT, checksums)
         row: dict[str, Any] = {
@@ -201,6 +213,7 @@ class _Reader:
             "date": environment.get("written"),
             "git_revision": environment.get("git_revision"),
             "data_fingerprint": environment.get("data_fingerprint"),
+            "recipe": environment.get("recipe"),
             "classes": len(environment.get("class_names") or ()),
             **flat,
             "environment/precision": environment.get("precision"),
@@ -208,6 +221,7 @@ class _Reader:
         }
         _figures(summary, "", row, folder / SUMMARY)
         _figures({"wall_seconds": environment.get("wall_seconds") or {}}, "", row, folder / ENVIRONMENT)
+        _figures(environment.get("peak_memory_mb") or {}, "", {}, folder / ENVIRONMENT)  # only that they are figures
         return row
 
     def flat(self, config: Any, path: Path) -> dict[str, Any]:
@@ -250,6 +264,20 @@ class _Reader:
         ]
 
 
+def clean(text: str) -> str:
+    """A text from outside on one line, without control characters, so that it cannot break a table or a terminal."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split()))
+
+
+def _require(summary: dict[str, Any], figure: tuple[str, ...], path: Path) -> None:
+    """Raises RunError for a figure that is not there; null, for data without boxes, is."""
+    there: Any = summary
+    for name in figure:
+        if not isinstance(there, dict) or name not in there:
+            raise RunError(f"{path}: lacks {'/'.join(figure)}; was it written by another version of lchp?")
+        there = there[name]
+
+
 def _plain(value: Any, hint: Any) -> Any:
     """As a config holds it: lists are tuples, and whole numbers floats where the field is one."""
     if isinstance(value, list):
@@ -269,11 +297,24 @@ def _kind(value: Any) -> Any:
 def _checksums(folder: Path) -> dict[str, str]:
     try:
         done = json.loads((folder / DONE).read_bytes())
-        return dict(done["files"])
+        files = dict(done["files"])
     except FileNotFoundError:
         raise RunError(f"{folder}: no {DONE} file; half-written, or damaged") from None
     except (OSError, ValueError, KeyError, TypeError):
         raise RunError(f"{folder / DONE}: cannot be read; the folder is damaged") from None
+    if PREDICTIONS in files and not _whole(folder / PREDICTIONS):
+        raise RunError(f"{folder / PREDICTIONS}: missing or cut off; the folder is damaged")
+    return files
+
+
+def _whole(path: Path) -> bool:
+    """Whether a parquet file is there and has its end; its content is another matter."""
+    try:
+        with path.open("rb") as file:
+            file.seek(-4, os.SEEK_END)
+            return file.read() == b"PAR1"
+    except OSError:
+        return False
 
 
 def _read(path: Path, checksums: Mapping[str, str] | None) -> dict[str, Any]:
@@ -334,9 +375,11 @@ def _read_sweeps(
                 if record["version"] != SWEEP_VERSION:
                     raise RunError(f"{path}: version {record['version']}; written by another version of lchp")
                 states = {cell["stage2"]: cell["state"] for cell in record["cells"]}
-                command = tuple(record["command"])
+                command = tuple(clean(word) for word in record["command"])
+                if not command or not isinstance(record["created"], str):
+                    raise TypeError("no command, or no date")
                 sweep = SweepRecord(
-                    record["name"], path.parent, storage, command, record["created"], record["lchp"], states
+                    clean(record["name"]), path.parent, storage, command, record["created"], record["lchp"], states
                 )
                 for cell in record["cells"]:
                     if cell["state"] == "failed":
@@ -359,6 +402,6 @@ def _failed(cell: dict[str, Any], base: dict[str, Any], storage: Path, path: Pat
     for name, value in (cell["overrides"] | {"seed": cell["seed"]}).items():
         section, _, leaf = name.rpartition(".")
         (config[section] if section else config)[leaf] = value
-    error = cell["error"] or ""
+    error = clean(cell["error"] or "no error was recorded")
     row = {"storage": str(storage), "key": cell["stage2"], "error": error, "diverged": DIVERGED in error}
     return row | {"config": config, "source": path}

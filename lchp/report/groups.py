@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
@@ -22,7 +23,9 @@ WITHOUT_EFFECT = PLACES | {"device"} | {name for name in field_types() if name.s
 that. What the data set holds counts by its fingerprint, and the precision as it was resolved."""
 
 IDENTITY = tuple(name for name in field_types() if name not in WITHOUT_EFFECT and name != "seed")
-FINGERPRINT = "data_fingerprint"
+FINGERPRINT, RECIPE = "data_fingerprint", "recipe"
+"""Two more that tell results apart: what the data set holds, and the version of the maths (`lchp.train.RECIPE_VERSION`;
+None in records that were written before it was)."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,15 @@ def parse_where(conditions: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f"--where {text}: {name} is no field{suggest(name, hints)}")
         found[name] = _typed(name, value, hints[name])
     return found
+
+
+def require(records: Records, conditions: Mapping[str, Any]) -> None:
+    """Raises ConfigError for a condition that no run meets, with the values there are."""
+    for name, value in conditions.items():
+        there = sorted({show(v) for v in canonical(records.runs)[name]})
+        if show(value) not in there:
+            listed = ", ".join(there[:12]) + (" ..." if len(there) > 12 else "")
+            raise ConfigError(f"--where {name}={show(value)}: no run has it; there are {listed or 'no runs'}")
 
 
 def _typed(name: str, text: str, hint: Any) -> Any:
@@ -126,7 +138,8 @@ def choose(records: Records, preset: Preset, axis: str | None, where: Mapping[st
 
     def order(group: Group) -> tuple[Any, ...]:
         away = differences(group.base, preset.config, besides=free)
-        return bool(away), -len(group.values()), len(away), -len(group.runs), str(sorted(group.base.items()))
+        newer = -(group.base[RECIPE] or 0)
+        return bool(away), -len(group.values()), len(away), newer, -len(group.runs), str(sorted(group.base.items()))
 
     chosen = min(split(wanted, axis), key=order, default=None)
     return Choice(None if chosen is None else _once(chosen), _others(chosen, split(runs, axis)))
@@ -134,7 +147,7 @@ def choose(records: Records, preset: Preset, axis: str | None, where: Mapping[st
 
 def split(runs: pd.DataFrame, axis: str | None) -> list[Group]:
     """Groups of runs; `runs` as of `canonical`."""
-    shared = [name for name in (*IDENTITY, FINGERPRINT) if name != axis]
+    shared = [name for name in (*IDENTITY, FINGERPRINT, RECIPE) if name != axis]
     if runs.empty:
         return []
     vary = [name for name in shared if len(set(runs[name])) > 1]
@@ -155,18 +168,22 @@ def _once(group: Group) -> Group:
         used = same.index[int(np.isfinite(values).sum(axis=1).argmax())]
         kept.append(used)
         if any(len(set(column[np.isfinite(column)])) > 1 for column in values.T):
-            at = f"{show(same[group.axis].iloc[0])}, " if group.axis else ""
+            several = len(set(same["storage"])) > 1
+            at = f"{group.axis.rpartition('.')[2]} {show(same[group.axis].iloc[0])}, " if group.axis else ""
             notes.append(
                 f"{at}seed {same['seed'].iloc[0]}: {len(same)} records of the same setting with other figures "
-                f"({', '.join(place(run) for _, run in same.iterrows())}); {place(same.loc[used])} is used"
+                f"({', '.join(place(run, several) for _, run in same.iterrows())}); "
+                f"{place(same.loc[used], several)} is used"
             )
     return Group(group.axis, group.base, group.runs.loc[sorted(kept)], tuple(notes))
 
 
-def place(run: pd.Series) -> str:
-    """A run folder as seen from its storage, so that no table names a machine's paths."""
+def place(run: pd.Series, several: bool = False) -> str:
+    """A run folder as seen from its storage, so that no table names a machine's paths; of several storages with theirs
+    name before it."""
     folder, storage = str(run["folder"]), str(run["storage"])
-    return folder.removeprefix(storage).strip("/") or str(run["key"])
+    inside = folder.removeprefix(storage).strip("/") or str(run["key"])
+    return f"{Path(storage).name}: {inside}" if several else inside
 
 
 def _others(chosen: Group | None, groups: Sequence[Group]) -> str:

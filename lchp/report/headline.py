@@ -9,7 +9,7 @@ from lchp.config import PRESETS, Preset, show
 from lchp.evaluate import FRAMES, RESULTS
 from lchp.records import METRICS, TITLES
 from lchp.report.collect import Records
-from lchp.report.groups import DELTA, FINGERPRINT, IDENTITY, TAU, Group, canonical, choose, differences, rows
+from lchp.report.groups import DELTA, FINGERPRINT, IDENTITY, RECIPE, TAU, Group, canonical, choose, differences, rows
 from lchp.report.tables import CLASSES, DATA, NOT_GIVEN, PAPER_FRAME, Cell, Table
 from lchp.report.trials import Trials, duration
 
@@ -165,7 +165,7 @@ def _settings(records: Records, data: str | None) -> dict[tuple[Any, ...], dict[
     runs = canonical(records.runs)
     if data is not None:
         runs = rows(runs, (n == data for n in runs["data.name"]))
-    vary = [n for n in (*IDENTITY, FINGERPRINT) if len(set(runs[n])) > 1]
+    vary = [n for n in (*IDENTITY, FINGERPRINT, RECIPE) if len(set(runs[n])) > 1]
     known = runs[LCHP_R] if LCHP_R in runs else [math.nan] * len(runs)
     found: dict[tuple[Any, ...], dict[int, float]] = {}
     for *setting, seed, value in zip(*(runs[n] for n in vary), runs["seed"], known, strict=True):

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from lchp.config import PRESETS, Preset, preset
-from lchp.errors import ConfigError
+from lchp.errors import ConfigError, RunError
 from lchp.report.collect import Records, SweepRecord, collect
-from lchp.report.groups import parse_where, preset_of
+from lchp.report.groups import parse_where, preset_of, require
 from lchp.report.paper import Paper, read_paper
 from lchp.report.render import FORMATS, latex_document, to_text
 from lchp.report.tables import NUMBERS, Table, tables
@@ -50,7 +50,14 @@ def make_tables(wanted: Wanted, paper_csv: Path, *, sleep: Callable[[float], Non
     paper = read_paper(paper_csv)
     shown: tuple[str, list[str]] | None = None
     while True:
-        records = collect(wanted.storages)
+        try:
+            records = collect(wanted.storages)
+        except RunError:
+            if wanted.watch is None or any(s.is_dir() for s in wanted.storages):
+                raise
+            print("waiting: for a sweep to start", file=sys.stderr, flush=True)
+            sleep(wanted.watch)
+            continue
         made = _made(records, wanted, paper)
         if made != shown:
             text, said = shown = made
@@ -69,6 +76,8 @@ def make_tables(wanted: Wanted, paper_csv: Path, *, sleep: Callable[[float], Non
 
 def _made(records: Records, wanted: Wanted, paper: Paper) -> tuple[str, list[str]]:
     """Writes the tables; what is to be printed, and what is to be said of the records."""
+    if wanted.watch is None:
+        require(records, wanted.conditions)
     name, why = (wanted.preset, f"preset {wanted.preset}") if wanted.preset else preset_of(records)
     made = tables(records, PRESETS[name], paper, wanted.numbers, wanted.conditions)
     write_tables(made, wanted.out)

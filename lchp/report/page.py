@@ -23,7 +23,7 @@ from lchp.report.collect import Records, SweepRecord, collect
 from lchp.report.figures.make import NotDrawn, draw
 from lchp.report.figures.make import Wanted as WantedFigures
 from lchp.report.figures.style import Drawing, rendered
-from lchp.report.groups import WITHOUT_EFFECT, differences, parse_where, preset_of, rows
+from lchp.report.groups import WITHOUT_EFFECT, differences, parse_where, preset_of, require, rows
 from lchp.report.headline import Headline, make_headline
 from lchp.report.paper import Paper, read_paper
 from lchp.report.render import to_html
@@ -160,6 +160,7 @@ def make_page(wanted: Wanted, paper_csv: Path) -> int:
     """
     paper = read_paper(paper_csv)
     records = collect(wanted.storages)
+    require(records, wanted.conditions)
     if records.runs.empty and records.failures.empty and not records.sweeps:
         more = f"; and {len(records.problems) - 3} more problems" if len(records.problems) > 3 else ""
         raise RunError(f"nothing to report: {'; '.join(records.problems[:3])}{more}")

@@ -172,12 +172,14 @@ def _grid(section: Section, mark: Callable[[str, int], str], escape: Callable[[s
 
 def _plain(text: str) -> str:
     """Text that Markdown shows as it stands."""
-    for sign in "\\`*_|<>":
+    for sign in "\\`*_|<>[]":
         text = text.replace(sign, f"\\{sign}")
     return text
 
 
 def _latex(text: str) -> str:
+    # what an 8-bit font lacks is named by its code point
+    text = "".join(c if ord(c) < 256 else f"[U+{ord(c):04X}]" for c in text)
     text = text.translate(LATEX).replace("--", "-{}-")  # a command's flags keep both hyphens
     return f"$-${text[1:]}" if text[:1] == "-" and text[1:2].isdigit() else text
 

@@ -247,6 +247,14 @@ def _axis_table(records: Records, number: int, preset: Preset, paper: Paper, whe
             "center_crop; nothing is chosen by it"
         )
     notes += _notes(choice, lost, axis)
+    shown = {float(v) if axis.field in (DELTA, TAU) else axis.label(v) for v in values}
+    hidden = [r for r in paper.rows(number) if (float(r) if axis.field in (DELTA, TAU) else r) not in shown]
+    if hidden:
+        each = [
+            f"{row}: " + ", ".join(f"{m.title} {paper.value(number, row, m.paper) or NOT_GIVEN}" for m in axis.measures)
+            for row in hidden
+        ]
+        notes.append(f"the paper's other rows ({PAPER_FRAME}, CUB-200-2011): {'; '.join(each)}")
     text = f"{_caption(records, choice, preset, PRESETS['cub'], axis=axis.field)} {PROTOCOL}"
     columns = tuple(m.title for m in axis.measures)
     return Table(number, axis.title, text, (axis.head,), columns, tuple(sections), tuple(notes))
@@ -344,7 +352,7 @@ def _judged(runs: pd.DataFrame, result: str, frame: str) -> tuple[list[float], l
 def diverged(known: float, floor: float) -> bool:
     """Whether a GT-Known means that training failed: below the box over the whole frame, or not finite. Without boxes
     there is no floor (NaN), and nothing to judge."""
-    return not math.isnan(floor) and not known >= floor
+    return not math.isnan(floor) and not (math.isfinite(known) and known >= floor)
 
 
 def _diverged_cells(lost: pd.DataFrame, result: str) -> pd.DataFrame:
@@ -460,7 +468,7 @@ def _failed_runs(group: Group, axis: _Axis | None) -> list[str]:
                     at = f"{axis.head} {label}, " if axis else ""
                     lines.append(
                         f"{at}seed {seed}, {TITLES[result]} in {frame}: GT-Known {known:.2f}, "
-                        f"below the whole frame's {floor:.2f}"
+                        + (f"below the whole frame's {floor:.2f}" if math.isfinite(known) else "not finite")
                     )
     return sorted(lines)
 
@@ -553,7 +561,7 @@ def as_typed(command: Sequence[str]) -> str:
     script = Path(command[0])
     name = f"{script.parent.name}/{script.name}" if script.parent.name in ("sweeps", "analysis") else script.name
     words = ["python", name] if script.suffix == ".py" else [name]
-    for word in command[1:]:
+    for word in (w for w in command[1:] if w != "--resume"):  # how the last start went on, not what was asked for
         flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
         words.append(flag + equals + (Path(value).name if value.startswith(("/", "~")) else value))
     return shlex.join(words)
