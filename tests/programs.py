@@ -27,6 +27,8 @@ def program(folder: Path, root: Path, **epochs: int) -> Path:
     """A user's own sweep script over CELLS."""
     flags: list[str] = []
     for name, value in small.flags(root, **epochs).items():
+        if name in ("initialization.delta", "refinement.tau"):  # the grid's own
+            continue
         flags += [f"--{name.replace('_', '-')}", str(value)]
     path = folder / "grid.py"
     path.write_text(textwrap.dedent(PROGRAM.format(flags=flags)))

@@ -45,9 +45,11 @@ class Flags:
             raise ConfigError(f"--seeds = {self.seeds}: expected at least 1")
         first = self.config.seed
         chosen = cells(replace(PRESETS[self.preset], config=self.config))
+        recipe = to_flat(PRESETS[self.preset].config)
         for field_name, value in to_flat(self.config).items():
             values = [show(c[field_name]) for c in chosen if field_name in c]
-            if values and len(values) == len(chosen) and show(value) not in values:
+            asked = value != recipe[field_name]
+            if asked and len(values) == len(chosen) and show(value) not in values:
                 listed = ", ".join(dict.fromkeys(values))
                 raise ConfigError(f"--{field_name} {show(value)}: this sweep sets it in every cell ({listed})")
         return Sweep(self.name or name, self.config, chosen, range(first, first + self.seeds))
