@@ -1,8 +1,8 @@
 """What the harness costs and what sharing saves: `python -m analysis.harness_cost [FLAGS OF THE SWEEP]`.
 
 Runs sweeps/delta_tau.py twice, as a user would, in storages of their own: with --no-share and with sharing. Prints wall
-time (of the whole program, Ray's start included), the trainings' own time, and both ratios. Takes about 25 minutes on
-two cores, which should have nothing else to do.
+time (of the whole program, Ray's start included), the trainings' own time, and both ratios. Takes twenty minutes on two
+cores, which should have nothing else to do.
 """
 
 import subprocess

@@ -7,7 +7,7 @@ python analysis/make_figures.py --run RUN --figure panel --image 1234
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,6 +16,7 @@ import tyro
 from lchp.cli import guarded, parse
 from lchp.report.figures.grids import Against, Pick
 from lchp.report.figures.make import Name, Wanted, make_figures
+from lchp.report.source import Source
 
 PAPER = Path(__file__).with_name("paper.csv")
 
@@ -24,16 +25,11 @@ PAPER = Path(__file__).with_name("paper.csv")
 class Flags:
     """Draw the paper's figures from the records of sweeps and runs."""
 
-    storage: tuple[Path, ...] = (Path("results"),)
-    """Storages of sweeps, folders of run folders, or run folders."""
+    source: Annotated[Source, tyro.conf.arg(name="")] = field(default_factory=Source)
     out: Path | None = None
     """Folder to write to; figures/ in the first storage by default, or in the current folder with --run."""
-    preset: str | None = None
-    """Recipe whose runs are shown; by default the one that the records follow."""
     figure: tuple[Name, ...] = ()
     """Figures to draw; all by default, and with --run those that show one run."""
-    where: tyro.conf.UseAppendAction[Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD=VALUE")]] = ()
-    """What the runs must have, e.g. initialization.attention=features; may be given several times."""
     run: Path | None = None
     """Run folder to show; by default that of the recipe with the lowest seed."""
     frame: Literal["center_crop", "full_image"] = "center_crop"
@@ -59,10 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     def body() -> int:
         f: Flags = parse(Flags, arguments, "make_figures.py")
         wanted = Wanted(
-            f.storage,
-            f.preset,
+            f.source.storage,
+            f.source.preset,
             f.figure,
-            f.where,
+            f.source.where,
             f.run,
             f.frame,
             f.pick,
@@ -72,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f.image,
             f.data_root,
         )
-        out = f.out or (f.storage[0] if f.run is None else Path()) / "figures"
+        out = f.out or (f.source.storage[0] if f.run is None else Path()) / "figures"
         return make_figures(wanted, out, PAPER)
 
     return guarded(body)

@@ -8,7 +8,7 @@ python analysis/make_tables.py --compare RUN RUN:lchp_i
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +18,7 @@ from lchp.cli import guarded, parse
 from lchp.errors import ConfigError
 from lchp.report.compare import compare, comparison_text, parse_side
 from lchp.report.making import Wanted, make_tables
+from lchp.report.source import Source
 
 PAPER = Path(__file__).with_name("paper.csv")
 
@@ -26,16 +27,11 @@ PAPER = Path(__file__).with_name("paper.csv")
 class Flags:
     """Write the paper's tables from the records of sweeps and runs, beside the paper's values."""
 
-    storage: tuple[Path, ...] = (Path("results"),)
-    """Storages of sweeps, folders of run folders, or run folders."""
+    source: Annotated[Source, tyro.conf.arg(name="")] = field(default_factory=Source)
     out: Path | None = None
     """Folder to write to; tables/ in the first storage by default."""
-    preset: str | None = None
-    """Recipe whose rows the tables have; by default the one that the records follow."""
     table: tuple[int, ...] = ()
     """Numbers of the tables to make; all by default."""
-    where: tyro.conf.UseAppendAction[Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD=VALUE")]] = ()
-    """What the runs of the tables must have, e.g. initialization.attention=features; may be given several times."""
     watch: float | None = None
     """Look again every so many seconds, until the sweeps in the storages are finished."""
     compare: Annotated[tuple[str, ...], tyro.conf.arg(metavar="RUN[:RESULT] RUN[:RESULT]")] = ()
@@ -55,9 +51,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(comparison_text(a, b, compare(a, b)))
             return 0
         wanted = {"numbers": tuple(dict.fromkeys(flags.table))} if flags.table else {}
-        out = flags.out or flags.storage[0] / "tables"
+        out = flags.out or flags.source.storage[0] / "tables"
         return make_tables(
-            Wanted(flags.storage, out, flags.preset, where=flags.where, watch=flags.watch, **wanted), PAPER
+            Wanted(
+                flags.source.storage, out, flags.source.preset, where=flags.source.where, watch=flags.watch, **wanted
+            ),
+            PAPER,
         )
 
     return guarded(body)

@@ -7,7 +7,7 @@ python analysis/report.py --no-figures                          # seconds less
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +15,7 @@ import tyro
 
 from lchp.cli import guarded, parse
 from lchp.report.page import Wanted, make_page
+from lchp.report.source import Source
 
 PAPER = Path(__file__).with_name("paper.csv")
 
@@ -23,14 +24,9 @@ PAPER = Path(__file__).with_name("paper.csv")
 class Flags:
     """Write one HTML page from the records of sweeps and runs."""
 
-    storage: tuple[Path, ...] = (Path("results"),)
-    """Storages of sweeps, folders of run folders, or run folders."""
+    source: Annotated[Source, tyro.conf.arg(name="")] = field(default_factory=Source)
     out: Path | None = None
     """File to write; report.html in the first storage by default."""
-    preset: str | None = None
-    """Recipe that the page is about; by default the one that the records follow."""
-    where: tyro.conf.UseAppendAction[Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD=VALUE")]] = ()
-    """What the runs of tables and figures must have, e.g. refinement.tau=0.8; may be given several times."""
     figures: bool = True
     """Draw the figures too."""
     data_root: Path | None = None
@@ -43,7 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def body() -> int:
         f: Flags = parse(Flags, arguments, "report.py")
-        return make_page(Wanted(f.storage, f.out, f.preset, f.where, f.figures, f.data_root), PAPER)
+        return make_page(
+            Wanted(f.source.storage, f.out, f.source.preset, f.source.where, f.figures, f.data_root), PAPER
+        )
 
     return guarded(body)
 

@@ -4,10 +4,12 @@
 """
 
 import hashlib
+import importlib.util
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,17 @@ GOLDEN = Path(__file__).parent / "golden" / "report"
 PAPER = Path(__file__).parents[1] / "analysis" / "paper.csv"
 FLOORS = {"center_crop": (5.0, 26.0), "full_image": (1.0, 15.0)}
 TAUS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+def analysis_script(name: str) -> ModuleType:
+    """analysis/NAME.py, which is no module of a package."""
+    spec = importlib.util.spec_from_file_location(name, PAPER.with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where the types of its flags are looked up
+    spec.loader.exec_module(module)
+    return module
 
 
 def known(config: TrainConfig) -> dict[str, float]:

@@ -1,9 +1,7 @@
 """Figures: what is drawn is what the records say, on the pixels it was predicted for, and the same every time."""
 
-import importlib.util
 import json
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +14,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
-from report_records import PAPER, write_grid, write_run
+from report_records import PAPER, analysis_script, write_grid, write_run
 from scipy.stats import spearmanr
 
 from lchp.config import PRESETS, TrainConfig, override, preset
@@ -49,15 +47,7 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    """analysis/make_figures.py, which is no module of a package."""
-    path = Path(__file__).parents[1] / "analysis" / "make_figures.py"
-    spec = importlib.util.spec_from_file_location("make_figures", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["make_figures"] = module  # where the types of its flags are looked up
-    spec.loader.exec_module(module)
-    return module
+    return analysis_script("make_figures")
 
 
 @pytest.fixture

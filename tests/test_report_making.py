@@ -1,6 +1,5 @@
 """analysis/make_tables.py: what it writes, prints and refuses."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -8,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from report_records import PAPER, store, write_grid, write_predicted, write_sweep
+from report_records import PAPER, analysis_script, store, write_grid, write_predicted, write_sweep
 
 from lchp.cli import guarded
 from lchp.config import PRESETS, override, preset
@@ -19,12 +18,7 @@ SCRIPT = PAPER.with_name("make_tables.py")
 
 @pytest.fixture(scope="module")
 def main() -> Callable[[list[str]], int]:
-    spec = importlib.util.spec_from_file_location("make_tables", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+    return analysis_script("make_tables").main
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import importlib.util
 import math
 import re
 import shutil
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_records import PAPER, key, store, write_grid, write_run, write_sweep
+from report_records import PAPER, analysis_script, key, store, write_grid, write_run, write_sweep
 
 from lchp.config import PRESETS, override, preset
 from lchp.errors import ConfigError
@@ -98,13 +97,7 @@ def grid_storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def main() -> Callable[[list[str]], int]:
-    """Of analysis/report.py, which is no module of a package."""
-    spec = importlib.util.spec_from_file_location("report", PAPER.with_name("report.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+    return analysis_script("report").main
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,19 @@
+"""What every script of analysis/ is told of the records: the flags that they share."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+
+@dataclass(frozen=True)
+class Source:
+    """Which records, and of which recipe."""
+
+    storage: tuple[Path, ...] = (Path("results"),)
+    """Storages of sweeps, folders of run folders, or run folders."""
+    preset: str | None = None
+    """Recipe that tables and figures are about; by default the one that the records follow."""
+    where: tyro.conf.UseAppendAction[Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD=VALUE")]] = ()
+    """What the runs must have, e.g. initialization.attention=features; may be given several times."""
