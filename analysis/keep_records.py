@@ -1,0 +1,42 @@
+"""A copy of records to publish: summaries and predictions, without checkpoints and without a machine's paths.
+
+python analysis/keep_records.py --storage results/cub --out records/cub
+python analysis/make_tables.py --storage records/cub            # reads the copy as it read the original
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lchp.cli import guarded, parse
+from lchp.report.keep import keep
+
+
+@dataclass
+class Flags:
+    """Copy the records of finished runs and sweeps, small enough to publish."""
+
+    out: Path
+    """Folder to make; it must not exist."""
+    storage: tuple[Path, ...] = (Path("results"),)
+    """Storages of sweeps, folders of run folders, or run folders."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Copies the records; the exit status: 1 where something was left out."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+
+    def body() -> int:
+        flags: Flags = parse(Flags, arguments, "keep_records.py")
+        kept = keep(flags.storage, flags.out)
+        print(f"{kept.runs} runs and {kept.sweeps} sweeps in {flags.out}, {kept.size / 1e6:.1f} MB")
+        for line in kept.problems:
+            print(line, file=sys.stderr)
+        return 1 if kept.problems else 0
+
+    return guarded(body)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

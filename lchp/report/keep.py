@@ -1,0 +1,119 @@
+"""A copy of records to publish beside the tables made of them: without what is large, and what is of one machine."""
+
+import hashlib
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from lchp.errors import RunError
+from lchp.records import read_predictions, summarize
+from lchp.report.collect import DONE, SWEEP, collect
+from lchp.runs import CONFIG, ENVIRONMENT, METRICS, PREDICTIONS, SUMMARY, read_json, write_atomically, write_json
+
+
+@dataclass(frozen=True)
+class Kept:
+    """runs, sweeps: how many were copied; size: bytes of the copy; problems: what was left out, and why."""
+
+    runs: int
+    sweeps: int
+    size: int
+    problems: tuple[str, ...]
+
+
+def keep(storages: Sequence[Path], out: Path) -> Kept:
+    """Copies the finished runs and the sweeps of storages to `out`, a storage for every script of analysis/.
+
+    Left behind: checkpoints and stage-1 folders. Folders of the machine become their last name, wherever a record
+    mentions them. Every summary is computed again from its predictions first, and a run whose summary does not follow
+    from them is left out. Predictions are the same values, compressed harder.
+
+    Raises RunError where `out` exists, or where there is nothing to keep.
+    """
+    if out.exists():
+        raise RunError(f"{out}: exists already; name another --out, or remove it")
+    records = collect(storages)
+    problems = list(records.problems)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        kept: set[str] = set()
+        for folder in map(Path, records.runs["folder"]):
+            try:
+                _keep_run(folder, work / "store" / "stage2" / folder.name, storages)
+            except RunError as error:
+                problems.append(str(error))
+            else:
+                kept.add(folder.name)
+        if not kept:
+            raise RunError("; ".join(["no finished run to keep", *problems]))
+        names: dict[str, int] = {}
+        for sweep in records.sweeps:
+            names[sweep.name] = names.get(sweep.name, 0) + 1
+            name = sweep.name if names[sweep.name] == 1 else f"{sweep.name}-{names[sweep.name]}"
+            _keep_sweep(sweep.folder, work / "sweeps" / name, sweep.storage)
+        work.chmod(0o755)
+        work.rename(out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    return Kept(len(kept), len(records.sweeps), size, tuple(problems))
+
+
+def _keep_run(folder: Path, to: Path, storages: Sequence[Path]) -> None:
+    table, summary = read_predictions(folder), read_json(folder / SUMMARY)
+    if any(summary.get(name) != value for name, value in json.loads(json.dumps(summarize(table))).items()):
+        raise RunError(f"{folder}: {SUMMARY} does not follow from {PREDICTIONS}; left out")
+    if (to / DONE).exists():  # the same result in another storage
+        return
+    config, environment = read_json(folder / CONFIG), read_json(folder / ENVIRONMENT)
+    places = _places(config, storages)
+    if isinstance(environment.get("platform"), str):  # the kernel's build says more of a machine than of a result
+        system = re.sub(r"^([^-]+)-.*?(x86_64|aarch64|arm64|AMD64).*$", r"\1-\2", environment["platform"])
+        environment["platform"] = system
+    if environment.get("stage1"):  # KEY/checkpoints/initialization.pt: the storage may have moved since
+        environment["stage1"]["checkpoint"] = str(Path(*Path(environment["stage1"]["checkpoint"]).parts[-3:]))
+    for name, value in ((CONFIG, config), (ENVIRONMENT, environment), (SUMMARY, summary)):
+        write_json(to / name, _renamed(value, places))
+    if (folder / METRICS).exists():
+        shutil.copyfile(folder / METRICS, to / METRICS)
+    write_atomically(
+        to / PREDICTIONS, lambda file: pq.write_table(table, file, compression="zstd", compression_level=19)
+    )
+    files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(to.iterdir())}
+    write_json(to / DONE, {"key": folder.name, "files": files})
+
+
+def _keep_sweep(folder: Path, to: Path, storage: Path) -> None:
+    record = read_json(folder / SWEEP)
+    script = Path(record["command"][0])
+    if script.is_absolute():
+        record["command"][0] = str(Path(*script.parts[-2:]))
+    places = {place for base in record["bases"] for place in _places(base, [storage])}
+    write_json(to / SWEEP, _renamed(record, sorted(places, key=len, reverse=True)))
+
+
+def _places(config: Mapping[str, Any], storages: Sequence[Path]) -> list[str]:
+    """Absolute folders that a record may mention, the longest first."""
+    named = (config["data"]["root"], config["data"]["cache"], config["model"]["weights_dir"])
+    given = [*(Path(p) for p in named if isinstance(p, str) and p), *storages]
+    each = {str(p) for path in given for p in (path, path.absolute(), path.resolve()) if p.is_absolute()}
+    return sorted(each - {"/"}, key=len, reverse=True)
+
+
+def _renamed(value: Any, places: Sequence[str]) -> Any:
+    """Plain values in which every text that names one of the places names its last part instead."""
+    if isinstance(value, str):
+        for place in places:
+            value = value.replace(place, Path(place).name)
+        return value
+    if isinstance(value, Mapping):
+        return {k: _renamed(v, places) for k, v in value.items()}
+    return [_renamed(v, places) for v in value] if isinstance(value, list) else value

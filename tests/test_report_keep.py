@@ -1,0 +1,119 @@
+"""Records copied to be published: same tables, no paths of the machine, only what follows from predictions."""
+
+import json
+from pathlib import Path
+
+import pytest
+from report_records import PAPER, analysis_script, seal, store, write_predicted, write_sweep
+
+from lchp.config import PRESETS, TrainConfig, override, preset
+from lchp.errors import RunError
+from lchp.records import read_predictions, summarize
+from lchp.report.collect import collect
+from lchp.report.keep import keep
+from lchp.report.paper import read_paper
+from lchp.report.render import to_markdown
+from lchp.report.tables import table
+
+
+def finished(storage: Path, config: TrainConfig, right: int) -> Path:
+    """A run in the store whose summary follows from its predictions: LCHP-R is right on `right` of 8 images."""
+    run = store(storage, config)
+    write_predicted(run, {r: [i < right for i in range(8)] for r in ("pseudo_label", "lchp_i", "lchp_r")})
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps(summary | summarize(read_predictions(run))))
+    environment = json.loads((run / "environment.json").read_text())
+    environment["platform"] = "Linux-6.1.2-somebuild-x86_64-with-glibc2.36"
+    environment["stage1"] = {
+        "checkpoint": "/elsewhere/store/stage1/abc/checkpoints/initialization.pt",
+        "identity": "abc",
+    }
+    (run / "environment.json").write_text(json.dumps(environment))
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "refinement.pt").write_bytes(b"weights")
+    seal_without_folders(run)
+    return run
+
+
+def seal_without_folders(run: Path) -> None:
+    (run / "checkpoints").rename(run.parent / "aside")
+    seal(run)
+    (run.parent / "aside").rename(run / "checkpoints")
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Path:
+    """Three deltas of `parts` in a sweep, with folders of a machine in its configs, its command and an error."""
+    root = tmp_path / "results"
+    places = {"data.root": str(tmp_path / "sets" / "birds"), "model.weights_dir": str(tmp_path / "weights")}
+    base, cells = override(preset("parts"), places), []
+    for n, delta in enumerate((0.1, 0.3, 0.5)):
+        values = {"initialization.delta": delta}
+        config = override(base, values)
+        finished(root, config, 3 + n)
+        cells.append((values, config, "done", None))
+    values = {"initialization.delta": 0.7}
+    cells.append((values, override(base, values), "failed", f"no file {tmp_path}/sets/birds/images.txt"))
+    write_sweep(root, cells, base, command=(f"{tmp_path}/clone/sweeps/delta_tau.py", "--storage", str(root)))
+    return root
+
+
+def test_a_copy_makes_the_same_tables_without_the_machines_paths(storage: Path, tmp_path: Path) -> None:
+    out = tmp_path / "records"
+    kept = keep([storage], out)
+    assert (kept.runs, kept.sweeps, kept.problems) == (3, 1, ())
+    files = [path for path in out.rglob("*") if path.is_file()]
+    assert kept.size == sum(path.stat().st_size for path in files)
+    assert not [path for path in files if path.suffix == ".pt"]
+    for path in files:
+        if path.suffix in (".json", ".jsonl") or path.name == "DONE":
+            assert str(tmp_path) not in path.read_text(), path
+            assert "/elsewhere" not in path.read_text(), path
+            assert "somebuild" not in path.read_text(), path
+    paper = read_paper(PAPER)
+    texts = [to_markdown(table(collect([s]), 3, PRESETS["parts"], paper)) for s in (storage, out)]
+    assert texts[1] == texts[0].replace(str(tmp_path / "sets" / "birds").replace("_", r"\_"), "birds")
+    for folder in collect([storage]).runs["folder"]:
+        copy = out / "store" / "stage2" / Path(folder).name
+        assert read_predictions(copy).equals(read_predictions(Path(folder)))
+
+
+def test_a_summary_that_does_not_follow_is_left_out(storage: Path, tmp_path: Path) -> None:
+    run = sorted((storage / "store" / "stage2").iterdir())[0]
+    summary = json.loads((run / "summary.json").read_text())
+    summary["results"]["lchp_r"]["center_crop"]["gt_known"] += 1
+    (run / "summary.json").write_text(json.dumps(summary))
+    seal_without_folders(run)
+    kept = keep([storage], tmp_path / "records")
+    assert kept.runs == 2
+    assert len(kept.problems) == 1
+    assert "summary.json does not follow from predictions.parquet" in kept.problems[0]
+
+
+def test_nothing_is_overwritten_and_nothing_half_written(storage: Path, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    with pytest.raises(RunError, match="exists already"):
+        keep([storage], tmp_path / "there")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RunError, match="no finished run to keep"):
+        keep([tmp_path / "empty"], tmp_path / "records")
+    assert not (tmp_path / "records").exists()
+    assert not list(tmp_path.glob(".records*"))
+
+
+def test_one_result_in_two_storages_is_kept_once(storage: Path, tmp_path: Path) -> None:
+    keep([storage], tmp_path / "first")
+    kept = keep([storage, tmp_path / "first"], tmp_path / "records")
+    assert (kept.runs, kept.sweeps) == (3, 2)
+    assert {p.name for p in (tmp_path / "records" / "sweeps").iterdir()} == {"all_tables", "all_tables-2"}
+
+
+def test_the_script_says_what_it_kept(
+    storage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = analysis_script("keep_records")
+    monkeypatch.chdir(tmp_path)
+    assert script.main(["--storage", str(storage), "--out", "records"]) == 0
+    assert capsys.readouterr().out.startswith("3 runs and 1 sweeps in records, 0.")
+    assert script.main(["--storage", str(storage), "--out", "records"]) == 2
+    assert "records: exists already" in capsys.readouterr().err
