@@ -1,0 +1,139 @@
+"""How good a finished teacher's boxes are, at any delta and by any choice of Algorithm 1, without training again.
+
+python -m analysis.teacher_boxes RUN                                # the run's own choices, at delta 0.2 to 0.7
+python -m analysis.teacher_boxes RUN --delta 0.3 0.5 --attention features attention_maps --csv FILE
+
+RUN is a run folder that holds stage 1. A row per choice, delta and frame: GT-Known of L_r (one pass), of the merged
+box, and the difference. It scores test boxes: a diagnostic of a teacher, and nothing to choose a recipe by.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+import tyro
+from tabulate import tabulate
+from torch import Tensor
+
+from lchp.cli import guarded, parse
+from lchp.config import InitializationConfig, override
+from lchp.context import Context, open_context
+from lchp.data.images import batches, in_order
+from lchp.errors import ConfigError
+from lchp.evaluate import FRAMES, best_iou, ground_truth, hits, percent
+from lchp.inference import see
+from lchp.loop import load_checkpoint
+from lchp.networks import Classifier, ClassifierOutput
+from lchp.pseudo import algorithm_1
+from lchp.runs import CHECKPOINTS, read_config, stage1_folder, write_atomically
+from lchp.train import INITIALIZATION, build
+
+CHOICES = ("attention", "normalization", "second_pass")
+
+
+@dataclass
+class Flags:
+    """Score a finished teacher's boxes, one pass and merged."""
+
+    run: tyro.conf.Positional[Path]
+    """Run folder with stage 1's checkpoint, or of a stage 2 that started from it."""
+    delta: tuple[float, ...] = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+    """Foreground thresholds."""
+    attention: tuple[Literal["attention_maps", "features"], ...] = ()
+    """What A averages; the run's own by default, as for the next two."""
+    normalization: tuple[Literal["max", "minmax"], ...] = ()
+    """Normalisation before delta."""
+    second_pass: tuple[Literal["own", "raw"], ...] = ()
+    """Range by which A_m is normalised."""
+    csv: Path | None = None
+    """File to write the rows to as well."""
+    data_root: Annotated[Path | None, tyro.conf.arg(name="data-root")] = None
+    """Where the data set lies; by default where the run read it."""
+    threads: int = 0
+    """CPU threads of torch; 0 leaves torch's choice."""
+
+
+def variants(flags: Flags, own: InitializationConfig) -> list[InitializationConfig]:
+    """A config per combination of choices and deltas, checked by the config's own rules."""
+    each = [getattr(flags, name) or (getattr(own, name),) for name in CHOICES]
+    return [
+        replace(own, **dict(zip(CHOICES, values, strict=True)), delta=delta, boxes="merged")
+        for *values, delta in product(*each, flags.delta)
+    ]
+
+
+@torch.inference_mode()
+def boxes(
+    teacher: Classifier, context: Context, frame: str, configs: Sequence[InitializationConfig]
+) -> list[np.ndarray]:
+    """Per config: L_r and the merged box of every test image, N x 2 x 4 fractions of the frame."""
+    found: list[list[Tensor]] = [[] for _ in configs]
+    data = context.config.data
+    order = in_order(len(context.test), context.config.evaluation.batch_size)
+    for batch in batches(context.test, order, workers=data.workers, pin=False):
+        images = see(batch.images.to(context.device), frame, data.image_size)
+        with context.autocast:
+            raw = teacher(images)  # seen once for all configs
+            for config, out in zip(configs, found, strict=True):
+                attend = _attend(teacher, config.attention, {id(images): raw})
+                pseudo = algorithm_1(attend, images, config, teacher.mean)
+                out.append(torch.stack([pseudo.l_r, pseudo.box], 1).float().cpu())
+    return [torch.cat(parts).numpy() for parts in found]
+
+
+def _attend(teacher: Classifier, source: str, seen: dict[int, ClassifierOutput]) -> Callable[[Tensor], Tensor]:
+    """The teacher's attention, by what it has `seen` where it has."""
+    return lambda x: (seen.get(id(x)) or teacher(x)).attention(source)
+
+
+def score(run: Path, flags: Flags) -> pd.DataFrame:
+    """The rows: choices, delta, frame, one_pass, merged and gain (percent). Raises an LchpError."""
+    config = read_config(run)
+    places = {"data.root": str(flags.data_root)} if flags.data_root else {}
+    config = override(
+        config, {"model.pretrained": False, "model.weights_dir": None, "threads": flags.threads, **places}
+    )
+    configs = variants(flags, config.initialization)
+    for c in configs:  # the rules of every config: delta in (0, 1), attention maps only of a head that has them
+        replace(config, initialization=c)
+    context = open_context(config, show_progress=True)
+    split = context.test.split
+    if split.boxes is None:
+        raise ConfigError(f"{run}: its test images have no boxes to score by")
+    teacher = build(config, len(context.dataset.class_names), context.device).teacher
+    checkpoint = load_checkpoint(stage1_folder(run) / CHECKPOINTS / f"{INITIALIZATION}.pt")
+    teacher.load_state_dict(checkpoint["modules"]["teacher"])
+    teacher.eval()
+    rows = []
+    for frame in FRAMES:
+        truth = ground_truth(split.boxes, context.test.sizes(), frame, crop=config.data.image_size / config.data.resize)
+        for c, b in zip(configs, boxes(teacher, context, frame, configs), strict=True):
+            one, merged = (percent(hits(best_iou(b[:, i], truth))) for i in range(2))
+            rows.append([*(getattr(c, name) for name in CHOICES), c.delta, frame, one, merged, merged - one])
+    return pd.DataFrame(rows, columns=[*CHOICES, "delta", "frame", "one_pass", "merged", "gain"]).round(2)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints the rows; the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+
+    def body() -> int:
+        flags: Flags = parse(Flags, arguments, "teacher_boxes")
+        found = score(flags.run, flags)
+        print(tabulate(found, headers="keys", showindex=False, floatfmt=".2f"))
+        if flags.csv:
+            text = found.to_csv(index=False)
+            write_atomically(flags.csv, lambda file: file.write(text.encode()))
+        return 0
+
+    return guarded(body)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
