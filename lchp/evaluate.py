@@ -109,3 +109,12 @@ def floors(truth: GroundTruth) -> dict[str, float]:
 def consistency(boxes: np.ndarray, mapped_back: np.ndarray) -> float:
     """Mean IoU in percent of boxes (N x 4) and the boxes of V views mapped back (V x N x 4). Needs no ground truth."""
     return percent(iou(np.asarray(boxes, np.float64)[None], np.asarray(mapped_back, np.float64)).ravel())
+
+
+def saliency(boxes: np.ndarray, confidences: np.ndarray) -> float:
+    """Mean of log max(area, 0.05) - log confidence over boxes (N x 4 fractions) and the confidence of their crops (N in
+    (0, 1]); the lower the better: small boxes whose crops are still recognised. Needs no ground truth. (The saliency
+    metric of Dabkowski and Gal, NeurIPS 2017, with the maximum softmax in place of the label's.)"""
+    b, p = np.asarray(boxes, np.float64), np.asarray(confidences, np.float64)
+    areas = (b[:, 2:] - b[:, :2]).clip(0).prod(1)
+    return float(np.mean(np.log(np.maximum(areas, 0.05)) - np.log(p)))

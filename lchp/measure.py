@@ -11,7 +11,7 @@ from lchp.config import TrainConfig
 from lchp.context import Context
 from lchp.data.base import Split
 from lchp.data.images import Images
-from lchp.evaluate import FRAMES, GroundTruth, best_iou, consistency, ground_truth, hits, percent
+from lchp.evaluate import FRAMES, GroundTruth, best_iou, consistency, ground_truth, hits, percent, saliency
 from lchp.inference import Models, Predictions, predict, view_boxes
 from lchp.records import frame_table, summarize, write_predictions
 from lchp.runs import SUMMARY
@@ -118,6 +118,7 @@ def kept_boxes(nets: Networks, context: Context) -> dict[str, Any]:
         "total": len(split),
         **at(tau),
         "mean_confidence": percent(p.confidence),
+        "saliency": saliency(p.boxes["lchp_i"], p.confidence),
         "by_tau": {f"{t:g}": at(t) for t in sorted({*TAUS, tau})},
     }
 
