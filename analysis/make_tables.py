@@ -1,4 +1,5 @@
-"""Tables 1-6 from run folders, beside the paper's values; or two results compared on the same test images.
+"""Tables 1-6 from run folders, beside the paper's values, and 7, of the choices it leaves open; or two results compared
+on the same test images.
 
 python analysis/make_tables.py                                  # of results/, into results/tables
 python analysis/make_tables.py --storage results/cub --table 3 --where refinement.tau=0.8
@@ -31,7 +32,7 @@ class Flags:
     out: Path | None = None
     """Folder to write to; tables/ in the first storage by default."""
     table: tuple[int, ...] = ()
-    """Numbers of the tables to make; all by default."""
+    """Numbers of the tables to make; by default 1-6, and 7 (the choices the paper leaves open) where such runs are."""
     watch: float | None = None
     """Look again every so many seconds, until the sweeps in the storages are finished."""
     compare: Annotated[tuple[str, ...], tyro.conf.arg(metavar="RUN[:RESULT] RUN[:RESULT]")] = ()

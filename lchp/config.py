@@ -341,6 +341,45 @@ PLACES = frozenset(
 """Fields that say where a run finds things and how it goes about them, but not what it trains."""
 
 
+OPEN_CHOICES: Mapping[str, tuple[Any, ...] | None] = types.MappingProxyType(
+    {
+        "initialization.normalization": None,
+        "initialization.attention": None,
+        "refinement.labeller": None,
+        "initialization.second_pass": None,
+        "model.box_encoding": None,
+        "initialization.boxes": None,
+        "refinement.padding": None,
+        "refinement.targets": None,
+        "refinement.vanished": None,
+        "refinement.freeze_bn": None,
+        "refinement.crop_margin": (0.0, 0.05),
+        "initialization.mask": None,
+        "initialization.resolution": None,
+        "initialization.teacher_buffers": None,
+        "model.localizer_head": None,
+    }
+)
+"""Choices that the paper leaves open and that have an alternative, those expected to matter most first: field -> the
+values to compare; None: every value of its type."""
+
+
+def alternatives(config: TrainConfig) -> list[tuple[str, Any]]:
+    """Every open choice with each of its values that is not the config's own and can stand in its place."""
+    flat, out = to_flat(config), []
+    for name, values in OPEN_CHOICES.items():
+        hint = field_types()[name]
+        for value in values or ((False, True) if hint is bool else typing.get_args(hint)):
+            if value == flat[name]:
+                continue
+            try:
+                override(config, {name: value})
+            except ConfigError:  # contradicts another field
+                continue
+            out.append((name, value))
+    return out
+
+
 def show(value: Any) -> str:
     """A field's value as text for a table: `0.7`, `scale+flip`."""
     if isinstance(value, (tuple, list)):

@@ -106,8 +106,10 @@ def test_light_modules_import_no_torch(name) -> None:
     assert not [n for n in imports(PACKAGE / f"{name}.py", top_level=True) if n.split(".")[0] in heavy]
 
 
-def test_analysis_needs_no_torch() -> None:
+def test_analysis_needs_no_torch_but_to_measure_networks() -> None:
     for path in sorted((ROOT / "analysis").rglob("*.py")):
+        if path.stem in ("baseline", "benchmark", "teacher_boxes"):
+            continue
         assert not [n for n in imports(path) if n.split(".")[0] in ("torch", "torchvision", "ray")], path
 
 

@@ -10,7 +10,8 @@ import optuna
 import pytest
 import small
 
-from lchp.config import PRESETS, TrainConfig, override, preset
+from lchp.cli import parse
+from lchp.config import OPEN_CHOICES, PRESETS, TrainConfig, alternatives, override, preset, to_flat
 from lchp.errors import ConfigError, RunError
 from lchp.harness import Options, Sweep, grid
 from lchp.harness.cells import Cell, Job, expand, jobs_of, make_cell, pinned
@@ -169,7 +170,13 @@ def test_the_tables_of_a_preset_share_its_default_cell(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "first", "second"),
-    [("delta_tau", 4, 24), ("augmentations", 1, 7), ("backbones", 3, 3), ("all_tables", 6, 17)],
+    [
+        ("delta_tau", 4, 24),
+        ("augmentations", 1, 7),
+        ("backbones", 3, 3),
+        ("all_tables", 6, 17),
+        ("open_choices", 10, 17),
+    ],
 )
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_trainings_of_each_sweep(tmp_path: Path, name: str, first: int, second: int, seeds: int) -> None:
@@ -194,6 +201,7 @@ def test_dry_run_says_what_is_to_be_trained(tmp_path: Path, capsys: pytest.Captu
     [
         (["--seed", "x"], "--seed"),
         (["--seeds", "0"], "--seeds = 0: expected at least 1"),
+        (["--limit", "0"], "--limit = 0: expected at least 1"),
         (["--gpus-per-trial", "-1"], "--gpus-per-trial = -1.0: expected at least 0"),
         (["--gpus-per-trial", "1.5"], "a share of one GPU, or a whole number"),
         (["--storag", "x"], "did you mean --storage"),
@@ -236,6 +244,47 @@ def test_delta_tau_begins_with_the_cells_of_its_tables() -> None:
     delta, tau = chosen.config.initialization.delta, chosen.config.refinement.tau
     of_tables = [c["initialization.delta"] == delta or c["refinement.tau"] == tau for c in cells]
     assert of_tables == [True] * 9 + [False] * 15
+
+
+def test_a_limit_takes_the_first_cells_and_a_resumed_sweep_the_others(tmp_path: Path) -> None:
+    from lchp.harness import cli
+
+    def planned(*flags: str) -> Plan:
+        argv = ["--seeds", "2", *flags]
+        wanted = parse(cli.Flags, argv, "all_tables.py", cli.Flags(preset("parts")))
+        return make_plan(wanted.sweep("all_tables", script("all_tables").cells), Options(tmp_path))
+
+    everything = [c.stage2 for c in planned().cells]
+    few = planned("--limit", "10")  # the tenth comes after the last tau, which is the recipe a second time
+    first = [c.stage2 for c in few.cells]
+    assert first == [*everything[:10], *everything[17:27]]
+    write_record(few)
+    assert [c.stage2 for c in planned("--limit", "10").cells] == first
+    after = [c.stage2 for c in planned().cells]
+    assert after[:20] == first
+    assert sorted(after) == sorted(everything)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_open_choices_vary_one_field_of_the_recipe(name: str) -> None:
+    chosen = PRESETS[name]
+    recipe, *others = script("open_choices").cells(chosen)
+    assert recipe == {}
+    flat, configs = to_flat(chosen.config), {chosen.config}
+    for cell in others:
+        changed = override(chosen.config, cell)
+        configs.add(changed)
+        assert [n for n, v in to_flat(changed).items() if v != flat[n]] == list(cell)
+    assert len(configs) == len(others) + 1
+    assert list(dict.fromkeys(n for cell in others for n in cell)) == list(OPEN_CHOICES)
+
+
+def test_an_alternative_that_contradicts_the_recipe_is_no_cell() -> None:
+    gap = override(preset("parts"), {"model.head": "gap", "initialization.attention": "features"})
+    fields = [name for name, _ in alternatives(gap)]
+    assert set(OPEN_CHOICES) - set(fields) == {"initialization.attention"}
+    margins = [v for n, v in alternatives(override(gap, {"refinement.crop_margin": 0.1})) if n.endswith("margin")]
+    assert margins == [0.0, 0.05]
 
 
 def test_a_resumed_search_keeps_what_it_stopped(tmp_path: Path) -> None:

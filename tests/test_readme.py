@@ -9,7 +9,7 @@ import pytest
 
 import lchp.harness
 from lchp.cli import COMMANDS, Train, chosen_preset, parse
-from lchp.config import TrainConfig, preset
+from lchp.config import OPEN_CHOICES, TrainConfig, preset
 from lchp.harness import Options, Sweep, SweepResult
 from lchp.harness.cli import Flags
 from lchp.harness.search_cli import SearchFlags
@@ -56,6 +56,11 @@ def test_fields_of_the_table_of_open_choices_exist_with_the_defaults_named() -> 
         assert dataclasses.is_dataclass(getattr(TrainConfig(), section))
         expected = f"{value:g}" if isinstance(value, float) else str(value)
         assert said.replace("`", "").split(" ")[0] == expected, name
+
+
+def test_every_open_choice_with_an_alternative_is_compared() -> None:
+    rows = re.findall(r"^\| [^|]+ \| `(\w+\.\w+)` \| [^|]+ \| ([^|]+) \|$", README, re.MULTILINE)
+    assert {name for name, others in rows if others != "-"} == set(OPEN_CHOICES)
 
 
 @pytest.mark.parametrize("line", SWEEPS)

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import tyro
 
 from lchp.cli import INTERRUPTED, chosen_preset, guarded, parse
-from lchp.config import PRESETS, Preset, TrainConfig, show, to_flat
+from lchp.config import PRESETS, Preset, TrainConfig, override, show, to_flat
 from lchp.errors import ConfigError
 from lchp.harness.cells import Overrides, Sweep
 from lchp.harness.sweep import Options, SweepResult, make_plan, run
@@ -36,6 +36,8 @@ class Flags:
     """Seeds per cell, from the config's seed upwards."""
     name: str | None = None
     """Name of the sweep's record; the script's own by default."""
+    limit: int | None = None
+    """Train only the first N cells, in the order that --dry-run prints (what is worth most comes first)."""
     dry_run: bool = False
     """Print the cells and what is to be trained, and stop."""
 
@@ -43,6 +45,8 @@ class Flags:
         """The sweep that these flags ask for. Raises ConfigError."""
         if self.seeds < 1:
             raise ConfigError(f"--seeds = {self.seeds}: expected at least 1")
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError(f"--limit = {self.limit}: expected at least 1")
         first = self.config.seed
         chosen = cells(replace(PRESETS[self.preset], config=self.config))
         recipe = to_flat(PRESETS[self.preset].config)
@@ -52,6 +56,11 @@ class Flags:
             if asked and len(values) == len(chosen) and show(value) not in values:
                 listed = ", ".join(dict.fromkeys(values))
                 raise ConfigError(f"--{field_name} {show(value)}: this sweep sets it in every cell ({listed})")
+        if self.limit is not None:  # of different cells: those of several tables may be the same
+            distinct: dict[TrainConfig, Overrides] = {}
+            for cell in chosen:
+                distinct.setdefault(override(self.config, cell), cell)
+            chosen = list(distinct.values())[: self.limit]
         return Sweep(self.name or name, self.config, chosen, range(first, first + self.seeds))
 
 
@@ -94,7 +103,7 @@ def to_go_on(arguments: Sequence[str]) -> str:
 
 
 def paper_tables(paper: Path, numbers: Sequence[int], then: str | None = None) -> Closing:
-    """What a sweep's script prints at its end: the paper's tables of these numbers, made from the storage beside the
+    """What a sweep's script prints at its end: the tables of these numbers, made from the storage beside the
     values in `paper` (analysis/paper.csv), and the command to try next."""
 
     def closing(result: SweepResult, preset: Preset) -> str:

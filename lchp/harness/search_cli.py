@@ -41,6 +41,8 @@ def main(name: str, space: Space, *, about: str | None = None, argv: Sequence[st
         default = SearchFlags(Flags(chosen_preset(arguments)))
         flags: SearchFlags = parse(described(SearchFlags, about), arguments, Path(sys.argv[0]).name, default)
         common = flags.common
+        if common.limit is not None:
+            raise ConfigError("--limit: a search has no list of cells; --trials says how many to try")
         if common.seeds != 1:
             raise ConfigError(f"--seeds = {common.seeds}: a search takes one seed, --seed; run its best cell with more")
         preset = replace(PRESETS[common.preset], config=common.config)

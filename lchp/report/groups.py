@@ -145,6 +145,52 @@ def choose(records: Records, preset: Preset, axis: str | None, where: Mapping[st
     return Choice(None if chosen is None else _once(chosen), _others(chosen, split(runs, axis)))
 
 
+@dataclass(frozen=True)
+class Around:
+    """A recipe and what differs from it in one field. recipe: its own runs, of which there may be none; groups: field
+    -> these with the runs that differ in that field only; runs: all of them; others: as of `Choice`."""
+
+    recipe: Group
+    groups: Mapping[str, Group]
+    runs: pd.DataFrame
+    others: str
+
+
+def choose_around(
+    records: Records, preset: Preset, fields: Sequence[str], where: Mapping[str, Any] | None = None
+) -> Around | None:
+    """The recipe as `choose` finds it, and the runs that differ from it in one of `fields`; None without a run.
+
+    Where the nearest run is itself an alternative, since the recipe was not run, it is shown as one.
+    """
+    choice = choose(records, preset, None, where)
+    if choice.group is None:
+        return None
+    away = [n for n in differences(choice.group.base, preset.config, besides=tuple(where or ())) if n in fields]
+    base = dict(choice.group.base)
+    if len(away) == 1:
+        base[away[0]] = to_flat(preset.config)[away[0]]
+    runs = canonical(records.runs)
+    runs = rows(runs, (name == preset.config.data.name for name in runs["data.name"]))
+    found: dict[str | None, list[Any]] = {None: [], **{name: [] for name in fields}}
+    others = []
+    for group in split(runs, None):
+        names = [name for name in base if group.base[name] != base[name]]
+        field = names[0] if names else None
+        if len(names) < 2 and field in found:
+            found[field].extend(group.runs.index)
+        else:
+            others.append(group)
+    recipe = _once(Group(None, base, runs.loc[found.pop(None)]))
+    groups = {
+        name: _once(Group(name, {n: v for n, v in base.items() if n != name}, runs.loc[[*recipe.runs.index, *index]]))
+        for name, index in found.items()
+        if name is not None
+    }
+    shown = runs.loc[sorted({i for group in groups.values() for i in group.runs.index})]
+    return Around(recipe, groups, shown, _others(recipe, others))
+
+
 def split(runs: pd.DataFrame, axis: str | None) -> list[Group]:
     """Groups of runs; `runs` as of `canonical`."""
     shared = [name for name in (*IDENTITY, FINGERPRINT, RECIPE) if name != axis]

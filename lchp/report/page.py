@@ -19,6 +19,7 @@ from markupsafe import Markup
 
 from lchp.config import PRESETS, Preset, field_types, preset, show, to_flat
 from lchp.errors import ConfigError, RunError
+from lchp.report.choices import tables_of
 from lchp.report.collect import Records, SweepRecord, collect
 from lchp.report.figures.make import NotDrawn, draw
 from lchp.report.figures.make import Wanted as WantedFigures
@@ -27,7 +28,7 @@ from lchp.report.groups import WITHOUT_EFFECT, differences, parse_where, preset_
 from lchp.report.headline import Headline, make_headline
 from lchp.report.paper import Paper, read_paper
 from lchp.report.render import to_html
-from lchp.report.tables import BY_HAND, DATA, NOT_RUN, Table, as_typed, tables
+from lchp.report.tables import BY_HAND, DATA, NOT_RUN, Table, as_typed
 from lchp.report.trials import Trials, duration, read_trials
 from lchp.runs import ENVIRONMENT, read_json, write_atomically
 
@@ -182,7 +183,7 @@ def gather(records: Records, wanted: Wanted, paper: Paper) -> Page:
     """Everything on the page. Raises ConfigError for a mistake in what was asked for."""
     name, why = _preset(records, wanted)
     recipe = PRESETS[name]
-    made = tables(records, recipe, paper, where=wanted.conditions)
+    made = tables_of(records, recipe, paper, where=wanted.conditions)
     drawn = _draw(records, wanted, recipe, paper)
     trials = read_trials(records, recipe)
     sweeps = tuple(_shown_sweep(sweep) for sweep in records.sweeps)

@@ -9,7 +9,7 @@ import jinja2
 from markupsafe import Markup, escape
 from tabulate import tabulate
 
-from lchp.report.tables import Cell, Row, Section, Table
+from lchp.report.tables import Row, Section, Table
 
 RANKS = ("-", "best", "second")
 LEGEND = "best of a column bold, second best underlined, ours and the paper's apart"
@@ -36,15 +36,16 @@ HTML = jinja2.Environment(
 <table>
 <thead>
 <tr>{% for name in t.head %}<th>{{ name }}</th>{% endfor %}
-{% for name in t.columns %}<th>{{ name }}</th><th>paper</th><th>diff.</th>{% endfor %}</tr>
+{% for name in t.columns %}<th>{{ name }}</th>\
+{% if t.compared %}<th>paper</th><th>diff.</th>{% endif %}{% endfor %}</tr>
 </thead>
 {% for section in t.sections %}
 <tbody>
-<tr><th colspan="{{ t.head|length + 3 * t.columns|length }}">{{ section.title }}</th></tr>
+<tr><th colspan="{{ t.head|length + (3 if t.compared else 1) * t.columns|length }}">{{ section.title }}</th></tr>
 {% for row in section.rows %}
 <tr>{% for label in row.labels %}<th scope="row">{{ label }}</th>{% endfor %}
-{% for c in row.cells %}<td>{{ mark(c.ours, c.rank) }}</td><td>{{ mark(c.paper, c.paper_rank) }}</td>\
-<td>{{ c.difference }}</td>{% endfor %}</tr>
+{% for c in row.cells %}<td>{{ mark(c.ours, c.rank) }}</td>\
+{% if t.compared %}<td>{{ mark(c.paper, c.paper_rank) }}</td><td>{{ c.difference }}</td>{% endif %}{% endfor %}</tr>
 {% endfor %}
 </tbody>
 {% endfor %}
@@ -63,7 +64,7 @@ def to_markdown(table: Table) -> str:
     """GitHub's Markdown: a heading, the caption, a pipe table per section, the notes."""
     parts = [f"### Table {table.number}. {_plain(table.title)}", _plain(table.caption)]
     for section in table.sections:
-        body = _grid(section, _markdown_mark, _plain)
+        body = _grid(table, section, _markdown_mark, _plain)
         grid = tabulate(body, _head(table, _plain), tablefmt="pipe", disable_numparse=True, colalign=_align(table))
         parts.append(f"**{_plain(section.title)}**\n\n{grid}")
     parts.append("\n".join(f"- {_plain(note)}" for note in (*table.notes, LEGEND)))
@@ -74,7 +75,7 @@ def to_text(table: Table, width: int = 120) -> str:
     """For a terminal: caption and notes are wrapped at `width` characters."""
     parts = [_wrapped(f"Table {table.number}. {table.title}. {table.caption}", width)]
     for section in table.sections:
-        body = _grid(section, lambda text, rank: f"{text}{('', ' *', ' +')[rank]}", str)
+        body = _grid(table, section, lambda text, rank: f"{text}{('', ' *', ' +')[rank]}", str)
         parts.append(
             f"{section.title}\n" + tabulate(body, _head(table, str), disable_numparse=True, colalign=_align(table))
         )
@@ -108,9 +109,11 @@ def to_html(table: Table) -> str:
 
 def to_latex(table: Table) -> str:
     """A table environment that needs the packages booktabs and graphicx; numbered as in the paper."""
-    plain, wide = len(table.head), len(table.head) + 3 * len(table.columns)
-    spans = [f"\\multicolumn{{3}}{{c}}{{{_latex(name)}}}" for name in table.columns]
-    rules = [f"\\cmidrule(lr){{{plain + 3 * i + 1}-{plain + 3 * i + 3}}}" for i in range(len(table.columns))]
+    plain, each = len(table.head), _width(table)
+    wide = plain + each * len(table.columns)
+    spans = [f"\\multicolumn{{{each}}}{{c}}{{{_latex(name)}}}" for name in table.columns]
+    rules = [f"\\cmidrule(lr){{{plain + each * i + 1}-{plain + each * (i + 1)}}}" for i in range(len(table.columns))]
+    names = ["ours", "paper", "diff."][:each] * len(table.columns)
     lines = [
         r"\begin{table}[htbp]",
         f"\\setcounter{{table}}{{{table.number - 1}}}",
@@ -118,15 +121,15 @@ def to_latex(table: Table) -> str:
         f"\\label{{tab:lchp-{table.number}}}",
         r"\centering\small",
         r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
-        f"\\begin{{tabular}}{{{'l' * plain}{'rrr' * len(table.columns)}}}",
+        f"\\begin{{tabular}}{{{'l' * plain}{'r' * (wide - plain)}}}",
         r"\toprule",
         " & ".join([*([""] * plain), *spans]) + r" \\",
         " ".join(rules),
-        " & ".join([*map(_latex, table.head), *(["ours", "paper", "diff."] * len(table.columns))]) + r" \\",
+        " & ".join([*map(_latex, table.head), *names]) + r" \\",
     ]
     for section in table.sections:
         lines += [r"\midrule", f"\\multicolumn{{{wide}}}{{l}}{{\\emph{{{_latex(section.title)}}}}} \\\\"]
-        lines += [" & ".join(row) + r" \\" for row in _grid(section, _latex_mark, _latex)]
+        lines += [" & ".join(row) + r" \\" for row in _grid(table, section, _latex_mark, _latex)]
     lines += [r"\bottomrule", r"\end{tabular}}", r"\par\smallskip\raggedright\footnotesize"]
     lines += [f"{_latex(note)}.\\par" for note in (*table.notes, LEGEND)]
     return "\n".join([*lines, r"\end{table}"]) + "\n"
@@ -152,20 +155,27 @@ def latex_document(files: list[str]) -> str:
 
 
 def _head(table: Table, escape: Callable[[str], str]) -> list[str]:
-    return [escape(h) for h in table.head] + [h for c in table.columns for h in (escape(c), "paper", "diff.")]
+    beside = ("paper", "diff.") if table.compared else ()
+    return [escape(h) for h in table.head] + [h for c in table.columns for h in (escape(c), *beside)]
+
+
+def _width(table: Table) -> int:
+    """Columns printed per column of the table."""
+    return 3 if table.compared else 1
 
 
 def _align(table: Table) -> list[str]:
-    return ["left"] * len(table.head) + ["right"] * (3 * len(table.columns))
+    return ["left"] * len(table.head) + ["right"] * (_width(table) * len(table.columns))
 
 
-def _grid(section: Section, mark: Callable[[str, int], str], escape: Callable[[str], str]) -> list[list[str]]:
+def _grid(
+    table: Table, section: Section, mark: Callable[[str, int], str], escape: Callable[[str], str]
+) -> list[list[str]]:
     def cells(row: Row) -> Iterator[str]:
         for c in row.cells:
-            yield from _three(c)
-
-    def _three(c: Cell) -> tuple[str, str, str]:
-        return mark(escape(c.ours), c.rank), mark(escape(c.paper), c.paper_rank), escape(c.difference)
+            yield mark(escape(c.ours), c.rank)
+            if table.compared:
+                yield from (mark(escape(c.paper), c.paper_rank), escape(c.difference))
 
     return [[*map(escape, row.labels), *cells(row)] for row in section.rows]
 

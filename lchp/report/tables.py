@@ -39,10 +39,11 @@ from lchp.report.paper import Paper, number
 NUMBERS = (1, 2, 3, 4, 5, 6)
 PAPER_FRAME = "center_crop"
 NOT_RUN, FAILED, NO_BOXES, NONE_KEPT, NOT_GIVEN = "not run", "failed", "no boxes", "none kept", "-"
-PROTOCOL = (
+ALONE = (
     "Protocol: trained from class labels; the last epoch counts, no box chose anything. In each cell mean ± standard "
-    f"deviation over seeds (n), then the paper's value and the difference; the paper's frame is {PAPER_FRAME}."
+    "deviation over seeds (n)"
 )
+PROTOCOL = f"{ALONE}, then the paper's value and the difference; the paper's frame is {PAPER_FRAME}."
 
 DATA = {
     "cub": "CUB-200-2011",
@@ -102,7 +103,8 @@ class Section:
 
 @dataclass(frozen=True)
 class Table:
-    """One of the paper's tables. caption: what was measured, how, and where the records come from; notes: below."""
+    """One of the paper's tables. caption: what was measured, how, and where the records come from; notes: below;
+    compared: whether the paper has values to stand beside ours."""
 
     number: int
     title: str
@@ -111,11 +113,13 @@ class Table:
     columns: tuple[str, ...]
     sections: tuple[Section, ...]
     notes: tuple[str, ...]
+    compared: bool = True
 
 
 @dataclass(frozen=True)
-class _Measure:
-    """A column. path: the figure in a record, with {frame}, or {tau} for what a tau keeps of the training boxes."""
+class Measure:
+    """A column. path: the figure in a record, with {frame}, or {tau} for what a tau keeps of the training boxes; paper:
+    its name in paper.csv; whole: a count; ranked: whether its best is marked; signed: a difference, with its sign."""
 
     title: str
     path: str
@@ -123,10 +127,11 @@ class _Measure:
     result: str | None = None
     whole: bool = False
     ranked: bool = True
+    signed: bool = False
 
 
 @dataclass(frozen=True)
-class _Axis:
+class Axis:
     """What Tables 3-6 vary. values: of the preset's grid; label: how a value is written."""
 
     field: str
@@ -134,11 +139,12 @@ class _Axis:
     title: str
     values: Callable[[Preset], Sequence[Any]]
     label: Callable[[Any], str]
-    measures: tuple[_Measure, ...]
+    measures: tuple[Measure, ...]
 
 
-def _known(result: str) -> _Measure:
-    return _Measure(TITLES[result], f"results/{result}/{{frame}}/gt_known", TITLES[result], result)
+def known_of(result: str) -> Measure:
+    """GT-Known of a result."""
+    return Measure(TITLES[result], f"results/{result}/{{frame}}/gt_known", TITLES[result], result)
 
 
 def _letters(subset: Iterable[str]) -> str:
@@ -154,42 +160,42 @@ def backbone_title(name: str) -> str:
     return BACKBONES.get(name, name)
 
 
-AXES: Mapping[int, _Axis] = {
-    3: _Axis(
+AXES: Mapping[int, Axis] = {
+    3: Axis(
         DELTA,
         "delta",
         "GT-Known (%) over the foreground threshold delta",
         lambda preset: preset.deltas,
         show,
-        tuple(map(_known, RESULTS)),
+        tuple(map(known_of, RESULTS)),
     ),
-    4: _Axis(
+    4: Axis(
         TAU,
         "tau",
         "What the confidence threshold tau keeps of the training boxes, and GT-Known (%) of LCHP-R on the test images",
         lambda preset: preset.taus,
         show,
         (
-            _Measure("kept training boxes", "kept/by_tau/{tau}/count", "kept training boxes", None, True, False),
-            _Measure("GT-Known of the kept", "kept/by_tau/{tau}/gt_known", "GT-Known of the kept"),
-            _known("lchp_r"),
+            Measure("kept training boxes", "kept/by_tau/{tau}/count", "kept training boxes", None, True, False),
+            Measure("GT-Known of the kept", "kept/by_tau/{tau}/gt_known", "GT-Known of the kept"),
+            known_of("lchp_r"),
         ),
     ),
-    5: _Axis(
+    5: Axis(
         LOCALIZER,
         "localizer",
         "GT-Known (%) over the localizer's backbone",
         lambda preset: preset.localizers,
         backbone_title,
-        (_known("lchp_i"), _known("lchp_r")),
+        (known_of("lchp_i"), known_of("lchp_r")),
     ),
-    6: _Axis(
+    6: Axis(
         SUBSET,
         "strong view",
         "GT-Known (%) of LCHP-R over the parts of the strong view (S scale, T translation, F flip)",
         _subsets,
         _letters,
-        (_known("lchp_r"),),
+        (known_of("lchp_r"),),
     ),
 }
 RECIPE_METRICS = {1: ("top1_loc", "top5_loc", "gt_known"), 2: ("top1_loc", "gt_known")}
@@ -222,7 +228,7 @@ def table(records: Records, number: int, preset: Preset, paper: Paper, where: Ma
 def _axis_table(records: Records, number: int, preset: Preset, paper: Paper, where: Mapping[str, Any] | None) -> Table:
     axis = AXES[number]
     choice = choose(records, preset, axis.field, where)
-    group, lost = choice.group, _lost(records, choice, preset, axis.field)
+    group, lost = choice.group, lost_cells(records, choice, preset, axis.field)
     seen = [] if group is None else group.values()
     values = _ordered([*axis.values(preset), *seen, *lost[axis.field]], axis, preset)
     sections = []
@@ -237,9 +243,9 @@ def _axis_table(records: Records, number: int, preset: Preset, paper: Paper, whe
                 if measure.result is None:
                     cells.append(_kept_cell(group, value, measure, printed, frame))
                 else:
-                    cells.append(_cell(runs, gone, measure.path.format(frame=frame), measure, frame, printed))
+                    cells.append(cell_of(runs, gone, measure.path.format(frame=frame), measure, frame, printed))
             rows.append(Row((axis.label(value),), tuple(cells)))
-        sections.append(Section(DATA[preset.config.data.name], frame, _ranked(rows, axis.measures, paper, number)))
+        sections.append(Section(DATA[preset.config.data.name], frame, ranked_rows(rows, axis.measures, paper, number)))
     notes = []
     if number == 4:
         notes.append(
@@ -255,12 +261,12 @@ def _axis_table(records: Records, number: int, preset: Preset, paper: Paper, whe
             for row in hidden
         ]
         notes.append(f"the paper's other rows ({PAPER_FRAME}, CUB-200-2011): {'; '.join(each)}")
-    text = f"{_caption(records, choice, preset, PRESETS['cub'], axis=axis.field)} {PROTOCOL}"
+    text = f"{caption_of(records, choice, preset, PRESETS['cub'], axis=axis.field)} {PROTOCOL}"
     columns = tuple(m.title for m in axis.measures)
     return Table(number, axis.title, text, (axis.head,), columns, tuple(sections), tuple(notes))
 
 
-def _ordered(values: Iterable[Any], axis: _Axis, preset: Preset) -> list[Any]:
+def _ordered(values: Iterable[Any], axis: Axis, preset: Preset) -> list[Any]:
     """Numbers by size; names in the grid's order, then as they come by name."""
     distinct = list(dict.fromkeys(values))
     if axis.field in (DELTA, TAU):
@@ -269,7 +275,7 @@ def _ordered(values: Iterable[Any], axis: _Axis, preset: Preset) -> list[Any]:
     return grid + sorted((v for v in distinct if v not in grid), key=str)
 
 
-def _printed(paper: Paper, number: int, axis: _Axis, value: Any, measure: _Measure) -> str | None:
+def _printed(paper: Paper, number: int, axis: Axis, value: Any, measure: Measure) -> str | None:
     if axis.field in (DELTA, TAU):
         return paper.at(number, value, measure.paper)
     return paper.value(number, axis.label(value), measure.paper)
@@ -282,12 +288,12 @@ def _recipe_table(
     names = {1: ["cub", "imagenet"], 2: ["tiny_imagenet"]}[number]
     if number == 1 and own not in CLASSES:
         names.insert(0, own)
-    measures = tuple(_Measure(METRICS[m], f"{{frame}}/{m}", METRICS[m]) for m in RECIPE_METRICS[number])
+    measures = tuple(Measure(METRICS[m], f"{{frame}}/{m}", METRICS[m]) for m in RECIPE_METRICS[number])
     sections, texts, notes = [], [], []
     for name in names:
         recipe = preset if name == own else PRESETS[name]
         choice = choose(records, recipe, None, where)
-        lost = _lost(records, choice, recipe, None)
+        lost = lost_cells(records, choice, recipe, None)
         known = number == 2 or name in CLASSES
         prefix = {"cub": "CUB ", "imagenet": "ImageNet "}.get(name, "") if number == 1 else ""
         here = tuple(replace(m, paper=prefix + m.paper) for m in measures)
@@ -302,11 +308,11 @@ def _recipe_table(
                     printed = paper.value(number, method, m.paper) if known and frame == PAPER_FRAME else None
                     runs = choice.group.runs if choice.group is not None and result is not None else None
                     path = f"results/{result}/{m.path.format(frame=frame)}"
-                    cells.append(_cell(runs, lost, path, m, frame, printed))
+                    cells.append(cell_of(runs, lost, path, m, frame, printed))
                 backbone = _backbone(paper.value(number, method, "backbone") if known else None, result, choice.group)
                 rows.append(Row((method, backbone) if number == 1 else (method,), tuple(cells)))
-            sections.append(Section(DATA[name], frame, _ranked(rows, here, paper, number)))
-        text = _caption(records, choice, recipe, PRESETS[name] if known else PRESETS["cub"], axis=None)
+            sections.append(Section(DATA[name], frame, ranked_rows(rows, here, paper, number)))
+        text = caption_of(records, choice, recipe, PRESETS[name] if known else PRESETS["cub"], axis=None)
         texts.append(text)
         notes += [f"{DATA[name]}: {n}" if len(names) > 1 else n for n in _notes(choice, lost, None)]
     title = f"{', '.join(METRICS[m] for m in RECIPE_METRICS[number])} (%) on {' and '.join(DATA[n] for n in names)}"
@@ -325,26 +331,26 @@ def _backbone(printed: str | None, result: str | None, group: Group | None) -> s
     return ours if printed in (None, ours) else f"{printed} (ours: {ours})"
 
 
-def _cell(
-    runs: pd.DataFrame | None, lost: pd.DataFrame, path: str, measure: _Measure, frame: str, printed: str | None
+def cell_of(
+    runs: pd.DataFrame | None, lost: pd.DataFrame, path: str, measure: Measure, frame: str, printed: str | None
 ) -> Cell:
     """A figure over the seeds of some runs. A run failed where its GT-Known is below the box over the whole image in
     the same frame, or not finite; and where its sweep says that it diverged."""
     if measure.result is None:
-        return _finish([], 0, False, measure, printed)
+        return finish([], 0, False, measure, printed)
     values, failed, boxless = [], 0, False
     if runs is not None and path in runs:
-        for value, known, floor in zip(runs[path], *_judged(runs, measure.result, frame), strict=True):
+        for value, known, floor in zip(runs[path], *judged(runs, measure.result, frame), strict=True):
             boxless |= math.isnan(floor)
             if diverged(known, floor):
                 failed += 1
             elif not math.isnan(floor):
                 values.append(value)
-    failed += len(_diverged_cells(lost, measure.result))
-    return _finish(values, failed, boxless, measure, printed)
+    failed += len(diverged_cells(lost, measure.result))
+    return finish(values, failed, boxless, measure, printed)
 
 
-def _judged(runs: pd.DataFrame, result: str, frame: str) -> tuple[list[float], list[float]]:
+def judged(runs: pd.DataFrame, result: str, frame: str) -> tuple[list[float], list[float]]:
     """GT-Known of some runs, and the floor under it."""
     return list(runs[f"results/{result}/{frame}/gt_known"]), list(runs[f"floors/{frame}/full_box"])
 
@@ -355,20 +361,20 @@ def diverged(known: float, floor: float) -> bool:
     return not math.isnan(floor) and not (math.isfinite(known) and known >= floor)
 
 
-def _diverged_cells(lost: pd.DataFrame, result: str) -> pd.DataFrame:
+def diverged_cells(lost: pd.DataFrame, result: str) -> pd.DataFrame:
     """Of failed cells, those that have no `result` since a training diverged: stage 1, or for LCHP-R either stage."""
     first = [error.startswith("its stage 1") for error in lost["error"]]
     keep = (d and (f or result == "lchp_r") for d, f in zip(lost["diverged"], first, strict=True))
     return rows_of(lost, keep)
 
 
-def _kept_cell(group: Group | None, tau: float, measure: _Measure, printed: str | None, frame: str) -> Cell:
+def _kept_cell(group: Group | None, tau: float, measure: Measure, printed: str | None, frame: str) -> Cell:
     """Of stage 1's training boxes: any run of a seed knows what each tau keeps."""
     if frame != PAPER_FRAME:
         return Cell(NOT_GIVEN)
     count, path = f"kept/by_tau/{tau:g}/count", measure.path.format(tau=f"{tau:g}")
     if group is None or count not in group.runs:
-        return _finish([], 0, False, measure, printed)
+        return finish([], 0, False, measure, printed)
     of_seed: dict[int, tuple[float, float]] = {}
     for seed, kept, value in zip(group.runs["seed"], group.runs[count], group.runs[path], strict=True):
         if not math.isnan(kept):
@@ -376,11 +382,12 @@ def _kept_cell(group: Group | None, tau: float, measure: _Measure, printed: str 
     values = [value for _, value in of_seed.values() if not math.isnan(value)]
     if of_seed and not values:
         reason = NO_BOXES if any(kept for kept, _ in of_seed.values()) else NONE_KEPT
-        return replace(_finish([], 0, False, measure, printed), ours=reason)
-    return _finish(values, 0, False, measure, printed)
+        return replace(finish([], 0, False, measure, printed), ours=reason)
+    return finish(values, 0, False, measure, printed)
 
 
-def _finish(values: Sequence[float], failed: int, boxless: bool, measure: _Measure, printed: str | None) -> Cell:
+def finish(values: Sequence[float], failed: int, boxless: bool, measure: Measure, printed: str | None) -> Cell:
+    """The cell of one value per seed; of why there is none, where a seed failed or there is no value."""
     paper = NOT_GIVEN if printed is None else printed
     if failed:
         of = f" ({failed} of {failed + len(values)})" if values else ""
@@ -390,13 +397,14 @@ def _finish(values: Sequence[float], failed: int, boxless: bool, measure: _Measu
     mean = statistics.fmean(values)
     sd = statistics.stdev(values) if len(values) > 1 else None
     digits = 0 if measure.whole else 2
-    ours = f"{mean:.{digits}f}" + ("" if sd is None else f" ± {sd:.{digits}f}") + f" ({len(values)})"
+    spread = "" if sd is None else f" ± {sd:.{digits}f}"
+    ours = f"{round(mean, digits) + 0.0:{'+' if measure.signed else ''}.{digits}f}{spread} ({len(values)})"
     target = number(printed)
     difference = NOT_GIVEN if target is None else f"{round(mean - target, digits) + 0.0:+.{digits}f}"
     return Cell(ours, mean, sd, len(values), paper, difference)
 
 
-def _ranked(rows: Sequence[Row], measures: Sequence[_Measure], paper: Paper, table: int) -> tuple[Row, ...]:
+def ranked_rows(rows: Sequence[Row], measures: Sequence[Measure], paper: Paper, table: int) -> tuple[Row, ...]:
     """Marks the best and the second best of every column, as printed; a value that stands alone is neither. The paper's
     values have the ranks of its own table, whose rows need not all be among ours."""
     columns = [list(column) for column in zip(*(row.cells for row in rows), strict=True)]
@@ -419,7 +427,7 @@ def _ranks(values: Sequence[float | None]) -> list[int]:
     return [there.index(v) + 1 if v is not None and v in there[:2] else 0 for v in values]
 
 
-def _lost(records: Records, choice: Choice, preset: Preset, axis: str | None) -> pd.DataFrame:
+def lost_cells(records: Records, choice: Choice, preset: Preset, axis: str | None) -> pd.DataFrame:
     """Failed cells of the sweeps that belong to a group and have no result in it."""
     failures, group = canonical(records.failures), choice.group
     base = to_flat(preset.config) if group is None else group.base
@@ -432,21 +440,38 @@ def _lost(records: Records, choice: Choice, preset: Preset, axis: str | None) ->
     return mine.drop_duplicates("key")
 
 
-def _notes(choice: Choice, lost: pd.DataFrame, axis: _Axis | None) -> list[str]:
+def _notes(choice: Choice, lost: pd.DataFrame, axis: Axis | None) -> list[str]:
     notes, group = [], choice.group
     if group is not None:
-        notes += _floors(group.runs)
-        notes += [f"{FAILED}: {line}" for line in _shortened(_failed_runs(group, axis))]
+        notes += floor_notes(group.runs)
+        notes += failed_notes(failed_runs(group, axis))
         notes += group.notes
+    return [*notes, *lost_notes(lost, axis), *other_notes(choice)]
+
+
+def failed_notes(lines: list[str]) -> list[str]:
+    """Of runs whose training failed, a few at most."""
+    return [f"{FAILED}: {line}" for line in _shortened(lines)]
+
+
+def lost_notes(lost: pd.DataFrame, axis: Axis | None) -> list[str]:
+    """Of cells without a result, with their errors."""
+    notes = []
     for _, cell in lost.sort_values(["seed", "key"]).iterrows():
         at = f"{axis.head} {axis.label(cell[axis.field])}, " if axis else ""
         notes.append(f"{at}seed {cell['seed']} failed in its sweep: {cell['error']}")
-    if choice.others:
-        notes.append(f"other runs, not in this table (--where FIELD=VALUE chooses): {choice.others}")
     return notes
 
 
-def _floors(runs: pd.DataFrame) -> list[str]:
+def other_notes(choice: Choice) -> list[str]:
+    """What other runs there are."""
+    if not choice.others:
+        return []
+    return [f"other runs, not in this table (--where FIELD=VALUE chooses): {choice.others}"]
+
+
+def floor_notes(runs: pd.DataFrame) -> list[str]:
+    """The two floors in both frames; nothing where there are no boxes."""
     texts = []
     for frame in FRAMES:
         full, centre = runs[f"floors/{frame}/full_box"].iloc[0], runs[f"floors/{frame}/centre_box"].iloc[0]
@@ -456,14 +481,15 @@ def _floors(runs: pd.DataFrame) -> list[str]:
     return [f"{head}: {'; '.join(texts)}"] if texts else []
 
 
-def _failed_runs(group: Group, axis: _Axis | None) -> list[str]:
+def failed_runs(group: Group, axis: Axis | None) -> list[str]:
+    """A line per result and frame of a run that diverged."""
     lines = []
     results = [m.result for m in axis.measures if m.result] if axis else list(RESULTS)
     labels = [""] * len(group.runs) if axis is None else [axis.label(v) for v in group.runs[axis.field]]
     for result in results:
         for frame in FRAMES:
-            judged = _judged(group.runs, result, frame)
-            for label, seed, known, floor in zip(labels, group.runs["seed"], *judged, strict=True):
+            figures = judged(group.runs, result, frame)
+            for label, seed, known, floor in zip(labels, group.runs["seed"], *figures, strict=True):
                 if diverged(known, floor):
                     at = f"{axis.head} {label}, " if axis else ""
                     lines.append(
@@ -477,7 +503,7 @@ def _shortened(lines: list[str], most: int = 8) -> list[str]:
     return lines if len(lines) <= most else [*lines[:most], f"and {len(lines) - most} more"]
 
 
-def _caption(records: Records, choice: Choice, preset: Preset, paper_preset: Preset, axis: str | None) -> str:
+def caption_of(records: Records, choice: Choice, preset: Preset, paper_preset: Preset, axis: str | None) -> str:
     """Data set, protocol, seeds, version, date and command; and what differs from the paper."""
     group = choice.group
     if group is None:
