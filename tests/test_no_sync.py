@@ -1,0 +1,113 @@
+"""No step waits for the device: a GPU that has to hand a value to the host stands still until it is there."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lchp.augment import sample_strong
+from lchp.config import TrainConfig, override, preset
+from lchp.devices import autocast
+from lchp.stages import Networks, initialization_step, refinement_step
+from lchp.train import build
+
+TO_HOST = ("cpu", "numpy", "tolist", "item", "__bool__", "__float__", "__int__", "__index__", "__contains__")
+"""Methods of a tensor that bring its values to the host."""
+WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "unique", "_unique2", "is_nonzero")
+"""Operators whose result, or its size, the host needs to know."""
+
+
+class Refuse(TorchDispatchMode):
+    """Raises at an operator that waits."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        assert name not in WAITING, f"{name} waits for the device"
+        bools = [
+            i for i in (args[1] if name in ("index", "index_put_") else ()) if i is not None and i.dtype == torch.bool
+        ]
+        assert not bools, "indexing by a mask waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def no_sync(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], None]:
+    """Runs a body in which every way to the host raises."""
+
+    def run(body: Callable[[], Any]) -> None:
+        def refuse(*_: Any, **__: Any) -> Any:
+            raise AssertionError("a tensor's values were brought to the host")
+
+        with monkeypatch.context() as patch, Refuse():
+            for name in TO_HOST:
+                patch.setattr(Tensor, name, refuse)
+            body()
+
+    return run
+
+
+def made(**values: Any) -> tuple[TrainConfig, Networks, Tensor, Tensor]:
+    config = override(preset("parts"), {"refinement.augmenter": "tensor", **values})
+    nets = build(config, 5, torch.device("cpu"))
+    size = config.data.image_size
+    x = torch.rand(4, 3, size, size, generator=torch.Generator().manual_seed(0)).to(memory_format=torch.channels_last)
+    return config, nets, x, torch.arange(4)
+
+
+def sgd(net: torch.nn.Module) -> torch.optim.SGD:
+    return torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9)
+
+
+@pytest.mark.parametrize("second_pass", ["own", "raw"])
+@pytest.mark.parametrize("resolution", ["input", "native"])
+def test_stage_1_brings_nothing_to_the_host(no_sync, second_pass, resolution) -> None:
+    values = {"initialization.second_pass": second_pass, "initialization.resolution": resolution}
+    config, nets, x, y = made(**values)
+    optimizers = (sgd(nets.classifier), sgd(nets.localizer))
+    amp = autocast(x.device, "bf16")
+    body = lambda: initialization_step(nets, optimizers, x, y, config.initialization, amp)  # noqa: E731
+    body()  # what is worked out once, such as the positions of an upsampling, is not part of a step
+    no_sync(body)
+
+
+@pytest.mark.parametrize("labeller", ["online", "frozen", "ema"])
+def test_stage_2_brings_nothing_to_the_host(no_sync, labeller) -> None:
+    config, nets, x, _ = made(**{"refinement.labeller": labeller})
+    if labeller != "online":
+        nets = Networks(nets.classifier, nets.teacher, nets.localizer, made()[1].localizer)
+    strong, optimizer = sample_strong(4, config.refinement, torch.Generator().manual_seed(1)), sgd(nets.localizer)
+    no_sync(lambda: refinement_step(nets, optimizer, x, strong, config.refinement, 0.9, autocast(x.device, "bf16")))
+
+
+@pytest.mark.parametrize(
+    "way", [lambda x: x.max().item(), lambda x: x[x > 0], lambda x: bool(x.sum() > 0), lambda x: x.cpu()]
+)
+def test_every_way_to_the_host_is_seen(no_sync, way) -> None:
+    with pytest.raises(AssertionError):
+        no_sync(lambda: way(torch.ones(3)))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_steps_on_a_gpu_do_not_wait() -> None:
+    config, nets, x, y = made()
+    device = torch.device("cuda")
+    nets = Networks(nets.classifier.to(device), nets.teacher.to(device), nets.localizer.to(device))
+    x, y = x.to(device), y.to(device)
+    optimizers, optimizer = (sgd(nets.classifier), sgd(nets.localizer)), sgd(nets.localizer)
+    strong = sample_strong(4, config.refinement, torch.Generator().manual_seed(1))
+    amp = autocast(device, "bf16")
+
+    def steps() -> None:
+        initialization_step(nets, optimizers, x, y, config.initialization, amp)
+        refinement_step(nets, optimizer, x, strong, config.refinement, 0.9, amp)
+
+    steps()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        steps()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
