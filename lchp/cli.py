@@ -139,7 +139,8 @@ class Predict:
             workers=self.workers,
             show_progress=True,
         )
-        said = [f"{summary.images} images by {TITLES[trained.result]}"]
+        speed = f"{summary.seconds:.1f} s, {summary.images / summary.seconds:.1f} images/s"
+        said = [f"{summary.images} images by {TITLES[trained.result]} ({speed})"]
         if summary.left_out:
             said.append(f"{summary.left_out} left out (confidence below {self.min_confidence:g}, or box under a pixel)")
         if summary.broken:

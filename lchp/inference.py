@@ -1,6 +1,6 @@
 """Networks over a split: boxes, classes and confidence, image by image, in each evaluation frame."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -69,7 +69,7 @@ def to_float(images: Tensor) -> Tensor:
 def predict(
     models: Models,
     images: Images,
-    frame: str,
+    frames: Sequence[str],
     size: int,
     *,
     batch_size: int,
@@ -77,18 +77,29 @@ def predict(
     device: torch.device,
     autocast: AbstractContextManager[None],
     show_progress: bool = True,
-) -> Predictions:
-    """Everything about a split in one pass."""
+) -> dict[str, Predictions]:
+    """Everything about a split by frame, in one pass over its images."""
     models.eval()
     order = dealt(in_order(len(images), batch_size))
     source = batches(images, order, workers=workers, pin=device.type == "cuda")
-    title = f"predict {frame}"
-    parts: list[tuple[Tensor, Tensor, dict[str, Tensor], Tensor]] = []
+    title = f"predict {' and '.join(frames)}"
+    parts: dict[str, list[_Part]] = {frame: [] for frame in frames}
     with tqdm(total=len(images), desc=title, unit="img", leave=False, disable=None if show_progress else True) as bar:
         for batch in source:
-            with autocast:
-                parts.append(predict_batch(models, see(batch.images.to(device), frame, size)))
+            pixels = batch.images.to(device, non_blocking=True)
+            for frame, found in parts.items():
+                with autocast:
+                    found.append(predict_batch(models, see(pixels, frame, size)))
             bar.update(len(batch.index))
+    return {frame: _joined(found) for frame, found in parts.items()}
+
+
+_Part = tuple[Tensor, Tensor, dict[str, Tensor], Tensor]
+"""What `predict_batch` gives."""
+
+
+def _joined(parts: list[_Part]) -> Predictions:
+    """Batches as one, of all workers."""
     if size_of_team() > 1:
         parts = collected([(t.cpu(), s.cpu(), {n: v.cpu() for n, v in b.items()}, c.cpu()) for t, s, b, c in parts])
     names = parts[0][2]

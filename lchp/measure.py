@@ -21,11 +21,11 @@ TAUS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Thresholds of Table 4, at which the kept training boxes are counted."""
 
 
-def _predict(models: Models, context: Context, images: Images, frame: str) -> Predictions:
+def _predict(models: Models, context: Context, images: Images, *frames: str) -> dict[str, Predictions]:
     return predict(
         models,
         images,
-        frame,
+        frames,
         context.config.data.image_size,
         batch_size=context.config.evaluation.batch_size,
         workers=context.config.data.workers,
@@ -48,8 +48,7 @@ def record_predictions(run: Path, models: Models, context: Context) -> dict[str,
     config = context.config
     images, split = context.test, context.test.split
     tables = []
-    for frame in FRAMES:
-        p = _predict(models, context, images, frame)
+    for frame, p in _predict(models, context, images, *FRAMES).items():
         truth = _truth(split, images, frame, config)
         tables.append(
             frame_table(split.image_ids, frame, split.labels, p.top5, p.top5_score, p.boxes, p.confidence, truth)
@@ -89,7 +88,7 @@ def validate(models: Models, context: Context, images: Images) -> dict[str, floa
     Under evaluation.oracle, `oracle_gt_known` is added, which reads these images' boxes."""
     name = list(models.localizers)[-1]
     models = replace(models, teacher=None, localizers={name: models.localizers[name]})
-    p = _predict(models, context, images, "full_image")
+    p = _predict(models, context, images, "full_image")["full_image"]
     agreement = consistency(p.boxes[name], _view_boxes(models, context, images)[name])
     kept = percent(p.confidence > context.config.evaluation.confidence)
     out = {"images": float(len(images)), "consistency": agreement, "kept": kept, "score": agreement * kept / 100}
@@ -104,7 +103,7 @@ def kept_boxes(nets: Networks, context: Context) -> dict[str, Any]:
     config, split, tau = context.config, context.images.split, context.config.refinement.tau
     margin = config.refinement.crop_margin
     models = Models(nets.classifier, None, {"lchp_i": nets.localizer}, config.initialization, margin)
-    p = _predict(models, context, context.images, "center_crop")
+    p = _predict(models, context, context.images, "center_crop")["center_crop"]
     truth = _truth(split, context.images, "center_crop", config)
     ious = None if truth is None else best_iou(p.boxes["lchp_i"], truth)
 

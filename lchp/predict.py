@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -57,11 +58,13 @@ class TrainedRun:
 
 @dataclass(frozen=True)
 class Summary:
-    """What `predict_to` did: images predicted, images that could not be read, and those left out of COCO or YOLO."""
+    """What `predict_to` did: images predicted, images that could not be read, those left out of COCO or YOLO; and the
+    seconds that it took."""
 
     images: int
     broken: int
     left_out: int
+    seconds: float
 
 
 def load_run(run: str | Path, device: torch.device) -> TrainedRun:
@@ -262,6 +265,7 @@ def predict_to(
     if not total:
         raise DataError(f"{source}: no images found ({' '.join(IMAGE_EXTENSIONS)})")
     done = broken = left_out = 0
+    begin = time.perf_counter()
 
     def report(line: str) -> None:
         nonlocal broken
@@ -291,7 +295,7 @@ def predict_to(
                     picture.result()
             done += len(batch)
             bar.update(len(batch))
-    return Summary(done, broken, left_out)
+    return Summary(done, broken, left_out, time.perf_counter() - begin)
 
 
 def _check_options(target: Path | None, format: str, pictures: bool, min_confidence: float, batch_size: int) -> None:

@@ -304,7 +304,7 @@ def test_broken_images_are_reported_and_the_others_done(
     errors = captured.err.splitlines()
     assert sum("broken.png" in line for line in errors) == 1
     assert sum("cut.png" in line for line in errors) == 1
-    assert "8 images by LCHP-R; 2 could not be read" in errors[-1]
+    assert re.search(r"8 images by LCHP-R \([\d.]+ s, [\d.]+ images/s\); 2 could not be read", errors[-1])
 
 
 def test_one_image_on_the_command_line(squares_run: Path, squares_root: Path, capsys) -> None:
