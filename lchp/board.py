@@ -76,7 +76,7 @@ def sample_grid(
     models.eval()
     x = see(images.batch(shown.tolist()).images.to(device), "full_image", size)
     with autocast:
-        boxes = {name: b.cpu().numpy()[:, None] for name, b in predict_batch(models, x)[2].items()}
+        boxes = {name: b.cpu().numpy()[:, None] for name, b in predict_batch(models, x).boxes.items()}
     for module, training in modes:
         module.training = training
     split = images.split.select(shown)

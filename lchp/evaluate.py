@@ -111,10 +111,14 @@ def consistency(boxes: np.ndarray, mapped_back: np.ndarray) -> float:
     return percent(iou(np.asarray(boxes, np.float64)[None], np.asarray(mapped_back, np.float64)).ravel())
 
 
-def saliency(boxes: np.ndarray, confidences: np.ndarray) -> float:
-    """Mean of log max(area, 0.05) - log confidence over boxes (N x 4 fractions) and the confidence of their crops (N in
-    (0, 1]); the lower the better: small boxes whose crops are still recognised. Needs no ground truth. (The saliency
-    metric of Dabkowski and Gal, NeurIPS 2017, with the maximum softmax in place of the label's.)"""
-    b, p = np.asarray(boxes, np.float64), np.asarray(confidences, np.float64)
-    areas = (b[:, 2:] - b[:, :2]).clip(0).prod(1)
-    return float(np.mean(np.log(np.maximum(areas, 0.05)) - np.log(p)))
+def unboxed(boxes: np.ndarray, crop_score: np.ndarray, masked_score: np.ndarray) -> dict[str, float]:
+    """How good boxes (N x 4 fractions of the frame) are by the classifier alone, every figure in percent.
+
+    crop_score, masked_score: N, the softmax of the class that the whole view is taken for, on the crop in the box and
+    on the view with the box masked out. `score` = crop - masked - area: a good box holds what the classifier goes by,
+    leaves nothing of it outside, and is no larger than that. Reads no ground truth; ours, after the paper's masking.
+    """
+    b = np.asarray(boxes, np.float64)
+    crop, masked = percent(crop_score), percent(masked_score)
+    size = percent((b[:, 2:] - b[:, :2]).clip(0).prod(1))
+    return {"crop": crop, "masked": masked, "area": size, "score": crop - masked - size}

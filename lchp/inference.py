@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from lchp.distributed import collected, dealt
 from lchp.distributed import size as size_of_team
 from lchp.losses import confidence
 from lchp.networks import Classifier, Localizer
+from lchp.pseudo import mask_out
 from lchp.stages import predict_boxes, pseudo_boxes
 
 
@@ -37,15 +39,29 @@ class Models:
                 net.eval()
 
 
+class Seen(NamedTuple):
+    """Of B images: `top5` B x k class ids, best first, and `top5_score` their softmax; `boxes`: result -> B x 4
+    fractions of the view; `confidence`: maximum softmax on the crop in the last localizer's box (Eq. 4); `crop_score`:
+    softmax there of the class that the whole view is taken for."""
+
+    top5: Tensor
+    top5_score: Tensor
+    boxes: dict[str, Tensor]
+    confidence: Tensor
+    crop_score: Tensor
+
+
 @dataclass(frozen=True)
 class Predictions:
-    """Of N images in one frame. `top5`: N x k class ids, best first, and `top5_score` their softmax; `boxes`: result ->
-    N x 4 fractions of the frame; `confidence`: maximum softmax on the crop in the last localizer's box (Eq. 4)."""
+    """Of N images in one frame, as in `Seen`; and `masked_score`, the softmax of the class that the whole view is taken
+    for, on the view with the last localizer's box masked out as in stage 1."""
 
     top5: np.ndarray
     top5_score: np.ndarray
     boxes: dict[str, np.ndarray]
     confidence: np.ndarray
+    crop_score: np.ndarray
+    masked_score: np.ndarray
 
 
 def see(images: Tensor, frame: str, size: int) -> Tensor:
@@ -89,30 +105,34 @@ def predict(
             pixels = batch.images.to(device, non_blocking=True)
             for frame, found in parts.items():
                 with autocast:
-                    found.append(predict_batch(models, see(pixels, frame, size)))
+                    x = see(pixels, frame, size)
+                    seen = predict_batch(models, x)
+                    found.append((seen, masked_score(models, x, seen)))
             bar.update(len(batch.index))
     return {frame: _joined(found) for frame, found in parts.items()}
 
 
-_Part = tuple[Tensor, Tensor, dict[str, Tensor], Tensor]
-"""What `predict_batch` gives."""
+_Part = tuple[Seen, Tensor]
+"""What `predict_batch` and `masked_score` give."""
 
 
 def _joined(parts: list[_Part]) -> Predictions:
     """Batches as one, of all workers."""
+    rows = [
+        {f"box {n}": b for n, b in seen.boxes.items()}
+        | {n: v for n, v in seen._asdict().items() if n != "boxes"}
+        | {"masked_score": masked}
+        for seen, masked in parts
+    ]
     if size_of_team() > 1:
-        parts = collected([(t.cpu(), s.cpu(), {n: v.cpu() for n, v in b.items()}, c.cpu()) for t, s, b, c in parts])
-    names = parts[0][2]
-    return Predictions(
-        torch.cat([p[0] for p in parts]).cpu().numpy(),
-        torch.cat([p[1] for p in parts]).cpu().numpy(),
-        {n: torch.cat([p[2][n] for p in parts]).cpu().numpy() for n in names},
-        torch.cat([p[3] for p in parts]).cpu().numpy(),
-    )
+        rows = collected([{n: v.cpu() for n, v in row.items()} for row in rows])
+    whole = {n: torch.cat([row[n] for row in rows]).cpu().numpy() for n in rows[0]}
+    boxes = {n.removeprefix("box "): v for n, v in whole.items() if n.startswith("box ")}
+    return Predictions(boxes=boxes, **{n: v for n, v in whole.items() if not n.startswith("box ")})
 
 
-def predict_batch(models: Models, x: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor], Tensor]:
-    """Images B x 3 x H x W in [0, 1] -> top-5 ids, their scores, boxes by result, confidence."""
+def predict_batch(models: Models, x: Tensor) -> Seen:
+    """What the networks say of images B x 3 x H x W in [0, 1]."""
     scores = models.classifier(x).logits.float().softmax(1)
     score, top = scores.topk(min(5, scores.shape[1]), 1)
     boxes: dict[str, Tensor] = {}
@@ -120,8 +140,22 @@ def predict_batch(models: Models, x: Tensor) -> tuple[Tensor, Tensor, dict[str, 
         boxes["pseudo_label"] = pseudo_boxes(models.teacher, x, models.config).box.float()
     for name, localizer in models.localizers.items():
         boxes[name] = predict_boxes(localizer, x)
-    last = next(reversed(boxes.values()))
-    return top, score, boxes, confidence(models.classifier(crop(x, last, models.crop_margin)).logits)
+    logits = models.classifier(crop(x, last_box(boxes), models.crop_margin)).logits
+    of_class = logits.float().softmax(1).gather(1, top[:, :1])[:, 0]
+    return Seen(top, score, boxes, confidence(logits), of_class)
+
+
+def last_box(boxes: dict[str, Tensor]) -> Tensor:
+    """The boxes that are scored: the last localizer's."""
+    return next(reversed(boxes.values()))
+
+
+def masked_score(models: Models, x: Tensor, seen: Seen) -> Tensor:
+    """Softmax of the class that each view is taken for, on the view without its box: B."""
+    mean = models.classifier.mean
+    fill = mean if models.config.mask == "mean" else torch.zeros_like(mean)
+    scores = models.classifier(mask_out(x, last_box(seen.boxes), fill)).logits.float().softmax(1)
+    return scores.gather(1, seen.top5[:, :1])[:, 0]
 
 
 @torch.inference_mode()
@@ -145,7 +179,7 @@ def view_boxes(
         each: dict[str, list[Tensor]] = {}
         for view in _views(x):
             with autocast:
-                boxes = predict_batch(models, warp(x, view, torch.zeros(3)))[2]
+                boxes = predict_batch(models, warp(x, view, torch.zeros(3))).boxes
             for name, b in boxes.items():
                 each.setdefault(name, []).append(view.inverse().boxes(b).clamp(0, 1).cpu())
         found.append({name: torch.stack(b) for name, b in each.items()})
@@ -159,4 +193,4 @@ def _views(x: Tensor) -> Iterator[AxisMap]:
         yield AxisMap(scale, 0.5 - 0.5 * scale)
 
 
-__all__ = ["Batch", "Models", "Predictions", "predict", "predict_batch", "see", "to_float", "view_boxes"]
+__all__ = ["Batch", "Models", "Predictions", "Seen", "predict", "predict_batch", "see", "to_float", "view_boxes"]

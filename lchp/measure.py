@@ -11,7 +11,7 @@ from lchp.config import TrainConfig
 from lchp.context import Context
 from lchp.data.base import Split
 from lchp.data.images import Images
-from lchp.evaluate import FRAMES, GroundTruth, best_iou, consistency, ground_truth, hits, percent, saliency
+from lchp.evaluate import FRAMES, GroundTruth, best_iou, consistency, ground_truth, hits, percent, unboxed
 from lchp.inference import Models, Predictions, predict, view_boxes
 from lchp.records import frame_table, summarize, write_predictions
 from lchp.runs import SUMMARY
@@ -51,7 +51,16 @@ def record_predictions(run: Path, models: Models, context: Context) -> dict[str,
     for frame, p in _predict(models, context, images, *FRAMES).items():
         truth = _truth(split, images, frame, config)
         tables.append(
-            frame_table(split.image_ids, frame, split.labels, p.top5, p.top5_score, p.boxes, p.confidence, truth)
+            frame_table(
+                split.image_ids,
+                frame,
+                split.labels,
+                p.top5,
+                p.top5_score,
+                p.boxes,
+                {"confidence": p.confidence, "crop_score": p.crop_score, "masked_score": p.masked_score},
+                truth,
+            )
         )
     table = pa.concat_tables(tables)
     if distributed.rank() == 0:
@@ -84,14 +93,16 @@ def _consistency(models: Models, context: Context, images: Images, table: Any) -
 
 def validate(models: Models, context: Context, images: Images) -> dict[str, float]:
     """How good the last localizer is on held-out training images, in percent. `score` is what a search may maximise
-    without any box: consistency of the boxes under flips and scales, times the share kept at a fixed confidence.
+    without any box (see `lchp.evaluate.unboxed`). Beside it, for the eye: the consistency of the boxes under flips and
+    scales, and the share kept at a fixed confidence.
     Under evaluation.oracle, `oracle_gt_known` is added, which reads these images' boxes."""
     name = list(models.localizers)[-1]
     models = replace(models, teacher=None, localizers={name: models.localizers[name]})
     p = _predict(models, context, images, "full_image")["full_image"]
     agreement = consistency(p.boxes[name], _view_boxes(models, context, images)[name])
     kept = percent(p.confidence > context.config.evaluation.confidence)
-    out = {"images": float(len(images)), "consistency": agreement, "kept": kept, "score": agreement * kept / 100}
+    score = unboxed(p.boxes[name], p.crop_score, p.masked_score)["score"]
+    out = {"images": float(len(images)), "consistency": agreement, "kept": kept, "score": score}
     oracle = context.config.evaluation.oracle
     truth = _truth(images.split, images, "full_image", context.config) if oracle else None
     return out if truth is None else out | {"oracle_gt_known": percent(hits(best_iou(p.boxes[name], truth)))}
@@ -117,7 +128,6 @@ def kept_boxes(nets: Networks, context: Context) -> dict[str, Any]:
         "total": len(split),
         **at(tau),
         "mean_confidence": percent(p.confidence),
-        "saliency": saliency(p.boxes["lchp_i"], p.confidence),
         "by_tau": {f"{t:g}": at(t) for t in sorted({*TAUS, tau})},
     }
 

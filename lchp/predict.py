@@ -203,12 +203,12 @@ def _predict_batch(
     models = Models(trained.classifier, None, localizers, config.initialization, config.refinement.crop_margin)
     pixels = torch.from_numpy(np.stack([image.pixels for image in images])).to(trained.device)
     with context:
-        top, score, boxes, confidence = predict_batch(models, see(pixels, frame, s))
-    box = boxes[trained.result].double().cpu().numpy()  # B x 4, fractions of the frame
+        seen = predict_batch(models, see(pixels, frame, s))
+    box = seen.boxes[trained.result].double().cpu().numpy()  # B x 4, fractions of the frame
     if frame == "center_crop":
         box = ((r - s) // 2 + box * s) / r  # fractions of the image
     box = box * np.array([image.size * 2 for image in images])  # px
-    classes, scores, confidences = top[:, 0].tolist(), score[:, 0].tolist(), confidence.tolist()
+    classes, scores, confidences = seen.top5[:, 0].tolist(), seen.top5_score[:, 0].tolist(), seen.confidence.tolist()
     return [
         Prediction(image.name, *image.size, k, trained.class_names[k], p, (b[0], b[1], b[2], b[3]), c)
         for image, k, p, b, c in zip(images, classes, scores, box.tolist(), confidences, strict=True)

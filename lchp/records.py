@@ -1,5 +1,6 @@
 """predictions.parquet and what follows from it: the summary, and the table that a run prints. No torch here."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from lchp.evaluate import (
     floors,
     localization,
     macro_average,
+    unboxed,
 )
 from lchp.runs import PREDICTIONS, write_atomically
 
@@ -32,13 +34,14 @@ def frame_table(
     top5: np.ndarray,
     top5_score: np.ndarray,
     boxes: dict[str, np.ndarray],
-    confidence: np.ndarray,
+    scores: Mapping[str, np.ndarray],
     truth: GroundTruth | None,
 ) -> pa.Table:
     """One frame's rows of predictions.parquet.
 
-    top5, top5_score: N x k; boxes: result -> N x 4 fractions of the frame; truth: the frame's ground truth, or None
-    where there is none (the columns `<result>_iou` and `ground_truth` are then null).
+    top5, top5_score: N x k; boxes: result -> N x 4 fractions of the frame; scores: of the last localizer's boxes, each
+    N, `confidence`, `crop_score`, `masked_score` (see `lchp.inference.Predictions`); truth: the frame's ground truth,
+    or None where there is none (the columns `<result>_iou` and `ground_truth` are then null).
     """
     n = len(image_ids)
     columns: dict[str, pa.Array] = {
@@ -53,7 +56,7 @@ def frame_table(
         columns[f"{name}_box"] = pa.array(list(b), pa.list_(pa.float32()))
         ious = pa.nulls(n, pa.float64()) if truth is None else pa.array(best_iou(b, truth), pa.float64())
         columns[f"{name}_iou"] = ious
-    columns["confidence"] = pa.array(confidence.astype(np.float32), pa.float32())
+    columns |= {name: pa.array(values.astype(np.float32), pa.float32()) for name, values in scores.items()}
     columns["ground_truth"] = pa.array(
         [None] * n if truth is None else [b[v].tolist() for b, v in zip(truth.boxes, truth.valid, strict=True)],
         pa.list_(pa.list_(pa.float64())),
@@ -78,7 +81,8 @@ def read_predictions(run: Path) -> pa.Table:
 
 
 def summarize(table: pa.Table) -> dict[str, Any]:
-    """`results`, `classification` (in center_crop) and `floors` of predictions, every figure in percent.
+    """`results`, `classification` (in center_crop), `floors` and `unboxed` (of the last localizer; see
+    `lchp.evaluate.unboxed`) of predictions, every figure in percent.
 
     Without ground-truth boxes `results` and `floors` hold None.
     """
@@ -102,6 +106,10 @@ def summarize(table: pa.Table) -> dict[str, Any]:
         out["floors"][frame] = floors(truth) if truth is not None else {"full_box": None, "centre_box": None}
         if frame == "center_crop":
             out["classification"] = classification(top5, labels)
+        if "masked_score" in rows.column_names:  # records from before it have none
+            boxes = np.array(rows[f"{names[-1]}_box"].to_pylist())
+            scores = (rows[name].to_numpy().astype(float) for name in ("crop_score", "masked_score"))
+            out.setdefault("unboxed", {})[frame] = unboxed(boxes, *scores)
     return out
 
 

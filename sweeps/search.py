@@ -1,7 +1,8 @@
 """Optuna's TPE over delta, tau, alpha, beta, learning rates and augmentation ranges; ASHA stops bad stage-2 trainings.
 
-Settings are chosen on a fifth of the training images, held out, by a criterion that needs no box: consistency of the
-boxes under flips and scales times the share kept at a fixed confidence. optuna-dashboard sqlite:///results/optuna.db
+Settings are chosen on a fifth of the training images, held out, by a criterion that reads no box: whether the
+classifier finds its class in the box and not outside, and how small the box is.
+optuna-dashboard sqlite:///results/optuna.db
 """
 
 import optuna

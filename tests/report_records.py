@@ -179,7 +179,10 @@ def write_predicted(run: Path, right: Mapping[str, Sequence[bool]], *, truth: bo
     gt = GroundTruth(np.tile(box, (n, 1, 1)), np.ones((n, 1), bool)) if truth else None
     boxes = {r: np.where(np.array(v)[:, None], box, box / 8) for r, v in right.items()}
     ids = tuple(str(i) for i in range(first, first + n))
-    tables = [frame_table(ids, f, labels, top, np.full((n, 3), 0.3), boxes, np.full(n, 0.5), gt) for f in FRAMES]
+    tables = [
+        frame_table(ids, f, labels, top, np.full((n, 3), 0.3), boxes, {"confidence": np.full(n, 0.5)}, gt)
+        for f in FRAMES
+    ]
     run.mkdir(parents=True, exist_ok=True)
     write_predictions(run, pa.concat_tables(tables))
     return run

@@ -20,6 +20,7 @@ from lchp.evaluate import (
     hits,
     localization,
     macro_average,
+    unboxed,
 )
 from lchp.records import frame_table, summarize, summary_table
 
@@ -133,7 +134,9 @@ def test_consistency() -> None:
 def table(frame: str, truth: GroundTruth | None):
     b = np.array([[0, 0, 1, 0.6], [0.2, 0.2, 0.4, 0.4]])
     top = np.array([[0, 1], [0, 1]])
-    return frame_table(("a", "b"), frame, np.array([0, 1]), top, top / 2, {"lchp_i": b}, np.array([0.9, 0.1]), truth)
+    return frame_table(
+        ("a", "b"), frame, np.array([0, 1]), top, top / 2, {"lchp_i": b}, {"confidence": np.array([0.9, 0.1])}, truth
+    )
 
 
 def test_summary_is_computed_from_the_table() -> None:
@@ -177,3 +180,15 @@ lchp.evaluate.floors(lchp.evaluate.ground_truth([np.ones((1, 4))], np.ones((1, 2
 assert lchp.preset("cub").refinement.tau == 0.9
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_unboxed_score_by_hand() -> None:
+    """The centred half-size box holds all the classifier goes by; the whole view does too, and is larger; a corner of
+    the object is neither enough nor all."""
+    one = np.ones((2, 1))
+    good = unboxed(one * [0.25, 0.25, 0.75, 0.75], np.array([0.9, 0.7]), np.array([0.1, 0.3]))
+    assert good == pytest.approx({"crop": 80, "masked": 20, "area": 25, "score": 35})
+    whole = unboxed(one * [0, 0, 1, 1], np.array([0.9, 0.7]), np.array([0.0, 0.0]))
+    assert whole == pytest.approx({"crop": 80, "masked": 0, "area": 100, "score": -20})
+    corner = unboxed(one * [0.25, 0.25, 0.35, 0.35], np.array([0.4, 0.2]), np.array([0.7, 0.5]))
+    assert corner["score"] == pytest.approx(30 - 60 - 1)

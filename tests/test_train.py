@@ -96,7 +96,8 @@ def test_predictions_have_a_row_per_image_and_frame(straight: Result) -> None:
 def test_summary_follows_from_the_predictions(straight: Result) -> None:
     written = json.loads((straight.run / "summary.json").read_text())
     assert written == straight.summary
-    assert summarize(read_predictions(straight.run)) == {k: written[k] for k in ("results", "classification", "floors")}
+    shown = ("results", "classification", "floors", "unboxed")
+    assert summarize(read_predictions(straight.run)) == {k: written[k] for k in shown}
     kept = written["kept"]
     assert kept["total"] == 24
     assert kept["count"] == kept["by_tau"]["0.3"]["count"]
@@ -202,13 +203,17 @@ def test_images_without_boxes(tmp_path: Path) -> None:
     assert all(0 <= v <= 100 for v in summary["consistency"].values())
     assert summary["kept"]["gt_known"] is None
     assert 0 <= summary["kept"]["mean_confidence"] <= 100
+    for parts in summary["unboxed"].values():
+        assert parts["score"] == pytest.approx(parts["crop"] - parts["masked"] - parts["area"])
+        assert min(parts["crop"], parts["masked"], parts["area"]) >= 0
 
 
 def test_boxes_change_nothing_but_metrics(straight: Result, tmp_path: Path) -> None:
     """Weak supervision: the run sees class labels only. Without any box its predictions are the same."""
     config = small_config(write_images(tmp_path / "images", boxes=False))
     table, other = straight.predictions(), train(config, output=tmp_path / "run").predictions()
-    for column in ("image_id", "frame", "label", "top5", "pseudo_label_box", "lchp_i_box", "lchp_r_box", "confidence"):
+    boxes, scores = ("pseudo_label_box", "lchp_i_box", "lchp_r_box"), ("confidence", "crop_score", "masked_score")
+    for column in ("image_id", "frame", "label", "top5", *boxes, *scores):
         assert table[column].to_pylist() == other[column].to_pylist()
 
 
