@@ -148,6 +148,9 @@ class RefinementConfig:
     """Which classifier scores the crop: theta_1, frozen after stage 1."""
     freeze_bn: bool = False
     """Keep the localizer's BatchNorm statistics of stage 1, so that strong views do not shift them."""
+    bn_statistics: Literal["general", "strong"] = "general"
+    """Views whose BatchNorm statistics LCHP-R is left with: general views, which test images look like, on which they
+    are estimated anew after the last epoch; or the strong views it was trained on."""
     augmenter: Literal["auto", "tensor", "imgaug"] = "auto"
     """Backend of the strong view: torch on the batch's own device, or imgaug on the CPU; `auto` is `tensor`."""
 
@@ -352,6 +355,7 @@ OPEN_CHOICES: Mapping[str, tuple[Any, ...] | None] = types.MappingProxyType(
         "refinement.padding": None,
         "refinement.targets": None,
         "refinement.vanished": None,
+        "refinement.bn_statistics": None,
         "refinement.freeze_bn": None,
         "refinement.crop_margin": (0.0, 0.05),
         "initialization.mask": None,

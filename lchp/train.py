@@ -8,12 +8,14 @@ import types
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import update_bn
 
 from lchp import distributed, runs
 from lchp.augment import StrongParameters, general_view, sample_general, sample_strong
@@ -26,7 +28,7 @@ from lchp.devices import peak_memory_mb, resolve_device, resolve_precision
 from lchp.distributed import share_batch_statistics
 from lchp.errors import ConfigError, RunError
 from lchp.inference import Models, to_float
-from lchp.loop import Metrics, Stage, fit, load_checkpoint, make_schedule
+from lchp.loop import Metrics, Stage, epoch_seed, fit, load_checkpoint, make_schedule, save
 from lchp.measure import kept_boxes, known_kept, record_predictions, validate
 from lchp.networks import Classifier, Localizer
 from lchp.pseudo import make_teacher
@@ -38,6 +40,8 @@ RECIPE_VERSION = 2
 """Raise it when the maths changes, so that a result trained by the old one is not taken for the new."""
 
 INITIALIZATION, REFINEMENT = "initialization", "refinement"
+STATISTICS_BATCHES = 200
+"""At most so many batches give the BatchNorm statistics that LCHP-R is left with; more would change nothing."""
 StageChoice = Literal["both", "init", "refine"]
 
 
@@ -278,40 +282,56 @@ def refine(nets: Networks, context: Context, checkpoint: Path, **options: Any) -
     def evaluate() -> dict[str, float]:
         if context.held_out is None:
             return {}
-        models = Models(nets.classifier, None, {"lchp_r": nets.localizer}, config.initialization, stage2.crop_margin)
+        lchp_r = copy.deepcopy(nets.localizer)  # as it would be, if this epoch were the last
+        settle_statistics(lchp_r, context)
+        models = Models(nets.classifier, None, {"lchp_r": lchp_r}, config.initialization, stage2.crop_margin)
         found = validate(models, context, context.held_out)
-        nets.localizer.train()
-        if stage2.freeze_bn:
-            freeze_batch_norm(nets.localizer)
         return {f"validation_{k}": v for k, v in found.items()}
 
-    fit(
-        Stage(
-            REFINEMENT,
-            stage2.epochs,
-            steps * min(config.data.batch_size, len(context.images)),
-            modules,
-            {"localizer": optimizer},
-            {
-                "localizer": make_schedule(
-                    optimizer, stage2.schedule, decay=stage2.lr_decay, epochs=stage2.epochs, steps_per_epoch=steps
-                )
-            },
-            lambda _epoch, generator: _strong_batches(context, generator),
-            step,
-            count=lambda batch: len(batch[0]),
-            evaluate=evaluate,
-            describe=lambda m: (
-                f"stage 2 epoch {m['epoch']}/{m['epochs']}  L_refine {m['loss']:.5f}  kept {m['kept']:.1f} %  "
-                f"confidence {m['confidence']:.1f} %  vanished {m['vanished']:.2f} %  lr {m['lr_localizer']:.2e}  "
-                f"{m['images_per_second']:.0f} images/s"
-            ),
+    stage = Stage(
+        REFINEMENT,
+        stage2.epochs,
+        steps * min(config.data.batch_size, len(context.images)),
+        modules,
+        {"localizer": optimizer},
+        {
+            "localizer": make_schedule(
+                optimizer, stage2.schedule, decay=stage2.lr_decay, epochs=stage2.epochs, steps_per_epoch=steps
+            )
+        },
+        lambda _epoch, generator: _strong_batches(context, generator),
+        step,
+        count=lambda batch: len(batch[0]),
+        evaluate=evaluate,
+        describe=lambda m: (
+            f"stage 2 epoch {m['epoch']}/{m['epochs']}  L_refine {m['loss']:.5f}  kept {m['kept']:.1f} %  "
+            f"confidence {m['confidence']:.1f} %  vanished {m['vanished']:.2f} %  lr {m['lr_localizer']:.2e}  "
+            f"{m['images_per_second']:.0f} images/s"
         ),
-        seed=config.seed,
-        checkpoint=checkpoint,
-        identity=refinement_identity(config, training_fingerprint(context.dataset)),
-        **options,
     )
+    identity = refinement_identity(config, training_fingerprint(context.dataset))
+    fit(stage, seed=config.seed, checkpoint=checkpoint, identity=identity, **options)
+    # after a stop between the last epoch and here, it is done again, with the same result
+    if settle_statistics(nets.localizer, context) and distributed.rank() == 0:
+        save(stage, checkpoint, identity, stage2.epochs)
+
+
+def settle_statistics(localizer: Localizer, context: Context) -> bool:
+    """Estimates the localizer's BatchNorm statistics anew, on general views, if the config asks for it; whether it did.
+
+    Strong views show borders, and objects at other scales; test images do not. With the statistics of the former, boxes
+    on the latter come out too large (Wu and Johnson, arXiv 2105.07576, on such shifts and this remedy).
+    """
+    config = context.config
+    if config.refinement.bn_statistics == "strong" or config.refinement.freeze_bn:
+        return False
+    generator = torch.Generator().manual_seed(epoch_seed(config.seed, "statistics", 0))
+    views = (i_r for i_r, _ in islice(_views(context, generator), STATISTICS_BATCHES))
+    training = localizer.training
+    with context.autocast:
+        update_bn(views, localizer)
+    localizer.train(training)
+    return True
 
 
 def _check_claim(run: Path, config: TrainConfig, stage: StageChoice, resume: bool) -> None:

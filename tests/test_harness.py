@@ -175,7 +175,7 @@ def test_the_tables_of_a_preset_share_its_default_cell(name: str) -> None:
         ("augmentations", 1, 7),
         ("backbones", 3, 3),
         ("all_tables", 6, 17),
-        ("open_choices", 10, 17),
+        ("open_choices", 10, 18),
     ],
 )
 @pytest.mark.parametrize("seeds", [1, 3])

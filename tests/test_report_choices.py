@@ -83,7 +83,7 @@ def test_rows_are_the_recipe_and_each_alternative(tmp_path: Path) -> None:
         ("0.05", "not run"),
         ("0.1", "+1.00 (1)"),
     ]
-    assert len(rows) == 18
+    assert len(rows) == 19
 
 
 def test_only_runs_that_differ_in_one_field_belong(tmp_path: Path) -> None:

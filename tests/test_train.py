@@ -12,10 +12,11 @@ from squares import small_config, write_images
 
 from lchp import runs
 from lchp.config import ConfigError, TrainConfig, field_types, override
+from lchp.context import open_context
 from lchp.errors import DataError, RunError
 from lchp.measure import known_kept
 from lchp.records import read_predictions, summarize
-from lchp.train import Result, train
+from lchp.train import Result, build, settle_statistics, train
 
 STOP_AFTER = [("initialization", 1), ("initialization", 2), ("refinement", 1), ("refinement", 2)]
 
@@ -278,3 +279,30 @@ def test_kept_boxes_of_stage_1_are_taken_only_for_the_same_crop(squares_config: 
     assert known is not None
     assert known["count"] == known["by_tau"]["0.5"]["count"]
     assert known_kept(first, override(squares_config, {"refinement.tau": 0.5, "refinement.crop_margin": 0.3})) is None
+
+
+def test_lchp_r_is_left_with_the_statistics_of_general_views(straight: Result, root: Path, tmp_path: Path) -> None:
+    """The weights are those of a training that keeps the strong views' statistics; the running means are not."""
+    kept = train(override(small_config(root), {"refinement.bn_statistics": "strong"}), output=tmp_path / "run").run
+    general, strong = weights(straight.run, "refinement"), weights(kept, "refinement")
+    trained = [name for name in general if name.startswith("localizer") and "running" not in name]
+    moved = [name for name in general if name.startswith("localizer") and name.endswith("running_mean")]
+    assert moved
+    assert all(torch.equal(general[n], strong[n]) for n in trained if not n.endswith("num_batches_tracked"))
+    assert not any(torch.equal(general[n], strong[n]) for n in moved)
+    before, after = straight.predictions(), read_predictions(kept)
+    assert before["lchp_i_box"].to_pylist() == after["lchp_i_box"].to_pylist()
+    assert before["lchp_r_box"].to_pylist() != after["lchp_r_box"].to_pylist()
+
+
+def test_statistics_are_those_of_the_views_given(straight: Result) -> None:
+    """The mean over batches of each batch's own mean, at the first BatchNorm, which sees what the images give it."""
+    context = open_context(straight.config, show_progress=False)
+    localizer = build(straight.config, len(context.dataset.class_names), context.device).localizer
+    seen: list[torch.Tensor] = []
+    first = next(m for m in localizer.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    first.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().mean((0, 2, 3))))
+    assert settle_statistics(localizer.train(), context)
+    assert localizer.training
+    torch.testing.assert_close(first.running_mean, torch.stack(seen).mean(0))
+    assert first.momentum == 0.1  # as it was

@@ -32,6 +32,7 @@ MEANING_BEFORE: Mapping[str, Any] = {
     "refinement.vanished": "dropped",
     "refinement.crop_margin": 0.0,
     "refinement.scorer": "classifier",
+    "refinement.bn_statistics": "strong",
     "evaluation.oracle": False,
 }
 """Config fields that came after the first records, and what a record without them was made with. A field that is added
