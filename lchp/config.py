@@ -151,8 +151,9 @@ class RefinementConfig:
     bn_statistics: Literal["general", "strong"] = "general"
     """Views whose BatchNorm statistics LCHP-R is left with: general views, which test images look like, on which they
     are estimated anew after the last epoch; or the strong views it was trained on."""
-    augmenter: Literal["auto", "tensor", "imgaug"] = "auto"
-    """Backend of the strong view: torch on the batch's own device, or imgaug on the CPU; `auto` is `tensor`."""
+    augmenter: Literal["auto", "tensor", "opencv", "imgaug"] = "auto"
+    """Backend of the strong view and of the crop (which imgaug has no part in): torch on the batch's own device, OpenCV
+    or imgaug on the CPU; `auto` is `opencv` on a CPU and `tensor` on a GPU, the fastest of each."""
 
 
 @dataclass(frozen=True)

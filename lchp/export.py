@@ -51,7 +51,7 @@ class Detector(nn.Module):
         """Images to box, scores, confidence."""
         scores = self.classifier(images).logits.float().softmax(1)
         box = predict_boxes(self.localizer, images)
-        return box, scores, confidence(self.classifier(crop(images, box, self.crop_margin)).logits)
+        return box, scores, confidence(self.classifier(crop(images, box, self.crop_margin, "tensor")).logits)
 
 
 def export(trained: TrainedRun, output: str | Path, format: ExportFormat = "torchscript") -> dict[str, Any]:

@@ -40,14 +40,20 @@ def is_visible(boxes: Tensor) -> Tensor:
     return area(boxes) > 0
 
 
-def foreground(attention: Tensor, delta: float, normalization: str, reference: Tensor | None = None) -> Tensor:
-    """Foreground = normalised A > delta (Eq. 1): B x H x W bool of B x H x W attention.
+def attention_range(attention: Tensor, normalization: str) -> tuple[Tensor, Tensor]:
+    """What normalisation takes for 0 and for 1 of B x H x W maps: (low, high), both B x 1 x 1."""
+    high = attention.amax((1, 2), keepdim=True)
+    low = attention.amin((1, 2), keepdim=True) if normalization == "minmax" else torch.zeros_like(high)
+    return low, high
 
-    `max` divides by the maximum, `minmax` stretches the range to 0..1. `reference` (B x h x w) is the map whose range
-    counts, A_r for a second pass in `raw` range; the map itself by default. A map without range (constant under
-    `minmax`, nowhere positive under `max`) has no foreground.
-    """
-    of = attention if reference is None else reference
-    high = of.amax((1, 2), keepdim=True)
-    low = of.amin((1, 2), keepdim=True) if normalization == "minmax" else torch.zeros_like(high)
+
+def above(attention: Tensor, delta: float, low: Tensor, high: Tensor) -> Tensor:
+    """Normalised A > delta (Eq. 1): bool, as attention B x H x W. A map without range (constant under `minmax`, nowhere
+    positive under `max`) has no foreground."""
     return (attention - low > delta * (high - low)) & (high > low)
+
+
+def foreground(attention: Tensor, delta: float, normalization: str, reference: Tensor | None = None) -> Tensor:
+    """Foreground (Eq. 1) of B x H x W attention, B x H x W bool. `reference` (B x h x w) is the map whose range counts,
+    A_r for a second pass in `raw` range; the map itself by default."""
+    return above(attention, delta, *attention_range(attention if reference is None else reference, normalization))

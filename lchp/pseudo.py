@@ -1,9 +1,10 @@
 """Algorithm 1: pseudo boxes from the teacher's attention; and the teacher itself (Eq. 7)."""
 
 import copy
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from lchp.boxes import merge
 from lchp.config import InitializationConfig
-from lchp.losses import foreground
+from lchp.losses import above, attention_range, foreground
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -35,24 +36,76 @@ def enclosing_boxes(mask: Tensor) -> tuple[Tensor, Tensor]:
     foreground the box is the whole view.
     """
 
+    return _ends(mask.any(1), mask.any(2))
+
+
+def _ends(columns: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Boxes from which columns (B x W bool) and rows (B x H bool) hold foreground; and B bool: any at all."""
+
     def ends(line: Tensor) -> tuple[Tensor, Tensor]:  # B x n bool -> first and past-the-last position, as fractions
         n = line.shape[1]
         numbers = line.to(torch.uint8)
         return numbers.argmax(1) / n, (n - numbers.flip(1).argmax(1)) / n
 
-    x1, x2 = ends(mask.any(1))
-    y1, y2 = ends(mask.any(2))
-    return torch.stack([x1, y1, x2, y2], 1), mask.flatten(1).any(1)
+    (x1, x2), (y1, y2) = ends(columns), ends(rows)
+    return torch.stack([x1, y1, x2, y2], 1), columns.any(1)
 
 
 def attention_boxes(
     attention: Tensor, size: tuple[int, int], config: InitializationConfig, reference: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """L = box of {A > delta} (Eq. 1): attention B x h x w, `size` = H, W of the input, reference: see `foreground`."""
-    if config.resolution == "input":
-        attention = upsample(attention, size)
-        reference = None if reference is None else upsample(reference, size)
-    return enclosing_boxes(foreground(attention, config.delta, config.normalization, reference))
+    """L = box of {A > delta} (Eq. 1): attention B x h x w, `size` = H, W of the input, reference: see `foreground`.
+
+    At the input's resolution the upsampled map is never built. Between two neighbours of the small map a bilinear line
+    is straight, so its largest sample is the first or the last of them: a column of the large map holds foreground
+    where one of about 2 h of its H pixels does, and a row likewise. The boxes are those of the whole map.
+    """
+    if config.resolution == "native":
+        return enclosing_boxes(foreground(attention, config.delta, config.normalization, reference))
+    attention = attention.float()
+    rows, columns = (_samples(n, to, attention.device) for n, to in zip(attention.shape[1:], size, strict=True))
+    every_column = _lines(_lines(attention, rows.ends, 1), columns.every, 2)  # B x ~2h x W
+    every_row = _lines(_lines(attention, rows.every, 1), columns.ends, 2)  # B x H x ~2w
+    of = every_column
+    if reference is not None:
+        of = _lines(_lines(reference.float(), rows.ends, 1), columns.ends, 2)
+    low, high = attention_range(of, config.normalization)
+    in_columns, in_rows = (above(part, config.delta, low, high) for part in (every_column, every_row))
+    return _ends(in_columns.any(1), in_rows.any(2))
+
+
+class _Points(NamedTuple):
+    """Where n samples of a line lie between its knots: the knots before and after, and how far between: n each."""
+
+    before: Tensor
+    after: Tensor
+    share: Tensor
+
+
+class _Samples(NamedTuple):
+    """Samples of a line: every one, and those next to a knot, among which are the extremes of all."""
+
+    every: _Points
+    ends: _Points
+
+
+@functools.lru_cache(maxsize=64)
+def _samples(knots: int, size: int, device: torch.device) -> _Samples:
+    """Of the bilinear line through `knots` values, at the centres of `size` pixels (align_corners=False)."""
+    at = ((torch.arange(size, dtype=torch.float64) + 0.5) * knots / size - 0.5).clamp(0, knots - 1)
+    before = at.floor().long().clamp(max=max(knots - 2, 0))
+    every = _Points(before, (before + 1).clamp(max=knots - 1), (at - before).float())
+    changes = before[1:] != before[:-1]
+    edge = torch.ones(1, dtype=torch.bool)
+    next_to_knot = torch.cat([edge, changes]) | torch.cat([changes, edge])
+    ends = _Points(*(part[next_to_knot] for part in every))
+    return _Samples(*(_Points(*(part.to(device) for part in points)) for points in (every, ends)))
+
+
+def _lines(values: Tensor, points: _Points, axis: int) -> Tensor:
+    """Samples along one axis (1 or 2) of B x h x w values; exact where neighbours are equal."""
+    share = points.share if axis == 2 else points.share[:, None]
+    return torch.lerp(values.index_select(axis, points.before), values.index_select(axis, points.after), share)
 
 
 def upsample(attention: Tensor, size: tuple[int, int]) -> Tensor:

@@ -102,7 +102,8 @@ def refinement_step(
     """
     with torch.no_grad(), autocast:
         b = label_boxes(nets, i_r)  # B x 4
-        p = confidence(nets.classifier(crop(i_r, b, config.crop_margin)).logits)  # Eq. 4: B
+        cropped = crop(i_r, b, config.crop_margin, config.augmenter)
+        p = confidence(nets.classifier(cropped).logits)  # Eq. 4: B
         target = strong.axis_map().to(i_r.device).boxes(b)  # S(b), B x 4
         clipped = target.clamp(0, 1)
         visible = is_visible(clipped)  # B

@@ -36,7 +36,7 @@ from lchp.records import read_predictions
 from lchp.runs import CHECKPOINTS, ENVIRONMENT, SUMMARY
 from lchp.stages import Networks, freeze_batch_norm, initialization_step, refinement_step
 
-RECIPE_VERSION = 2
+RECIPE_VERSION = 3
 """Raise it when the maths changes, so that a result trained by the old one is not taken for the new."""
 
 INITIALIZATION, REFINEMENT = "initialization", "refinement"

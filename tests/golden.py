@@ -49,6 +49,7 @@ def config() -> TrainConfig:
             "initialization.resolution": "native",
             "refinement.tau": 0.95,
             "refinement.lr": 5e-4,
+            "refinement.augmenter": "tensor",  # the same on every machine, whatever `auto` is there
         },
     )
 

@@ -216,3 +216,27 @@ def test_enclosing_boxes_of_a_batch() -> None:
     torch.testing.assert_close(boxes[0], torch.tensor([3 / 7, 2 / 5, 4 / 7, 3 / 5]))
     assert boxes[1:].tolist() == [[0, 0, 1, 1]] * 2
     assert found.tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("normalization", ["max", "minmax"])
+@pytest.mark.parametrize(
+    ("small", "size"),
+    [((28, 28), (448, 448)), ((5, 5), (160, 160)), ((7, 9), (50, 77)), ((9, 9), (12, 10)), ((8, 8), (8, 8))],
+)
+def test_boxes_of_the_upsampled_map_without_building_it(small, size, normalization) -> None:
+    rng = torch.Generator().manual_seed(len(normalization) + size[0])
+    config = InitializationConfig(normalization=normalization)
+    for delta in (0.1, 0.3, 0.5, 0.7, 0.9):
+        a, reference = (torch.rand(16, *small, generator=rng) ** power for power in (4, 2))
+        for of in (None, reference):
+            boxes, found = attention_boxes(a, size, replace(config, delta=delta), of)
+            range_of = None if of is None else upsample(of, size)
+            plain, any_of = enclosing_boxes(foreground(upsample(a, size), delta, normalization, range_of))
+            assert torch.equal(found, any_of)
+            torch.testing.assert_close(boxes[found], plain[found], atol=1e-6, rtol=0)
+
+
+def test_a_constant_map_stays_constant_when_it_is_upsampled() -> None:
+    a = torch.full((1, 3, 3), 0.1)
+    assert not attention_boxes(a, (17, 31), InitializationConfig(normalization="minmax"))[1].item()
+    assert attention_boxes(a, (17, 31), InitializationConfig())[1].item()

@@ -1,0 +1,497 @@
+"""What a step costs, of lchp and of the straightforward implementation (analysis/baseline.py), measured in one run.
+
+python analysis/benchmark.py                                        # CPU: MobileNetV2 at 160 px; a few minutes
+python analysis/benchmark.py --device cuda --backbone inception_v3 --size 448 --json out.json
+
+Both sides compute the same; that is checked first. Each figure is the median of several measurements, taken in turns so
+that a machine's moods fall on both. A ratio is the straightforward implementation's time divided by lchp's.
+"""
+
+import copy
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import baseline
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+from tabulate import tabulate
+from torch import Tensor, nn
+
+from lchp.augment import crop, general_view, sample_general, sample_strong, strong_view
+from lchp.cli import guarded, parse
+from lchp.config import TrainConfig, override
+from lchp.data.base import Split
+from lchp.data.images import Images, open_images
+from lchp.devices import autocast, describe, peak_memory_mb, prepare, resolve_device, resolve_precision
+from lchp.errors import ConfigError
+from lchp.inference import to_float
+from lchp.pseudo import algorithm_1, attention_boxes, update_teacher
+from lchp.runs import write_json
+from lchp.stages import Networks, initialization_step, padding, predict_boxes, refinement_step
+from lchp.train import build
+
+CUB = 5994
+"""Training images of CUB-200-2011."""
+
+
+@dataclass
+class Flags:
+    """Measure lchp's steps against the straightforward implementation."""
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where to measure."""
+    size: int = 160
+    """Side of the networks' input in pixels; images are stored at 8/7 of it, as in the paper's recipe."""
+    backbone: str = "mobilenet_v2"
+    """Classifier and localizer."""
+    classes: int = 200
+    """Classes of the classifier."""
+    batch_size: int = 32
+    """Images per step."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of lchp's side; the straightforward one is fp32."""
+    repeats: int = 5
+    """Measurements of each figure."""
+    images: int = 128
+    """JPEGs to draw for the data figures."""
+    threads: int = 0
+    """CPU threads of torch; 0 leaves torch's choice (or OMP_NUM_THREADS)."""
+    baseline: bool = True
+    """Measure the straightforward implementation too; without it there are no ratios."""
+    peak: float | None = None
+    """The device's peak in TFLOP/s, to give what is achieved as a share of it."""
+    json: Path | None = None
+    """File for the figures."""
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of several measurements."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """The figure to quote."""
+        return statistics.median(self.seconds)
+
+
+def in_turns(device: torch.device, repeats: int, *bodies: Callable[[], Any]) -> list[Times]:
+    """Times several bodies one after the other, `repeats` times over, after one round that does not count."""
+    found: list[list[float]] = [[] for _ in bodies]
+    for n in range(repeats + 1):
+        for body, seconds in zip(bodies, found, strict=True):
+            wait(device)
+            begin = time.perf_counter()
+            body()
+            wait(device)
+            if n:
+                seconds.append(time.perf_counter() - begin)
+    return [Times(tuple(s)) for s in found]
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done all it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def draw_jpegs(folder: Path, count: int) -> Split:
+    """Pictures of 500 x 375 px with some texture, as a split of files: what a data set's photographs cost to decode."""
+    rng = np.random.default_rng(0)
+    paths = []
+    for n in range(count):
+        coarse = rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)
+        picture = cv2.resize(coarse, (500, 375), interpolation=cv2.INTER_CUBIC).astype(np.int16)
+        picture += rng.integers(-12, 13, picture.shape, dtype=np.int16)
+        paths.append(folder / f"{n:05d}.jpg")
+        Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(paths[-1], quality=90)
+    return Split(tuple(p.stem for p in paths), np.arange(count) % 10, tuple(paths))
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What is measured on: the config, the device, the images and a batch of them."""
+
+    flags: Flags
+    config: TrainConfig
+    device: torch.device
+    precision: str
+    split: Split
+    images: Images
+
+    def index(self, n: int) -> list[int]:
+        """Positions of a batch in random order, another for each n."""
+        order = torch.randperm(len(self.split), generator=torch.Generator().manual_seed(n))
+        return order[: self.flags.batch_size].tolist()
+
+    def views(self, n: int) -> tuple[Tensor, Tensor]:
+        """lchp's batch n, from its cache: images B x 3 x S x S in [0, 1] and class ids."""
+        data, batch = self.config.data, self.images.batch(self.index(n))
+        offsets, flip = sample_general(len(batch.index), data.resize, data.image_size, generator(n))
+        pixels = batch.images.to(self.device, non_blocking=True)
+        return to_float(general_view(pixels, offsets, flip, data.image_size)), batch.labels.to(self.device)
+
+    def plain_views(self, n: int) -> tuple[Tensor, Tensor]:
+        """The same batch, decoded anew and cut image by image."""
+        data, index = self.config.data, self.index(n)
+        assert self.split.paths is not None
+        pixels = baseline.decode([self.split.paths[i] for i in index], data.resize)
+        offsets, flip = sample_general(len(index), data.resize, data.image_size, generator(n))
+        views = baseline.general_views(pixels, offsets, flip, data.image_size)
+        return views.to(self.device), torch.from_numpy(self.split.labels[index]).to(self.device)
+
+    def amp(self) -> Any:
+        """The context of lchp's side."""
+        return autocast(self.device, self.precision)
+
+    def networks(self) -> Networks:
+        """Networks of lchp's side, in training mode."""
+        nets = build(self.config, self.flags.classes, self.device)
+        nets.classifier.train()
+        nets.localizer.train()
+        return nets
+
+    def optimizer(self, net: nn.Module, **more: Any) -> torch.optim.SGD:
+        """SGD at a rate that changes next to nothing while it is timed."""
+        return torch.optim.SGD(net.parameters(), lr=1e-6, momentum=0.9, weight_decay=1e-5, **more)
+
+
+def generator(n: int) -> torch.Generator:
+    """The draws of batch n."""
+    return torch.Generator().manual_seed(n)
+
+
+def open_bench(flags: Flags, folder: Path) -> Bench:
+    """Draws the images and fills the cache. Raises ConfigError."""
+    device = resolve_device(flags.device)
+    config = override(
+        TrainConfig(),
+        {
+            "data.name": "folder",
+            "data.resize": flags.size + 2 * round(flags.size / 14),
+            "data.image_size": flags.size,
+            "data.batch_size": flags.batch_size,
+            "data.cache": str(folder / "cache"),
+            "model.classifier": flags.backbone,
+            "model.localizer": flags.backbone,
+            "model.pretrained": False,
+            "device": flags.device,
+            "threads": flags.threads,
+        },
+    )
+    if flags.repeats < 1 or flags.images < flags.batch_size:
+        raise ConfigError("--repeats: expected at least 1; --images: expected at least --batch-size")
+    prepare(config, device)
+    split = draw_jpegs(folder, flags.images)
+    images = open_images(split, config.data, show_progress=False)
+    return Bench(flags, config, device, resolve_precision(flags.precision, device), split, images)
+
+
+def check_that_both_agree(bench: Bench) -> str:
+    """Pseudo boxes, strong boxes and the first loss of both sides, in fp32; AssertionError where boxes differ."""
+    size, first, second = bench.flags.size, bench.config.initialization, bench.config.refinement
+    attention = torch.rand(64, 28, 28, generator=generator(1)) ** 4
+    ours = attention_boxes(attention.to(bench.device), (size, size), first)[0].cpu() * size
+    theirs = torch.tensor(baseline.attention_boxes(attention, size, first.delta), dtype=torch.float32)
+    assert (ours - theirs).abs().max() < 1e-3, "boxes of the attention differ"
+    strong = sample_strong(64, second, generator(2))
+    boxes = torch.rand(64, 2, 2, generator=generator(3)).sort(1).values.flatten(1)
+    mapped = strong.axis_map().boxes(boxes)
+    plain = torch.tensor([baseline.strong_box(box, strong, i) for i, box in enumerate(boxes.tolist())])
+    assert (mapped - plain).abs().max() < 1e-4, "boxes of the strong view differ"
+    views, plain_views = bench.views(0), bench.plain_views(0)
+    assert (views[0] - plain_views[0]).abs().max() < 0.3, "views differ"  # JPEG's draft mode decodes at a lower scale
+    losses = []
+    for step in (ours_stage1, plain_stage1):
+        nets = bench.networks()
+        losses.append(step(bench, nets, fp32=True)(*views))
+    # the masked images come in the same batch here and in one of their own there, which BatchNorm sees
+    return f"boxes and strong boxes agree; L_init of the first batch {losses[0]:.4f} and {losses[1]:.4f}"
+
+
+Step = Callable[[Tensor, Tensor], float]
+
+
+def ours_stage1(bench: Bench, nets: Networks, *, fp32: bool = False) -> Step:
+    """lchp's stage 1."""
+    optimizers = (bench.optimizer(nets.classifier), bench.optimizer(nets.localizer))
+    amp = nullcontext() if fp32 else bench.amp()
+    config = bench.config.initialization
+    return lambda x, y: initialization_step(nets, optimizers, x, y, config, amp)["loss"]  # pyright: ignore
+
+
+def plain_stage1(bench: Bench, nets: Networks, *, fp32: bool = True) -> Step:
+    """The straightforward stage 1."""
+    first = bench.config.initialization
+    optimizers = [bench.optimizer(n, foreach=False) for n in (nets.classifier, nets.localizer)]
+    assert fp32
+    return lambda x, y: baseline.initialization_step(  # pyright: ignore
+        nets.classifier,
+        nets.teacher,
+        nets.localizer,
+        optimizers,
+        x,
+        y,
+        source=first.attention,
+        delta=first.delta,
+        alpha=first.alpha,
+        beta=first.beta,
+        fill=nets.teacher.mean,
+    )
+
+
+def plain_networks(nets: Networks) -> Networks:
+    """The same networks in PyTorch's default layout."""
+    move = {"memory_format": torch.contiguous_format}
+    classifier, teacher = (copy.deepcopy(n).to(**move) for n in (nets.classifier, nets.teacher))
+    return Networks(classifier, teacher, copy.deepcopy(nets.localizer).to(**move))
+
+
+def ours_stage2(bench: Bench, nets: Networks) -> Step:
+    """lchp's stage 2, with the localizer's own labels."""
+    optimizer, config = bench.optimizer(nets.localizer), bench.config.refinement
+    beta = bench.config.initialization.beta
+    nets.classifier.eval().requires_grad_(False)
+    count = iter(range(10**9))
+
+    def step(x: Tensor, _: Tensor) -> float:
+        strong = sample_strong(len(x), config, generator(next(count)))
+        return refinement_step(nets, optimizer, x, strong, config, beta, bench.amp())["loss"]  # pyright: ignore
+
+    return step
+
+
+def plain_stage2(bench: Bench, nets: Networks) -> Step:
+    """The straightforward stage 2."""
+    optimizer, config = bench.optimizer(nets.localizer, foreach=False), bench.config.refinement
+    nets.classifier.eval().requires_grad_(False)
+    count = iter(range(10**9))
+
+    def step(x: Tensor, _: Tensor) -> float:
+        strong = sample_strong(len(x), config, generator(next(count)))
+        return baseline.refinement_step(nets.classifier, nets.localizer, optimizer, x, strong, config.tau)  # pyright: ignore
+
+    return step
+
+
+def parts(bench: Bench) -> dict[str, dict[str, Callable[[], Any]]]:
+    """The pieces of each of lchp's steps, on ready tensors; the networks' passes are those of `network`."""
+    nets, first, second = bench.networks(), bench.config.initialization, bench.config.refinement
+    x, y = bench.views(0)
+    both, strong = torch.cat([x, x]), sample_strong(len(x), second, generator(0))
+    with torch.no_grad(), bench.amp():
+        a = nets.teacher(x).attention(first.attention)
+        b = predict_boxes(nets.localizer.eval(), x)
+    nets.localizer.train()
+    optimizers = [bench.optimizer(n) for n in (nets.classifier, nets.localizer)]
+    loss = nn.functional.cross_entropy
+
+    def train_classifier() -> None:
+        with bench.amp():
+            loss(nets.classifier(both).logits.float(), torch.cat([y, y])).backward()
+
+    def train_localizer() -> None:
+        with bench.amp():
+            nets.localizer(x).square().mean().backward()
+
+    def look(net: nn.Module, images: Tensor) -> None:
+        training = net.training
+        net.eval()
+        with torch.no_grad(), bench.amp():
+            net(images)
+        net.train(training)
+
+    def teach() -> None:
+        look(nets.teacher, x)
+        look(nets.teacher, x)
+
+    def update(chosen: Sequence[torch.optim.Optimizer], *, teacher: bool) -> None:
+        for optimizer in chosen:
+            optimizer.step()
+        if teacher:
+            update_teacher(nets.teacher, nets.classifier, first.beta, first.teacher_buffers)
+
+    train_classifier()
+    train_localizer()  # the optimizers need gradients
+    fill = padding(nets.localizer, second)
+    return {
+        "stage1": {
+            "data": lambda: bench.views(0),
+            "teacher": teach,
+            "boxes and masks": lambda: algorithm_1(lambda _: a, x, first, nets.teacher.mean),
+            "classifier": train_classifier,
+            "localizer": train_localizer,
+            "optimizer and teacher's update": lambda: update(optimizers, teacher=True),
+        },
+        "stage2": {
+            "data": lambda: bench.views(0),
+            "labels (localizer)": lambda: look(nets.localizer, x),
+            "crop": lambda: crop(x, b),
+            "confidence (classifier)": lambda: look(nets.classifier, x),
+            "strong view": lambda: strong_view(x, strong, fill, second.augmenter),
+            "localizer": train_localizer,
+            "optimizer": lambda: update(optimizers[1:], teacher=False),
+        },
+    }
+
+
+NETWORK = {
+    "stage1": ("teacher", "classifier", "localizer"),
+    "stage2": ("labels (localizer)", "confidence (classifier)", "localizer"),
+}
+"""Pieces that are the networks' own passes: what no implementation of the method can do without."""
+
+
+def measure(bench: Bench) -> dict[str, Any]:
+    """All figures: see `report`."""
+    flags, device, repeats = bench.flags, bench.device, bench.flags.repeats
+    out: dict[str, Any] = {"device": describe(device), "precision": bench.precision, "ratios": {}, "network_share": {}}
+    out |= {"size": flags.size, "backbone": flags.backbone, "batch_size": flags.batch_size}
+    out["threads"] = torch.get_num_threads()
+    rounds = iter(range(10**9))
+    size, first, second = flags.size, bench.config.initialization, bench.config.refinement
+    attention = (torch.rand(flags.batch_size, 28, 28, generator=generator(1)) ** 4).to(device)
+    strong, x = sample_strong(flags.batch_size, second, generator(2)), bench.views(0)[0]
+    black = torch.zeros(3)
+    nets = bench.networks()
+    plain = plain_networks(nets)
+    stage1, stage2 = ours_stage1(bench, nets), ours_stage2(bench, copy.deepcopy(nets))
+    plain1, plain2 = plain_stage1(bench, plain), plain_stage2(bench, copy.deepcopy(plain))
+    pairs: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
+        "boxes": (
+            lambda: attention_boxes(attention, (size, size), first),
+            lambda: baseline.attention_boxes(attention, size, first.delta),
+        ),
+        "strong_augmentation": (
+            lambda: strong_view(x, strong, black, second.augmenter),
+            lambda: baseline.strong_views(x, strong),
+        ),
+        "data": (lambda: bench.views(next(rounds)), lambda: bench.plain_views(next(rounds))),
+        "stage1_step": (
+            lambda: stage1(*bench.views(next(rounds))),
+            lambda: plain1(*bench.plain_views(next(rounds))),
+        ),
+        "stage2_step": (
+            lambda: stage2(*bench.views(next(rounds))),
+            lambda: plain2(*bench.plain_views(next(rounds))),
+        ),
+    }
+    out["seconds"], out["spread"] = {}, {}
+    for name, bodies in pairs.items():
+        found = in_turns(device, repeats, *(bodies if flags.baseline else bodies[:1]))
+        out["seconds"][name] = [t.median for t in found]
+        if flags.baseline:
+            ratios = [b / a for a, b in zip(found[0].seconds, found[1].seconds, strict=True)]
+            out["ratios"][name] = statistics.median(ratios)
+            out["spread"][name] = [min(ratios), max(ratios)]
+    out["parts"] = {}
+    for stage, bodies in parts(bench).items():
+        step = pairs[f"{stage}_step"][0]
+        *each, whole = in_turns(device, repeats, *bodies.values(), step)
+        seconds = dict(zip(bodies, (t.median for t in each), strict=True))
+        out["parts"][stage] = seconds | {"step": whole.median}
+        out["network_share"][stage] = sum(seconds[name] for name in NETWORK[stage]) / whole.median
+    out["images_per_second"] = {s: flags.batch_size / out["seconds"][f"{s}_step"][0] for s in NETWORK}
+    out["tflops"] = {s: flops(bench, s) / out["seconds"][f"{s}_step"][0] / 1e12 for s in NETWORK}
+    out["memory_mb"] = peak_memory_mb(device)
+    if device.type == "cuda":
+        out["busy_share"] = {s: busy_share(pairs[f"{s}_step"][0]) for s in NETWORK}
+    return out
+
+
+def flops(bench: Bench, stage: str) -> float:
+    """Floating-point operations of a step's networks, as torch counts them (matrix products and convolutions)."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    bodies = parts(bench)[stage]
+    with FlopCounterMode(display=False) as counter:
+        for name in NETWORK[stage]:
+            bodies[name]()
+    return float(counter.get_total_flops())
+
+
+def busy_share(step: Callable[[], Any], steps: int = 10) -> float:
+    """Share of the wall time in which the GPU computes: kernels' time over the time of several steps."""
+    from torch.profiler import ProfilerActivity, profile
+
+    step()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as trace:
+        begin = time.perf_counter()
+        for _ in range(steps):
+            step()
+        torch.cuda.synchronize()
+        wall = time.perf_counter() - begin
+    return sum(event.device_time_total for event in trace.events() or ()) / 1e6 / wall
+
+
+def report(out: dict[str, Any], flags: Flags) -> str:
+    """The figures as tables."""
+    titles = {
+        "boxes": "boxes of a batch's attention",
+        "strong_augmentation": "strong views of a batch",
+        "data": "a batch of training images",
+        "stage1_step": "stage 1: disk to updated weights",
+        "stage2_step": "stage 2: disk to updated weights",
+    }
+    rows = []
+    for name, title in titles.items():
+        ours, *theirs = (1e3 * s for s in out["seconds"][name])
+        ratio = (
+            f"{out['ratios'][name]:.1f} ({out['spread'][name][0]:.1f}-{out['spread'][name][1]:.1f})" if theirs else ""
+        )
+        rows.append([title, f"{ours:.1f}", *(f"{t:.1f}" for t in theirs), ratio])
+    head = ["", "lchp (ms)", *(["straightforward (ms)"] if flags.baseline else []), "ratio (min-max)"]
+    texts = [
+        f"{out['device']}, {out['threads']} CPU thread(s), {out['backbone']}, {out['size']} px, "
+        f"batch {out['batch_size']}, lchp in {out['precision']}, median of {flags.repeats}",
+        tabulate(rows, head, disable_numparse=True, colalign=("left", *["right"] * (len(head) - 1))),
+    ]
+    for stage, title in (("stage1", "stage 1"), ("stage2", "stage 2")):
+        whole = out["parts"][stage]["step"]
+        named = [[n, f"{1e3 * s:.1f}", f"{100 * s / whole:.1f}"] for n, s in out["parts"][stage].items()]
+        speed, share = out["images_per_second"][stage], out["network_share"][stage]
+        texts.append(
+            tabulate(named, [title, "ms", "% of the step"], disable_numparse=True, colalign=("left", "right", "right"))
+            + f"\n\nthe networks' own passes are {100 * share:.1f} % of the step; {speed:.1f} images/s, "
+            f"{out['tflops'][stage]:.2f} TFLOP/s"
+            + (f" ({100 * out['tflops'][stage] / flags.peak:.0f} % of {flags.peak:g})" if flags.peak else "")
+            + (f", GPU busy {100 * out['busy_share'][stage]:.0f} %" if "busy_share" in out else "")
+        )
+    hours = sum(40 * CUB / out["images_per_second"][s] for s in NETWORK) / 3600
+    texts.append(f"CUB-200-2011, 40 + 40 epochs at this speed: {hours:.1f} hours")
+    texts.append("peak memory: " + ", ".join(f"{name} {mb:.0f} MB" for name, mb in out["memory_mb"].items()))
+    return "\n\n".join(texts)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measures, prints, writes --json; the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+
+    def body() -> int:
+        flags: Flags = parse(Flags, arguments, "benchmark.py")
+        with tempfile.TemporaryDirectory() as folder:
+            bench = open_bench(flags, Path(folder))
+            if flags.baseline:
+                print(check_that_both_agree(bench))
+            found = measure(bench)
+        print(report(found, flags))
+        if flags.json:
+            write_json(flags.json, found)
+        return 0
+
+    return guarded(body)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
