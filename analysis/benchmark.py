@@ -65,6 +65,8 @@ class Flags:
     """JPEGs to draw for the data figures."""
     threads: int = 0
     """CPU threads of torch; 0 leaves torch's choice (or OMP_NUM_THREADS)."""
+    compile: bool = False
+    """Run lchp's networks through torch.compile."""
     baseline: bool = True
     """Measure the straightforward implementation too; without it there are no ratios."""
     peak: float | None = None
@@ -159,6 +161,9 @@ class Bench:
         nets = build(self.config, self.flags.classes, self.device)
         nets.classifier.train()
         nets.localizer.train()
+        if self.flags.compile:
+            for net in (nets.classifier, nets.teacher, nets.localizer):
+                net.compile()
         return nets
 
     def optimizer(self, net: nn.Module, **more: Any) -> torch.optim.SGD:
@@ -454,7 +459,8 @@ def report(out: dict[str, Any], flags: Flags) -> str:
     head = ["", "lchp (ms)", *(["straightforward (ms)"] if flags.baseline else []), "ratio (min-max)"]
     texts = [
         f"{out['device']}, {out['threads']} CPU thread(s), {out['backbone']}, {out['size']} px, "
-        f"batch {out['batch_size']}, lchp in {out['precision']}, median of {flags.repeats}",
+        f"batch {out['batch_size']}, lchp in {out['precision']}{', compiled' if flags.compile else ''}, "
+        f"median of {flags.repeats}",
         tabulate(rows, head, disable_numparse=True, colalign=("left", *["right"] * (len(head) - 1))),
     ]
     for stage, title in (("stage1", "stage 1"), ("stage2", "stage 2")):

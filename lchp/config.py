@@ -186,6 +186,9 @@ class TrainConfig:
     """`auto`: bf16 autocast where the device computes in it, else fp32."""
     threads: int = 0
     """CPU threads of torch; 0 leaves torch's choice (or OMP_NUM_THREADS)."""
+    compile: bool = False
+    """Run the networks through torch.compile: a minute or more of warm-up per network, for GPUs (on a CPU it gains
+    nothing; analysis/benchmark.py --compile measures it)."""
     tensorboard: bool = False
     """Also write TensorBoard scalars and sample pictures with boxes into the run folder."""
 
@@ -340,7 +343,16 @@ def override(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
 
 
 PLACES = frozenset(
-    {"data.root", "data.workers", "data.cache", "data.skip_bad", "model.weights_dir", "threads", "tensorboard"}
+    {
+        "data.root",
+        "data.workers",
+        "data.cache",
+        "data.skip_bad",
+        "model.weights_dir",
+        "threads",
+        "compile",
+        "tensorboard",
+    }
 )
 """Fields that say where a run finds things and how it goes about them, but not what it trains."""
 

@@ -102,6 +102,9 @@ def train(
     nets = build(config, len(context.dataset.class_names), context.device)
     if stage == "refine":
         _load_initialization(nets, first, context)
+    if config.compile:
+        for net in (nets.classifier, nets.teacher, nets.localizer):
+            net.compile()  # in place: the names of the weights stay
     if writes:
         _claim(run, config)  # only now: a config that cannot start leaves no folder behind
         runs.write_json(run / ENVIRONMENT, environment)  # a stopped run needs its class names too

@@ -306,3 +306,19 @@ def test_statistics_are_those_of_the_views_given(straight: Result) -> None:
     assert localizer.training
     torch.testing.assert_close(first.running_mean, torch.stack(seen).mean(0))
     assert first.momentum == 0.1  # as it was
+
+
+def test_compiled_networks_train_the_same(
+    straight: Result, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With torch.compile's backend that builds nothing; the checkpoints keep the names of the weights."""
+    compiled: list[str] = []
+
+    def compile_eagerly(self: torch.nn.Module) -> None:
+        compiled.append(type(self).__name__)
+        self._compiled_call_impl = torch.compile(self._call_impl, backend="eager")  # pyright: ignore
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_eagerly)
+    run = train(override(small_config(root), {"compile": True}), output=tmp_path / "run").run
+    assert compiled == ["Classifier", "Classifier", "Localizer"]
+    assert_same_run(run, straight.run)

@@ -34,6 +34,7 @@ MEANING_BEFORE: Mapping[str, Any] = {
     "refinement.scorer": "classifier",
     "refinement.bn_statistics": "strong",
     "evaluation.oracle": False,
+    "compile": False,
 }
 """Config fields that came after the first records, and what a record without them was made with. A field that is added
 to the config is added here too, where older records have a meaning for it; without that they are refused."""
