@@ -107,7 +107,7 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def draw_jpegs(folder: Path, count: int) -> Split:
+def draw_jpegs(folder: Path, count: int, classes: int) -> Split:
     """Pictures of 500 x 375 px with some texture, as a split of files: what a data set's photographs cost to decode."""
     rng = np.random.default_rng(0)
     paths = []
@@ -117,7 +117,7 @@ def draw_jpegs(folder: Path, count: int) -> Split:
         picture += rng.integers(-12, 13, picture.shape, dtype=np.int16)
         paths.append(folder / f"{n:05d}.jpg")
         Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(paths[-1], quality=90)
-    return Split(tuple(p.stem for p in paths), np.arange(count) % 10, tuple(paths))
+    return Split(tuple(p.stem for p in paths), np.arange(count) % classes, tuple(paths))
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ def open_bench(flags: Flags, folder: Path) -> Bench:
     if flags.repeats < 1 or flags.images < flags.batch_size:
         raise ConfigError("--repeats: expected at least 1; --images: expected at least --batch-size")
     prepare(config, device)
-    split = draw_jpegs(folder, flags.images)
+    split = draw_jpegs(folder, flags.images, flags.classes)
     images = open_images(split, config.data, show_progress=False)
     return Bench(flags, config, device, resolve_precision(flags.precision, device), split, images)
 
