@@ -213,6 +213,7 @@ def initialize(nets: Networks, context: Context, checkpoint: Path, **options: An
     """Stage 1: trains classifier, teacher and localizer in place."""
     config, stage1 = context.config, context.config.initialization
     rates: dict[str, Any] = {"momentum": stage1.momentum, "weight_decay": stage1.weight_decay}
+    rates |= {"fused": True} if context.device.type == "cuda" else {}
     optimizers = {
         "classifier": torch.optim.SGD(nets.classifier.parameters(), lr=stage1.lr, **rates),
         "localizer": torch.optim.SGD(nets.localizer.parameters(), lr=stage1.localizer_lr, **rates),
@@ -269,9 +270,9 @@ def refine(nets: Networks, context: Context, checkpoint: Path, **options: Any) -
         labeller = copy.deepcopy(nets.localizer).requires_grad_(False).eval()
         nets = replace(nets, labeller=labeller)
         modules["labeller"] = labeller
-    optimizer = torch.optim.SGD(
-        nets.localizer.parameters(), lr=stage2.lr, momentum=stage2.momentum, weight_decay=stage2.weight_decay
-    )
+    rates: dict[str, Any] = {"momentum": stage2.momentum, "weight_decay": stage2.weight_decay}
+    rates |= {"fused": True} if context.device.type == "cuda" else {}
+    optimizer = torch.optim.SGD(nets.localizer.parameters(), lr=stage2.lr, **rates)
     nets.classifier.eval().requires_grad_(False)
     nets.localizer.train()
     if stage2.freeze_bn:

@@ -1,6 +1,8 @@
 """Images without a cache: decoded on demand, in this process or in workers."""
 
 import pickle
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from PIL import Image
 from lchp.config import DataConfig
 from lchp.data import folder
 from lchp.data.base import Split
-from lchp.data.images import batches, in_order, open_images
+from lchp.data.images import ahead, batches, in_order, open_images
 from lchp.errors import DataError
 
 BAD = 3
@@ -81,3 +83,28 @@ def test_nothing_left_to_skip_to(split: Split, tmp_path: Path, cached: bool) -> 
     cache = str(tmp_path / "cache") if cached else "off"
     with pytest.raises(DataError, match="not a readable image"):
         open_images(split.select(np.array([BAD])), config(skip_bad=True, cache=cache), show_progress=False)
+
+
+def test_a_thread_makes_items_ahead_in_order() -> None:
+    made: list[int] = []
+
+    def source() -> Iterator[int]:
+        for n in range(6):
+            made.append(n)
+            yield n
+        raise DataError("the seventh is broken")
+
+    items = ahead(source(), 2)
+    for n in range(6):
+        assert next(items) == n
+        assert len(made) <= n + 4  # never more than two and the one in the making
+    with pytest.raises(DataError, match="the seventh"):
+        next(items)
+
+
+def test_what_is_ahead_may_be_left_there() -> None:
+    before = threading.active_count()
+    items = ahead(iter(range(1000)), 2)
+    assert [next(items), next(items)] == [0, 1]
+    items.close()  # pyright: ignore[reportAttributeAccessIssue]
+    assert threading.active_count() == before

@@ -6,11 +6,12 @@ import json
 import os
 import shutil
 import tempfile
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import platformdirs
@@ -23,6 +24,8 @@ from lchp.config import DataConfig
 from lchp.data.base import Problem, Split, describe
 from lchp.data.decode import decode, image_size
 from lchp.errors import DataError
+
+T = TypeVar("T")
 
 _QUEUED = 4096
 """Images queued for the threads at a time: a future for each of ImageNet's would cost gigabytes."""
@@ -210,10 +213,24 @@ def batches(images: Images, order: Sequence[list[int]], *, workers: int, pin: bo
         num_workers=workers if images.pixels is None else 0,
         pin_memory=pin,
     )
-    for batch in loader:
+    for batch in ahead(iter(loader), 2) if pin else loader:
         if isinstance(batch, DataError):
             raise batch
         yield batch
+
+
+def ahead(source: Iterator[T], count: int) -> Iterator[T]:
+    """The items of `source`, in order, of which a thread makes up to `count` ahead: while a GPU computes, the next
+    batches are gathered and pinned. What `source` raises is raised in its turn."""
+    end = object()
+    pool = ThreadPoolExecutor(1)
+    try:
+        pending = deque(pool.submit(next, source, end) for _ in range(count))
+        while (item := pending.popleft().result()) is not end:
+            pending.append(pool.submit(next, source, end))
+            yield item  # pyright: ignore[reportReturnType]
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _as_is(batch: Any) -> Any:
