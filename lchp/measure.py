@@ -137,7 +137,9 @@ def known_kept(source: str | Path | None, config: TrainConfig) -> dict[str, Any]
     tau = config.refinement.tau
     if source is None or tau not in TAUS or not (Path(source) / SUMMARY).is_file():
         return None
-    if runs.read_config(Path(source)).refinement.crop_margin != config.refinement.crop_margin:
+    # read as it stands: a record of an older version lacks fields, and serves all the same
+    margin = runs.read_json(Path(source) / runs.CONFIG).get("refinement", {}).get("crop_margin")
+    if margin != config.refinement.crop_margin:
         return None
     kept = runs.read_json(Path(source) / SUMMARY).get("kept") or {}
     found = kept.get("by_tau", {}).get(f"{tau:g}")

@@ -279,6 +279,10 @@ def test_kept_boxes_of_stage_1_are_taken_only_for_the_same_crop(squares_config: 
     assert known is not None
     assert known["count"] == known["by_tau"]["0.5"]["count"]
     assert known_kept(first, override(squares_config, {"refinement.tau": 0.5, "refinement.crop_margin": 0.3})) is None
+    older = json.loads((first / "config.json").read_text())
+    del older["refinement"]["bn_statistics"]  # a stage 1 of a version without that field serves all the same
+    (first / "config.json").write_text(json.dumps(older))
+    assert known_kept(first, override(squares_config, {"refinement.tau": 0.5})) == known
 
 
 def test_lchp_r_is_left_with_the_statistics_of_general_views(straight: Result, root: Path, tmp_path: Path) -> None:
