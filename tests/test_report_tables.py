@@ -386,6 +386,7 @@ def test_a_part_of_cub_stands_beside_the_paper_and_says_what_differs(tmp_path: P
     assert cell(made, "0.5", "LCHP-I").paper == "81.69"
     for said in ("50 of 200 classes", "data.image_size 160 (448)", "model.classifier mobilenet_v2 (inception_v3)"):
         assert said in made.caption
+    assert made.sections[0].title == "CUB-200-2011, 50 of 200 classes, center_crop"
     assert "/data" not in to_text(made)
     first = table(collect([tmp_path]), 1, recipe, paper).sections[0].rows[-1]
     assert first.labels == ("LCHP-R", "InceptionV3 (ours: MobileNetV2)")

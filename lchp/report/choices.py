@@ -38,6 +38,7 @@ from lchp.report.tables import (
     lost_cells,
     lost_notes,
     other_notes,
+    part_of,
     ranked_rows,
     tables,
 )
@@ -99,7 +100,8 @@ def choices_table(records: Records, preset: Preset, where: Mapping[str, Any] | N
                 less = _less(_by_seed(runs, gone, frame), of_recipe)
                 shown.append(Row((name, show(value)), (*_cells(runs, gone, frame), less)))
         measures = (*_KNOWN, _LESS_RECIPE)
-        sections.append(Section(DATA[preset.config.data.name], frame, ranked_rows(shown, measures, Paper({}), NUMBER)))
+        ranked, part = ranked_rows(shown, measures, Paper({}), NUMBER), part_of(choice.group)
+        sections.append(Section(DATA[preset.config.data.name], frame, ranked, part))
     notes = [f"the recipe's own: {', '.join(f'{name} {show(base[name])}' for name in OPEN_CHOICES)}"]
     if around is not None:
         notes += [*floor_notes(around.runs), *_failed(around), *around.recipe.notes]

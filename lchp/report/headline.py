@@ -10,7 +10,7 @@ from lchp.evaluate import FRAMES, RESULTS
 from lchp.records import METRICS, TITLES
 from lchp.report.collect import Records
 from lchp.report.groups import DELTA, FINGERPRINT, IDENTITY, RECIPE, TAU, Group, canonical, choose, differences, rows
-from lchp.report.tables import CLASSES, DATA, NOT_GIVEN, PAPER_FRAME, Cell, Table
+from lchp.report.tables import CLASSES, DATA, NOT_GIVEN, PAPER_FRAME, Cell, Table, part_of
 from lchp.report.trials import Trials, duration
 
 LCHP_R = f"results/lchp_r/{PAPER_FRAME}/gt_known"
@@ -63,7 +63,8 @@ def make_headline(
             rest = (NOT_GIVEN, NOT_GIVEN) if printed else ()
             body.append((title, *(f"{floors[f, key]:.2f}" for f in FRAMES), *rest))
     sentences = (*_sentences(records, group, recipe, name, where), *_highest(records, recipe))
-    return Headline(f"LCHP on {DATA[data]}", sentences, tuple(facts), head, tuple(body))
+    part = part_of(group)
+    return Headline(f"LCHP on {DATA[data]}{f' ({part})' if part else ''}", sentences, tuple(facts), head, tuple(body))
 
 
 def _cells(made: Sequence[Table], data: str) -> dict[tuple[str, str], Cell]:

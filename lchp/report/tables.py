@@ -89,16 +89,18 @@ class Row:
 
 @dataclass(frozen=True)
 class Section:
-    """Rows of one data set (as the paper names it) in one evaluation frame."""
+    """Rows of one data set (as the paper names it) in one evaluation frame. part: which part of it ours are of, where
+    it is not the whole."""
 
     data: str
     frame: str
     rows: tuple[Row, ...]
+    part: str = ""
 
     @property
     def title(self) -> str:
         """Above the rows."""
-        return f"{self.data}, {self.frame}"
+        return ", ".join(text for text in (self.data, self.part, self.frame) if text)
 
 
 @dataclass(frozen=True)
@@ -245,7 +247,8 @@ def _axis_table(records: Records, number: int, preset: Preset, paper: Paper, whe
                 else:
                     cells.append(cell_of(runs, gone, measure.path.format(frame=frame), measure, frame, printed))
             rows.append(Row((axis.label(value),), tuple(cells)))
-        sections.append(Section(DATA[preset.config.data.name], frame, ranked_rows(rows, axis.measures, paper, number)))
+        data, ranked = DATA[preset.config.data.name], ranked_rows(rows, axis.measures, paper, number)
+        sections.append(Section(data, frame, ranked, part_of(group)))
     notes = []
     if number == 4:
         notes.append(
@@ -311,7 +314,7 @@ def _recipe_table(
                     cells.append(cell_of(runs, lost, path, m, frame, printed))
                 backbone = _backbone(paper.value(number, method, "backbone") if known else None, result, choice.group)
                 rows.append(Row((method, backbone) if number == 1 else (method,), tuple(cells)))
-            sections.append(Section(DATA[name], frame, ranked_rows(rows, here, paper, number)))
+            sections.append(Section(DATA[name], frame, ranked_rows(rows, here, paper, number), part_of(choice.group)))
         text = caption_of(records, choice, recipe, PRESETS[name] if known else PRESETS["cub"], axis=None)
         texts.append(text)
         notes += [f"{DATA[name]}: {n}" if len(names) > 1 else n for n in _notes(choice, lost, None)]
@@ -533,6 +536,14 @@ def _seeds(seeds: Sequence[int]) -> str:
     if len(seeds) > 4 and seeds[-1] - seeds[0] == len(seeds) - 1:
         return f"Seeds {seeds[0]} to {seeds[-1]}"
     return f"Seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+
+
+def part_of(group: Group | None) -> str:
+    """`50 of 200 classes`, where a group's runs saw a part of their data set; else empty."""
+    if group is None:
+        return ""
+    name, classes = group.base["data.name"], int(group.runs["classes"].iloc[0])
+    return _classes(name, classes) if classes < CLASSES.get(name, classes) else ""
 
 
 def _classes(name: str, classes: int) -> str:
