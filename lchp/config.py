@@ -152,8 +152,8 @@ class RefinementConfig:
     """Views whose BatchNorm statistics LCHP-R is left with: general views, which test images look like, on which they
     are estimated anew after the last epoch; or the strong views it was trained on."""
     augmenter: Literal["auto", "tensor", "opencv", "imgaug"] = "auto"
-    """Backend of the strong view and of the crop (which imgaug has no part in): torch on the batch's own device, OpenCV
-    or imgaug on the CPU; `auto` is `opencv` on a CPU and `tensor` on a GPU, the fastest of each."""
+    """Backend of the strong view and of stage 2's crop (which imgaug has no part in): torch on the batch's own device,
+    OpenCV or imgaug on the CPU; `auto` is `opencv` on a CPU and `tensor` on a GPU, the fastest of each."""
 
 
 @dataclass(frozen=True)
@@ -354,7 +354,8 @@ PLACES = frozenset(
         "tensorboard",
     }
 )
-"""Fields that say where a run finds things and how it goes about them, but not what it trains."""
+"""Fields that say where a run finds things and how it goes about them, but not what it trains. (Like the device and
+what `auto` becomes on it, `compile` changes results by rounding alone.)"""
 
 
 OPEN_CHOICES: Mapping[str, tuple[Any, ...] | None] = types.MappingProxyType(

@@ -268,6 +268,8 @@ def refine(nets: Networks, context: Context, checkpoint: Path, **options: Any) -
     modules: dict[str, torch.nn.Module] = {"localizer": nets.localizer}
     if stage2.labeller != "online":
         labeller = copy.deepcopy(nets.localizer).requires_grad_(False).eval()
+        if config.compile:  # a copy is not compiled
+            labeller.compile()
         nets = replace(nets, labeller=labeller)
         modules["labeller"] = labeller
     rates: dict[str, Any] = {"momentum": stage2.momentum, "weight_decay": stage2.weight_decay}

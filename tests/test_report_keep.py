@@ -54,7 +54,19 @@ def storage(tmp_path: Path) -> Path:
         cells.append((values, config, "done", None))
     values = {"initialization.delta": 0.7}
     cells.append((values, override(base, values), "failed", f"no file {tmp_path}/sets/birds/images.txt"))
-    write_sweep(root, cells, base, command=(f"{tmp_path}/clone/sweeps/delta_tau.py", "--storage", str(root)))
+    cells.append(
+        ({"seed": 1}, override(base, {"seed": 1}), "failed", "in /usr/lib/somewhere/module.py: https://a.b/c/d")
+    )
+    path = write_sweep(
+        root,
+        cells,
+        base,
+        command=(f"{tmp_path}/clone/sweeps/delta_tau.py", "--storage", str(root), "--address", "ray://head:1"),
+    )
+    record = json.loads(path.read_text())
+    next(iter(record["jobs"].values())).update(node="a-machine", pid=4711, devices=["0"])
+    record["options"] = {"address": "ray://head:1", "max_failures": 2}
+    path.write_text(json.dumps(record))
     return root
 
 
@@ -70,9 +82,13 @@ def test_a_copy_makes_the_same_tables_without_the_machines_paths(storage: Path, 
             assert str(tmp_path) not in path.read_text(), path
             assert "/elsewhere" not in path.read_text(), path
             assert "somebuild" not in path.read_text(), path
+            assert "a-machine" not in path.read_text(), path
+            assert "/usr/lib" not in path.read_text(), path
+    assert "module.py: https://a.b/c/d" in (out / "sweeps" / "all_tables" / "sweep.json").read_text()
     paper = read_paper(PAPER)
     texts = [to_markdown(table(collect([s]), 3, PRESETS["parts"], paper)) for s in (storage, out)]
-    assert texts[1] == texts[0].replace(str(tmp_path / "sets" / "birds").replace("_", r"\_"), "birds")
+    birds = str(tmp_path / "sets" / "birds").replace("_", r"\_")
+    assert texts[1] == texts[0].replace(birds, "birds").replace("/usr/lib/somewhere/", "")
     for folder in collect([storage]).runs["folder"]:
         copy = out / "store" / "stage2" / Path(folder).name
         assert read_predictions(copy).equals(read_predictions(Path(folder)))
@@ -117,3 +133,13 @@ def test_the_script_says_what_it_kept(
     assert capsys.readouterr().out.startswith("3 runs and 1 sweeps in records, 0.")
     assert script.main(["--storage", str(storage), "--out", "records"]) == 2
     assert "records: exists already" in capsys.readouterr().err
+
+
+def test_two_runs_of_one_name_are_both_kept(storage: Path, tmp_path: Path) -> None:
+    runs = sorted((storage / "store" / "stage2").iterdir())
+    for run, other in zip(runs[:2], ("a", "b"), strict=True):
+        (tmp_path / other).mkdir()
+        run.rename(tmp_path / other / "seed0")
+    kept = keep([tmp_path / "a", tmp_path / "b"], tmp_path / "records")
+    assert (kept.runs, kept.problems) == (2, ())
+    assert len(collect([tmp_path / "records"]).runs) == 2

@@ -36,7 +36,7 @@ from lchp.harness.sweep import (
 Space = Callable[[optuna.Trial], Overrides]
 """Draws a cell from an Optuna trial, by trial.suggest_float and its like."""
 
-OBJECTIVES = {"label_only": "validation_score", "oracle_gt_known": "validation_oracle_gt_known"}
+OBJECTIVES = {"unboxed": "validation_score", "oracle_gt_known": "validation_oracle_gt_known"}
 VALIDATION = 0.2
 DATABASE = "optuna.db"
 
@@ -50,7 +50,7 @@ class Search:
     base: TrainConfig
     space: Space
     trials: int = 20
-    objective: str = "label_only"
+    objective: str = "unboxed"
     early_stopping: bool = True
 
 

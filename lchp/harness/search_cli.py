@@ -51,7 +51,7 @@ def main(name: str, space: Space, *, about: str | None = None, argv: Sequence[st
             common.config,
             lambda trial: space(preset, trial),
             flags.trials,
-            "oracle_gt_known" if flags.oracle_gt_known else "label_only",
+            "oracle_gt_known" if flags.oracle_gt_known else "unboxed",
             flags.early_stopping,
         )
         if common.dry_run:
@@ -78,7 +78,7 @@ def closing(spec: Search, storage: Path) -> str:
     if "complete" not in states:
         return f"trials: {counts or 'none'}"
     best = study.best_trial
-    what = "oracle GT-Known of held-out images" if spec.objective == "oracle_gt_known" else "label-only score"
+    what = "oracle GT-Known of held-out images" if spec.objective == "oracle_gt_known" else "score without boxes"
     values = "\n".join(f"  {k} = {v:.4g}" for k, v in best.params.items())
     run = best.user_attrs["run"]
     return f"trials: {counts}\nbest by {what}: trial {best.number}, {best.value:.2f}\n{values}\n  run: {run}"

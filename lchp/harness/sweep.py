@@ -437,9 +437,9 @@ def _best(plan: Plan) -> str:
 
 
 def headline(summary: dict[str, Any]) -> float | None:
-    """The one figure of a progress display: LCHP-R's GT-Known in center_crop, or its consistency without boxes."""
+    """The one figure of a progress display: LCHP-R's GT-Known in center_crop; without boxes, its score (`unboxed`)."""
     known = summary["results"].get("lchp_r", {}).get("center_crop", {}).get("gt_known")
-    return known if known is not None else (summary.get("consistency") or {}).get("lchp_r")
+    return known if known is not None else summary.get("unboxed", {}).get("center_crop", {}).get("score")
 
 
 def describe(overrides: dict[str, Any]) -> str:

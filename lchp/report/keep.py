@@ -1,21 +1,35 @@
 """A copy of records to publish beside the tables made of them: without what is large, and what is of one machine."""
 
 import hashlib
-import json
+import math
 import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
+from lchp.config import PLACES
 from lchp.errors import RunError
 from lchp.records import read_predictions, summarize
 from lchp.report.collect import DONE, SWEEP, collect
-from lchp.runs import CONFIG, ENVIRONMENT, METRICS, PREDICTIONS, SUMMARY, read_json, write_atomically, write_json
+from lchp.runs import (
+    CONFIG,
+    ENVIRONMENT,
+    METRICS,
+    PREDICTIONS,
+    SUMMARY,
+    read_json,
+    write_atomically,
+    write_json,
+)
+
+_ABSOLUTE = re.compile(r"(?<![\w.:/-])/(?:[\w.@+-]+/)+[\w.@+-]+")
+"""A path from the root, of two parts or more; what follows a name, as in a web address, is none."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +58,19 @@ def keep(storages: Sequence[Path], out: Path) -> Kept:
     out.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        kept: set[str] = set()
+        kept: dict[str, Path] = {}
         for folder in map(Path, records.runs["folder"]):
+            name = folder.name
             try:
-                _keep_run(folder, work / "store" / "stage2" / folder.name, storages)
+                if name in kept and _same(folder, kept[name]):  # one result in two storages
+                    continue
+                while name in kept:  # another run that happens to have the name
+                    name = f"{name}-{len(kept)}"
+                _keep_run(folder, work / "store" / "stage2" / name, storages)
             except RunError as error:
                 problems.append(str(error))
             else:
-                kept.add(folder.name)
+                kept[name] = folder
         if not kept:
             raise RunError("; ".join(["no finished run to keep", *problems]))
         names: dict[str, int] = {}
@@ -67,12 +86,28 @@ def keep(storages: Sequence[Path], out: Path) -> Kept:
     return Kept(len(kept), len(records.sweeps), size, tuple(problems))
 
 
+def _same(folder: Path, other: Path) -> bool:
+    """Whether two run folders hold the same result, wherever their data lay."""
+    configs = [read_json(f / CONFIG) for f in (folder, other)]
+    for config, place in product(configs, PLACES):
+        section, _, name = place.rpartition(".")
+        (config.get(section, {}) if section else config).pop(name, None)
+    return configs[0] == configs[1] and read_json(folder / SUMMARY) == read_json(other / SUMMARY)
+
+
+def _follows(found: Any, computed: Any) -> bool:
+    """Whether figures of a summary are those computed from its predictions, up to another machine's rounding."""
+    if isinstance(computed, Mapping):
+        return isinstance(found, Mapping) and all(_follows(found.get(k), v) for k, v in computed.items())
+    if isinstance(computed, float) and isinstance(found, (int, float)):
+        return math.isclose(found, computed, rel_tol=1e-9, abs_tol=1e-9)
+    return found == computed
+
+
 def _keep_run(folder: Path, to: Path, storages: Sequence[Path]) -> None:
     table, summary = read_predictions(folder), read_json(folder / SUMMARY)
-    if any(summary.get(name) != value for name, value in json.loads(json.dumps(summarize(table))).items()):
+    if not _follows(summary, summarize(table)):
         raise RunError(f"{folder}: {SUMMARY} does not follow from {PREDICTIONS}; left out")
-    if (to / DONE).exists():  # the same result in another storage
-        return
     config, environment = read_json(folder / CONFIG), read_json(folder / ENVIRONMENT)
     places = _places(config, storages)
     if isinstance(environment.get("platform"), str):  # the kernel's build says more of a machine than of a result
@@ -88,7 +123,7 @@ def _keep_run(folder: Path, to: Path, storages: Sequence[Path]) -> None:
         to / PREDICTIONS, lambda file: pq.write_table(table, file, compression="zstd", compression_level=19)
     )
     files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(to.iterdir())}
-    write_json(to / DONE, {"key": folder.name, "files": files})
+    write_json(to / DONE, {"key": to.name, "files": files})
 
 
 def _keep_sweep(folder: Path, to: Path, storage: Path) -> None:
@@ -96,6 +131,10 @@ def _keep_sweep(folder: Path, to: Path, storage: Path) -> None:
     script = Path(record["command"][0])
     if script.is_absolute():
         record["command"][0] = str(Path(*script.parts[-2:]))
+    for job in record["jobs"].values():  # where and by which process it was trained
+        for name in ("node", "pid", "devices"):
+            job.pop(name, None)
+    record.get("options", {}).pop("address", None)
     places = {place for base in record["bases"] for place in _places(base, [storage])}
     write_json(to / SWEEP, _renamed(record, sorted(places, key=len, reverse=True)))
 
@@ -109,11 +148,12 @@ def _places(config: Mapping[str, Any], storages: Sequence[Path]) -> list[str]:
 
 
 def _renamed(value: Any, places: Sequence[str]) -> Any:
-    """Plain values in which every text that names one of the places names its last part instead."""
+    """Plain values in which every text that names one of the places names its last part instead, as does every other
+    absolute path (in an error's text, or a command's argument)."""
     if isinstance(value, str):
         for place in places:
             value = value.replace(place, Path(place).name)
-        return value
+        return _ABSOLUTE.sub(lambda path: Path(path[0]).name, value)
     if isinstance(value, Mapping):
         return {k: _renamed(v, places) for k, v in value.items()}
     return [_renamed(v, places) for v in value] if isinstance(value, list) else value
