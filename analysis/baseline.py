@@ -7,6 +7,7 @@ layout. It computes what lchp computes; the benchmark checks that before it time
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,28 +15,31 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
-from lchp.augment import StrongParameters, imgaug_sequence
+from lchp.augment import StrongParameters
 
 Box = tuple[float, float, float, float]
 
 
-def decode(paths: Sequence[Path], resize: int) -> np.ndarray:
-    """B x R x R x 3 uint8."""
-    pictures = []
-    for path in paths:
-        with Image.open(path) as image:
-            pictures.append(np.array(image.convert("RGB").resize((resize, resize), Image.Resampling.BILINEAR)))
-    return np.stack(pictures)
+class Decoded(Dataset[tuple[Tensor, int]]):
+    """Image files, decoded anew each time, cropped and flipped at random; for a DataLoader's workers."""
 
+    def __init__(self, paths: Sequence[Path], labels: np.ndarray, resize: int, size: int) -> None:
+        self.paths, self.labels, self.resize, self.size = paths, labels, resize, size
 
-def general_views(pixels: np.ndarray, offsets: Tensor, flip: Tensor, size: int) -> Tensor:
-    """Random crops and flips, B x 3 x size x size in [0, 1]."""
-    views = []
-    for picture, (x, y), mirrored in zip(pixels, offsets.tolist(), flip.tolist(), strict=True):
-        view = torch.from_numpy(picture[y : y + size, x : x + size]).permute(2, 0, 1).float() / 255
-        views.append(view.flip(2) if mirrored else view)
-    return torch.stack(views)
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        """An image, 3 x size x size in [0, 1], and its class."""
+        with Image.open(self.paths[i]) as image:
+            picture = image.convert("RGB").resize((self.resize, self.resize), Image.Resampling.BILINEAR)
+        x, y = np.random.randint(0, self.resize - self.size + 1, 2)
+        view = np.asarray(picture)[y : y + self.size, x : x + self.size]
+        if np.random.rand() < 0.5:
+            view = view[:, ::-1]
+        return torch.from_numpy(view.copy()).permute(2, 0, 1).float() / 255, int(self.labels[i])
 
 
 def attention_box(attention: np.ndarray, size: int, delta: float) -> Box | None:
@@ -113,17 +117,30 @@ def crops(images: Tensor, boxes: Tensor) -> Tensor:
     return torch.cat(out)
 
 
-def strong_views(images: Tensor, strong: StrongParameters) -> Tensor:
-    """imgaug on uint8, image by image, on the CPU; black comes in from outside."""
+def strong_views(images: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """S(I_r) and S(b) by imgaug, on uint8 on the CPU; black comes in from outside."""
     import imgaug.augmenters as iaa
+    from imgaug.augmentables.bbs import BoundingBox
 
+    sequence = iaa.Sequential(
+        [
+            iaa.Affine(scale={"x": (0.8, 1.2), "y": (0.8, 1.2)}),
+            iaa.Sometimes(0.5, iaa.CropAndPad(percent=(-0.25, 0.25))),
+            iaa.Fliplr(0.5),
+            iaa.Flipud(0.5),
+        ]
+    )
+    size = images.shape[-1]
     raw = (images.permute(0, 2, 3, 1).cpu().numpy() * 255).round().astype(np.uint8)
-    views = [imgaug_sequence(strong, i, iaa).augment_image(picture) for i, picture in enumerate(raw)]
-    return torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).float().div(255).to(images.device)
+    made: Any = sequence(images=raw, bounding_boxes=[[BoundingBox(*b)] for b in (boxes * size).tolist()])
+    views, found = made
+    target = torch.tensor([[b[0].x1, b[0].y1, b[0].x2, b[0].y2] for b in found]) / size
+    view = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).float().div(255)
+    return view.to(images.device), target.to(images.device, torch.float32)
 
 
 def strong_box(box: Sequence[float], strong: StrongParameters, i: int) -> Box:
-    """S(b) of image i in fractions of the view, operation by operation; not clipped."""
+    """S(b) of image i under draws of lchp's, in fractions of the view, operation by operation; not clipped."""
     (x1, y1, x2, y2), scale = box, strong.scale[i].tolist()
     x1, x2 = ((v - 0.5) * scale[0] + 0.5 for v in (x1, x2))
     y1, y2 = ((v - 0.5) * scale[1] + 0.5 for v in (y1, y2))
@@ -143,7 +160,6 @@ def refinement_step(
     localizer: nn.Module,
     optimizer: torch.optim.Optimizer,
     images: Tensor,
-    strong: StrongParameters,
     tau: float,
 ) -> Tensor:
     """One iteration of stage 2, with the localizer's own labels; the loss."""
@@ -153,9 +169,9 @@ def refinement_step(
         localizer.train()
         b = torch.cat([torch.minimum(raw[:, :2], raw[:, 2:]), torch.maximum(raw[:, :2], raw[:, 2:])], 1).clamp(0, 1)
         confidence = classifier(crops(images, b)).logits.softmax(1).amax(1)
-        target = torch.tensor([strong_box(box, strong, i) for i, box in enumerate(b.tolist())]).clamp(0, 1).to(b)
+        view, target = strong_views(images, b)
+        target = target.clamp(0, 1)
         visible = ((target[:, 2:] - target[:, :2]) > 0).all(1)
-        view = strong_views(images, strong)
     error = ((localizer(view) - target) ** 2).sum(1)
     loss = ((confidence > tau) & visible).float().mul(error).mean()
     optimizer.zero_grad()

@@ -67,6 +67,6 @@ def test_the_benchmark_measures_both_sides(
     assert set(found["network_share"]) == {"stage1", "stage2"}
     assert all(0 < share < 1.5 for share in found["network_share"].values())
     text = capsys.readouterr().out
-    assert "boxes and strong boxes agree" in text
+    assert "boxes of attention agree" in text
     assert "the networks' own passes are" in text
     assert script.main([*small, "--repeats", "0"]) == 2
