@@ -54,10 +54,10 @@ def attention_box(attention: np.ndarray, size: int, delta: float) -> Box | None:
     return min(left), min(top), max(right), max(bottom)
 
 
-def attention_boxes(attention: Tensor, size: int, delta: float) -> list[Box]:
-    """As `attention_box`, for B x h x w; the whole view where there is none."""
-    whole = (0, 0, size, size)
-    return [attention_box(a, size, delta) or whole for a in attention.float().cpu().numpy()]
+def attention_boxes(attention: Tensor, size: int, delta: float, otherwise: Sequence[Box] | None = None) -> list[Box]:
+    """As `attention_box`, for B x h x w; where there is none, the box of `otherwise`, or the whole view."""
+    found = [attention_box(a, size, delta) for a in attention.float().cpu().numpy()]
+    return [box or (otherwise[i] if otherwise else (0, 0, size, size)) for i, box in enumerate(found)]
 
 
 def pseudo_boxes(teacher: nn.Module, images: Tensor, source: str, delta: float, fill: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,7 +68,7 @@ def pseudo_boxes(teacher: nn.Module, images: Tensor, source: str, delta: float, 
         masked = images.clone()
         for image, (x1, y1, x2, y2) in zip(masked, first, strict=True):
             image[:, int(y1) : int(y2), int(x1) : int(x2)] = fill.view(3, 1, 1).to(image)
-        second = attention_boxes(teacher(masked).attention(source), size, delta)
+        second = attention_boxes(teacher(masked).attention(source), size, delta, first)
     merged = [
         (min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3])) for a, b in zip(first, second, strict=True)
     ]
@@ -119,9 +119,10 @@ def crops(images: Tensor, boxes: Tensor) -> Tensor:
 
 def strong_views(images: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
     """S(I_r) and S(b) by imgaug, on uint8 on the CPU; black comes in from outside."""
-    import imgaug.augmenters as iaa
+    from imgaug import augmenters
     from imgaug.augmentables.bbs import BoundingBox
 
+    iaa: Any = augmenters  # its annotations take whole numbers alone
     sequence = iaa.Sequential(
         [
             iaa.Affine(scale={"x": (0.8, 1.2), "y": (0.8, 1.2)}),
@@ -132,8 +133,7 @@ def strong_views(images: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
     )
     size = images.shape[-1]
     raw = (images.permute(0, 2, 3, 1).cpu().numpy() * 255).round().astype(np.uint8)
-    made: Any = sequence(images=raw, bounding_boxes=[[BoundingBox(*b)] for b in (boxes * size).tolist()])
-    views, found = made
+    views, found = sequence(images=raw, bounding_boxes=[[BoundingBox(*b)] for b in (boxes * size).tolist()])
     target = torch.tensor([[b[0].x1, b[0].y1, b[0].x2, b[0].y2] for b in found]) / size
     view = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).float().div(255)
     return view.to(images.device), target.to(images.device, torch.float32)

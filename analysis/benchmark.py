@@ -125,7 +125,8 @@ def draw_jpegs(folder: Path, count: int, classes: int) -> Split:
         picture = cv2.resize(coarse, (500, 375), interpolation=cv2.INTER_CUBIC).astype(np.int16)
         picture += rng.integers(-12, 13, picture.shape, dtype=np.int16)
         paths.append(folder / f"{n:05d}.jpg")
-        Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(paths[-1], quality=90)
+        if not paths[-1].exists():  # drawn for several processes once
+            Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(paths[-1], quality=90)
     return Split(tuple(p.stem for p in paths), np.arange(count) % classes, tuple(paths))
 
 

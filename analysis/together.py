@@ -54,10 +54,13 @@ def side_by_side(flags: Flags, n: int, folder: Path) -> float:
         context.Process(target=_train, args=(own, folder, flags.seconds, barrier, results), daemon=True)
         for _ in range(n)
     ]
+    benchmark.open_bench(own, folder)  # draws the images and fills the cache, for all of them
     for worker in workers:
         worker.start()
-    for worker in workers:
-        worker.join()
+    while any(worker.is_alive() for worker in workers):
+        if any(worker.exitcode for worker in workers):
+            barrier.abort()
+        time.sleep(0.1)
     if any(worker.exitcode for worker in workers):
         raise ConfigError(f"--at-once {n}: a process died; does its memory suffice?")
     return sum(results.get() for _ in workers)
@@ -68,7 +71,8 @@ def _train(flags: benchmark.Flags, folder: Path, seconds: float, barrier: Any, r
     step = benchmark.ours_stage2(bench, bench.networks())
     for n in range(3):
         step(*bench.views(n))
-    barrier.wait()
+    benchmark.wait(bench.device)
+    barrier.wait(timeout=600)  # one that died before it breaks it for the others
     steps, begin = 0, time.perf_counter()
     while time.perf_counter() - begin < seconds:
         step(*bench.views(steps))
