@@ -8,7 +8,7 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,11 @@ from lchp.runs import write_atomically
 log = logging.getLogger(__name__)
 
 Metrics = dict[str, Any]
+
+_LOOK_EVERY = 100
+"""Steps between two looks at the losses."""
+_NAMED = 8
+"""Images that a message names."""
 
 
 class DivergedError(LchpError):
@@ -46,7 +51,7 @@ class Stage:
 
     batches(epoch, generator) yields what step takes; step(batch, epoch) trains on it and returns scalars, still on the
     device: each is averaged over the epoch. `size` = images per epoch, for the progress bar. evaluate() measures after
-    every epoch what is to be recorded with it.
+    every epoch what is to be recorded with it. images(epoch, step): the ids of a step's images, for messages.
     """
 
     name: str
@@ -58,6 +63,7 @@ class Stage:
     batches: Callable[[int, torch.Generator], Iterable[Any]]
     step: Callable[[Any, int], dict[str, Tensor]]
     count: Callable[[Any], int] = len
+    images: Callable[[int, int], Sequence[str]] | None = None
     describe: Callable[[Metrics], str] = str
     evaluate: Callable[[], dict[str, float]] = dict
 
@@ -93,13 +99,22 @@ def fit(
 
     record: gets the metrics just before the checkpoint is written, so that no finished epoch lacks them after a crash.
     identity: hash of what the result depends on; a checkpoint of another identity is refused with RunError.
-    Raises DivergedError when a loss is not finite at the end of an epoch; the checkpoint of the epoch before remains.
+    Raises DivergedError when a loss is not finite, within 100 steps and with the ids of the first such batch (with
+    several workers, at the end of the epoch and without); the checkpoint of the epoch before remains. MemoryError of a
+    GPU becomes a RunError that says what to lower.
     """
     # one worker looks for all: on a shared disk they might see different epochs, and wait for each other for ever
     there = resume and distributed.from_first(checkpoint.exists)
     start = restore(stage, checkpoint, identity) if there else 0
     for epoch in range(start, stage.epochs):
-        metrics = _run_epoch(stage, epoch, seed, show_progress)
+        try:
+            metrics = _run_epoch(stage, epoch, seed, show_progress)
+        except torch.OutOfMemoryError as error:
+            reason = str(error).splitlines()[0][:160]
+            raise RunError(
+                f"{stage.name}, epoch {epoch + 1}: the GPU's memory ran out ({reason}); start anew with a lower "
+                "--data.batch-size or --data.image-size, or with --precision bf16"
+            ) from None
         bad = [k for k, v in metrics.items() if isinstance(v, float) and not math.isfinite(v)]
         if bad:
             raise DivergedError(
@@ -128,17 +143,23 @@ def _run_epoch(stage: Stage, epoch: int, seed: int, show_progress: bool) -> Metr
     torch.manual_seed(epoch_seed(seed, stage.name, epoch) + distributed.rank())
     sums: dict[str, Tensor] = {}
     rates = {f"lr_{k}": o.param_groups[0]["lr"] for k, o in stage.optimizers.items()}
-    steps, begin = 0, time.perf_counter()
+    steps, begin, recent = 0, time.perf_counter(), list[Tensor]()
     title = f"{stage.name} {epoch + 1}/{stage.epochs}"
     with tqdm(total=stage.size, desc=title, unit="img", leave=False, disable=None if show_progress else True) as bar:
         for batch in stage.batches(epoch, generator):
-            for name, value in stage.step(batch, epoch).items():
+            values = stage.step(batch, epoch)
+            for name, value in values.items():
                 sums[name] = sums[name] + value if name in sums else value
+            recent.append(values["loss"])
+            if len(recent) == _LOOK_EVERY:
+                _refuse_infinite(stage, epoch, steps, recent)
+                recent = []
             for schedule in stage.schedules.values():
                 if schedule.per_step:
                     schedule.scheduler.step()
             steps += 1
             bar.update(stage.count(batch) * distributed.size())
+    _refuse_infinite(stage, epoch, steps - 1, recent)
     for schedule in stage.schedules.values():
         if not schedule.per_step:
             schedule.scheduler.step()
@@ -154,6 +175,25 @@ def _run_epoch(stage: Stage, epoch: int, seed: int, show_progress: bool) -> Metr
         "seconds": round(seconds, 3),
         "images_per_second": round(stage.size / seconds, 2),
     }
+
+
+def _refuse_infinite(stage: Stage, epoch: int, last: int, losses: list[Tensor]) -> None:
+    """Raises DivergedError where one of the losses up to step `last` is not finite. Alone: workers that do not all see
+    it would wait for each other."""
+    if not losses or distributed.size() > 1:
+        return
+    values = torch.stack(losses).tolist()  # waits for the device: once in so many steps
+    bad = next((i for i, value in enumerate(values) if not math.isfinite(value)), None)
+    if bad is None:
+        return
+    step = last - len(losses) + 1 + bad
+    ids = list(stage.images(epoch, step)) if stage.images is not None else []
+    named = f"; images of that batch: {', '.join(ids[:_NAMED])}" if ids else ""
+    more = f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else ""
+    raise DivergedError(
+        f"{stage.name}, epoch {epoch + 1}: loss is {values[bad]} at step {step + 1}; training diverged, lower the "
+        f"learning rate{named}{more}"
+    )
 
 
 def save(stage: Stage, path: Path, identity: str, epoch: int) -> None:

@@ -249,6 +249,7 @@ def initialize(nets: Networks, context: Context, checkpoint: Path, **options: An
             lambda _epoch, generator: _general_batches(context, generator),
             step,
             count=lambda batch: len(batch[0]),
+            images=lambda epoch, step: _images_of(context, INITIALIZATION, epoch, step),
             describe=lambda m: (
                 f"stage 1 epoch {m['epoch']}/{m['epochs']}  L_cls {m['l_cls']:.4f}  L_reg {m['l_reg']:.5f}  "
                 f"train top-1 {m['top1']:.1f} %  pseudo box area {m['pseudo_area']:.1f} %  "
@@ -308,6 +309,7 @@ def refine(nets: Networks, context: Context, checkpoint: Path, **options: Any) -
         lambda _epoch, generator: _strong_batches(context, generator),
         step,
         count=lambda batch: len(batch[0]),
+        images=lambda epoch, step: _images_of(context, REFINEMENT, epoch, step),
         evaluate=evaluate,
         describe=lambda m: (
             f"stage 2 epoch {m['epoch']}/{m['epochs']}  L_refine {m['loss']:.5f}  kept {m['kept']:.1f} %  "
@@ -389,6 +391,12 @@ def _load_initialization(nets: Networks, path: Path, context: Context) -> None:
 
 def _order(context: Context, generator: torch.Generator) -> list[list[int]]:
     return shuffled(len(context.images), context.config.data.batch_size, generator)
+
+
+def _images_of(context: Context, stage: str, epoch: int, step: int) -> list[str]:
+    """Ids of the images of a step: an epoch's order is the first that its generator draws."""
+    order = _order(context, torch.Generator().manual_seed(epoch_seed(context.config.seed, stage, epoch)))
+    return [context.images.split.image_ids[i] for i in order[step]]
 
 
 def _general_batches(context: Context, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor, None]]:

@@ -3,6 +3,7 @@
 import math
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,40 @@ def test_divergence_is_said_and_keeps_the_checkpoint_before(tmp_path: Path) -> N
     with pytest.raises(DivergedError, match=r"line, epoch 2: loss is (inf|nan)"):
         run(stage(2, blow_up=True)[0], path, resume=True)
     assert path.read_bytes() == before
+
+
+def test_divergence_names_the_step_and_its_images(tmp_path: Path) -> None:
+    losses = [1.0] * 130 + [math.inf, math.nan] + [1.0] * 500
+    seen: list[int] = []
+
+    def step(batch: int, _: int) -> dict[str, torch.Tensor]:
+        seen.append(batch)
+        return {"loss": torch.tensor(losses[batch])}
+
+    stage_ = replace(
+        stage(1)[0],
+        batches=lambda _epoch, _generator: range(len(losses)),
+        count=lambda _: 1,
+        step=step,
+        images=lambda epoch, n: [f"image {epoch}.{n}.{k}" for k in range(10)],
+    )
+    with pytest.raises(DivergedError) as error:
+        run(stage_, tmp_path / "c.pt")
+    assert "epoch 1: loss is inf at step 131; training diverged" in str(error.value)
+    assert "image 0.130.0, image 0.130.1" in str(error.value)
+    assert str(error.value).endswith("image 0.130.7 and 2 more")
+    assert len(seen) == 200  # not the whole epoch
+
+
+def test_a_full_gpu_is_said_in_one_line(tmp_path: Path) -> None:
+    def step(*_: object) -> dict[str, torch.Tensor]:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore lines")
+
+    with pytest.raises(
+        RunError, match=r"line, epoch 1: the GPU's memory ran out .*2.00 GiB.*--data.batch-size"
+    ) as error:
+        run(replace(stage(1)[0], step=step), tmp_path / "c.pt")
+    assert "\n" not in str(error.value)
 
 
 def one_line(path: Path, identity: str | None = "mine") -> str:

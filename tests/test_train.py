@@ -14,9 +14,10 @@ from lchp import runs
 from lchp.config import ConfigError, TrainConfig, field_types, override
 from lchp.context import open_context
 from lchp.errors import DataError, RunError
+from lchp.loop import DivergedError, epoch_seed
 from lchp.measure import known_kept
 from lchp.records import read_predictions, summarize
-from lchp.train import Result, build, settle_statistics, train
+from lchp.train import Result, _order, build, settle_statistics, train
 
 STOP_AFTER = [("initialization", 1), ("initialization", 2), ("refinement", 1), ("refinement", 2)]
 
@@ -326,3 +327,17 @@ def test_compiled_networks_train_the_same(
     run = train(override(small_config(root), {"compile": True}), output=tmp_path / "run").run
     assert compiled == ["Classifier", "Classifier", "Localizer"]
     assert_same_run(run, straight.run)
+
+
+def test_a_diverged_training_names_the_images_of_its_batch(root: Path, tmp_path: Path) -> None:
+    config = override(small_config(root), {"initialization.localizer_lr": 1e12})
+    with pytest.raises(DivergedError) as error:
+        train(config, output=tmp_path / "run")
+    named = re.search(r"at step (\d+); .*; images of that batch: (.*)$", str(error.value))
+    assert named, error.value
+    context = open_context(config, show_progress=False)
+    generator = torch.Generator().manual_seed(epoch_seed(config.seed, "initialization", 0))
+    step = int(named[1]) - 1
+    batch = [context.images.split.labels[i] for i in _order(context, generator)[step]]
+    known = dict(zip(context.images.split.image_ids, context.images.split.labels, strict=True))
+    assert [known[i] for i in named[2].split(", ")] == batch
