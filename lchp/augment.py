@@ -89,7 +89,7 @@ def sample_strong(n: int, config: RefinementConfig, generator: torch.Generator) 
 def warp(images: Tensor, axis_map: AxisMap, fill: Tensor | None = None, backend: str = "auto") -> Tensor:
     """Images (B x 3 x H x W) under the map, bilinear; what comes from outside is `fill` (3 values), or without it the
     nearest pixel of the image. backend: `tensor` (grid_sample, where the images are), `opencv` (on the CPU; it rounds
-    positions to 1/32 px and takes a third of the time there); any other name is the faster of the two for the images.
+    positions to 1/32 px, and is the faster one there); any other name is the faster of the two for the images.
     """
     if backend == "opencv" or (backend != "tensor" and images.device.type == "cpu"):
         return _warp_opencv(images, axis_map, fill)

@@ -187,8 +187,8 @@ class TrainConfig:
     threads: int = 0
     """CPU threads of torch; 0 leaves torch's choice (or OMP_NUM_THREADS)."""
     compile: bool = False
-    """Run the networks through torch.compile: a minute or more of warm-up per network, for GPUs (on a CPU it gains
-    nothing; analysis/benchmark.py --compile measures it)."""
+    """Run the networks through torch.compile: a minute or more of warm-up per network; analysis/benchmark.py --compile
+    measures what it gains on a device."""
     tensorboard: bool = False
     """Also write TensorBoard scalars and sample pictures with boxes into the run folder."""
 

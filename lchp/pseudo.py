@@ -35,7 +35,6 @@ def enclosing_boxes(mask: Tensor) -> tuple[Tensor, Tensor]:
     x2 y2 are exclusive: the far edge of the last pixel. All pixels count, not the largest component. Without
     foreground the box is the whole view.
     """
-
     return _ends(mask.any(1), mask.any(2))
 
 
