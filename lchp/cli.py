@@ -1,4 +1,4 @@
-"""The command line: lchp train | evaluate | predict | export | data."""
+"""The command line: lchp train | evaluate | score | predict | export | data."""
 
 import argparse
 import contextlib
@@ -16,8 +16,9 @@ from typing import Annotated, Any, Literal, get_type_hints
 import tyro
 
 from lchp import __version__
-from lchp.config import PRESETS, TrainConfig, field_types, preset, suggest
+from lchp.config import PRESETS, TrainConfig, allowed, field_types, override, preset, suggest
 from lchp.errors import ConfigError, LchpError
+from lchp.interrupt import Interrupted, on_signals
 
 INTERRUPTED = 130
 
@@ -32,7 +33,7 @@ class Train:
     output: Path | None = None
     """Run folder; runs/DATA-seedN-TIME by default."""
     resume: bool = False
-    """Go on after the last finished epoch in --output."""
+    """Go on from the newest checkpoint in --output."""
     stage: Literal["both", "init", "refine"] = "both"
     """Both stages, stage 1 alone, or stage 2 alone from a run folder that holds stage 1."""
     source: Annotated[Path | None, tyro.conf.arg(name="from", metavar="DIR")] = None
@@ -43,14 +44,16 @@ class Train:
         from lchp.records import summary_table
         from lchp.train import train
 
-        result = train(
-            self.config,
-            output=self.output,
-            stage=self.stage,
-            source=self.source,
-            resume=self.resume,
-            show_progress=True,
-        )
+        with on_signals() as stop:
+            result = train(
+                self.config,
+                output=self.output,
+                stage=self.stage,
+                source=self.source,
+                resume=self.resume,
+                show_progress=True,
+                stop=stop,
+            )
         print(f"\n{summary_table(result.summary)}\n\nrun folder: {result.run}")
         return 0
 
@@ -92,6 +95,93 @@ class Evaluate:
         elif not self.json:
             print("\nsummary.json says the same")
         return 1 if different else 0
+
+
+@dataclass
+class Score:
+    """Score anybody's results: score maps by the protocol of wsolevaluation, or boxes.
+
+    Score maps: DIR/<image id>.npy (val2/0/1.jpeg is DIR/val2/0/1.jpeg.npy), 224 x 224 floats in [0, 1]; maps of another
+    size are resized (bicubic) and scaled by their least and largest value, and counted.
+    Boxes: one row per image with the columns image_id, x1, y1, x2, y2 (px of the original image, exclusive x2 y2) and,
+    for Top-1 and Top-5 Loc, the classes top1 to top5. The output of lchp predict --format csv serves as it is.
+    """
+
+    scoremaps: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder of score maps."""
+    boxes: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Box predictions, .csv or .parquet."""
+    metadata: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """The folder metadata of wsolevaluation, with DATASET/SPLIT/image_ids.txt and so on."""
+    dataset: Literal["CUB", "ILSVRC", "OpenImages"] | None = None
+    """Data set in --metadata. OpenImages has masks: PxAP instead of MaxBoxAcc."""
+    split: Literal["train", "val", "test"] = "test"
+    """val is train-fullsup, on which a threshold may be chosen."""
+    annotations: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Ground truth for --boxes, in place of --metadata: .csv or .parquet, a row per box; image_id, x1 to y2, label."""
+    masks: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder of OpenImages' masks (dataset/OpenImages in wsolevaluation)."""
+    multi_contour: bool = False
+    """The best box of all contours counts, instead of that of the largest (MaxBoxAccV2)."""
+    interval: float = 0.001
+    """Step between thresholds (between bins of PxAP)."""
+    threshold: float | None = None
+    """Also the accuracy at this threshold, a share of each map's maximum."""
+    json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Write the result as JSON, too."""
+
+    def run(self) -> int:
+        """Carries the command out; the exit status."""
+        from lchp.runs import write_json
+
+        result = self._score()
+        for warning in result.warnings():
+            print(f"lchp: {warning}", file=sys.stderr)
+        print(result.text())
+        if self.json is not None:
+            write_json(self.json, result.record())
+        return 0
+
+    def _score(self) -> Any:
+        from lchp.scoring import score_boxes, score_maps, score_masks
+
+        if (self.scoremaps is None) == (self.boxes is None):
+            raise ConfigError("lchp score needs --scoremaps DIR or --boxes FILE, one of them")
+        if self.boxes is not None:
+            self._refuse("--boxes", "masks", "multi_contour", "threshold")
+            if (self.annotations is None) == (self.metadata is None):
+                raise ConfigError("--boxes needs --annotations FILE, or --metadata DIR with --dataset NAME")
+            return score_boxes(self.boxes, self.annotations or self._folder())
+        assert self.scoremaps is not None
+        if self.dataset == "OpenImages":
+            self._refuse("--dataset OpenImages, which has masks", "annotations", "multi_contour", "threshold")
+            if self.masks is None:
+                raise ConfigError("--dataset OpenImages needs --masks DIR")
+            return score_masks(self.scoremaps, self._folder(), self.masks, interval=self.interval, show_progress=True)
+        self._refuse("--scoremaps", "annotations")
+        self._refuse("a data set with boxes", "masks")
+        return score_maps(
+            self.scoremaps,
+            self._folder(),
+            multi_contour=self.multi_contour,
+            interval=self.interval,
+            threshold=self.threshold,
+            show_progress=True,
+        )
+
+    def _refuse(self, what: str, *names: str) -> None:
+        for name in names:
+            if getattr(self, name) not in (None, False):
+                raise ConfigError(f"--{name.replace('_', '-')} does not go with {what}")
+
+    def _folder(self) -> Path:
+        """The split's folder in --metadata."""
+        if self.metadata is None or self.dataset is None:
+            raise ConfigError("--metadata DIR and --dataset NAME say where the ground truth is; both are needed")
+        folder = self.metadata / self.dataset / self.split
+        if not folder.is_dir():
+            raise ConfigError(f"metadata = {str(self.metadata)!r}: no folder {self.dataset}/{self.split} in it")
+        return folder
 
 
 @dataclass
@@ -188,7 +278,7 @@ class Export:
 class DataCheck:
     """Report a data set's counts, and everything that is wrong with it by file and line."""
 
-    name: tyro.conf.Positional[Literal["parts", "cub", "tiny_imagenet", "imagenet", "folder"]]
+    name: tyro.conf.Positional[Literal["parts", "cub", "tiny_imagenet", "imagenet", "folder", "wsol", "wsol_fullsup"]]
     root: tyro.conf.Positional[Path | None] = None
     """Folder that holds the data set."""
     workers: int = 0
@@ -196,12 +286,14 @@ class DataCheck:
 
     def run(self) -> int:
         """Carries the command out; the exit status."""
-        from lchp.config import DataConfig
         from lchp.data import DATASETS
         from lchp.data.check import check, summary
 
-        dataset = DATASETS[self.name](DataConfig(name=self.name, root=None if self.root is None else str(self.root)))
-        problems = check(dataset, workers=self.workers)
+        root = None if self.root is None else str(self.root)
+        values = {"data.name": self.name, "data.root": root, "data.workers": self.workers}
+        config = override(preset("parts") if self.name == "parts" else TrainConfig(), values).data
+        dataset = DATASETS[self.name](config)
+        problems = check(dataset, workers=config.workers)
         print(summary(dataset))
         for problem in problems:
             print(problem)
@@ -231,6 +323,7 @@ class DataDownload:
 COMMANDS: dict[str, type[Any]] = {
     "train": Train,
     "evaluate": Evaluate,
+    "score": Score,
     "predict": Predict,
     "export": Export,
     "data check": DataCheck,
@@ -242,23 +335,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit status: 0, 1 for a fault found, or as `guarded` says."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(format="%(message)s", level=logging.INFO)
-    kept = "; finished epochs, if any, are kept: go on with the same command, --output and --resume"
+    kept = "; what was trained is kept: go on with the same command, --output and --resume"
     stopped = f"lchp: stopped{kept if arguments[:1] == ['train'] else ''}"
     return guarded(lambda: _dispatch(arguments), stopped, error="lchp: error")
 
 
 def guarded(body: Callable[[], int], stopped: str = "stopped", *, error: str = "error") -> int:
     """The exit status of `body`, whose faults become one line each: 2 for a user's mistake and for a file that cannot
-    be written, 130 for Ctrl-C (which prints `stopped`), 1 where nobody reads standard output any more."""
+    be written, 130 for Ctrl-C and 143 for SIGTERM (which print `stopped`), 1 where nobody reads standard output any
+    more."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)  # unless the program has said otherwise
     try:
-        return body()
+        with on_signals():
+            return body()
     except LchpError as fault:
         print(f"{error}: {fault}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print(f"\n{stopped}", file=sys.stderr)
-        return INTERRUPTED
+        return stop.status if isinstance(stop, Interrupted) else INTERRUPTED
     except BrokenPipeError:  # whoever read standard output has enough (lchp predict ... | head)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else flushing at exit fails once more
         return 1
@@ -312,10 +407,23 @@ def parse(command: Callable[..., Any], arguments: list[str], program: str, defau
         if stop.code in (0, None):  # --help
             print(printed.getvalue(), end="")
             raise
-        raise ConfigError(_one_line(printed.getvalue()) + f"; {program} --help lists the options") from None
+        raise ConfigError(_explained(_one_line(printed.getvalue()), program)) from None
     if unknown:
-        raise ConfigError(f"{unknown[0]}: no such option of {program}{suggest(unknown[0], _flags(command))}")
+        first = unknown[0]
+        after = arguments[: arguments.index(first)][-1:] if first in arguments else []
+        if after and after[0].startswith("-") and not first.startswith("-"):
+            raise ConfigError(f"{first}: not expected after {after[0]}; {program} --help says what that takes")
+        raise ConfigError(f"{first}: no such option of {program}{suggest(first, _flags(command))}")
     return value
+
+
+def _explained(fault: str, program: str) -> str:
+    """tyro's message, and what the option that it names takes."""
+    named = re.search(r"--([\w.-]+[\w])", fault)
+    name = named[1].replace("-", "_") if named else ""
+    if name in field_types():
+        return f"{fault.rstrip('.')}; {name} takes {allowed(name)}"
+    return f"{fault}; {program} --help lists the options"
 
 
 def _flags(command: Any) -> list[str]:

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from lchp.config import TrainConfig
-from lchp.data import DataSet, fingerprint, load
-from lchp.data.images import Images, open_images
+from lchp.data import DataSet, fingerprint, read
+from lchp.data.images import Images, open_dataset
 from lchp.devices import autocast, describe, prepare, resolve_device, resolve_precision
 from lchp.errors import ConfigError
 
@@ -48,19 +48,13 @@ def open_context(config: TrainConfig, show_progress: bool) -> Context:
     """Device, data and images of a config. Raises an LchpError for what is not there."""
     device = resolve_device(config.device)
     prepare(config, device)
-    dataset = load(config.data)
-    images = open_images(dataset.train, config.data, show_progress=show_progress)
+    dataset, images, test = open_dataset(read(config.data), config.data, show_progress=show_progress)
     held_out = None
     if config.data.validation:
         chosen = held_out_images(images.split.image_ids, config.data.validation, config.seed)
         held_out, images = images.select(np.flatnonzero(chosen)), images.select(np.flatnonzero(~chosen))
     precision = resolve_precision(config.precision, device)
-    # opened now, sizes and all, so that a bad test image stops the run before hours of training and not after
-    test = open_images(dataset.test, config.data, show_progress=show_progress)
-    if test.split.boxes is not None:
-        test.sizes()
-    dropped = [*dataset.problems, *images.problems, *test.problems]
-    if dropped:
+    if dropped := dataset.problems:
         log.warning("dropped %d faulty records (environment.json lists them), first %s", len(dropped), dropped[0])
     return Context(config, dataset, images, device, precision, show_progress, test, held_out)
 
@@ -91,7 +85,7 @@ def describe_environment(context: Context) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "data_fingerprint": fingerprint(context.dataset),
         "class_names": list(context.dataset.class_names),
-        "skipped": [str(p) for p in (*context.dataset.problems, *context.images.problems, *context.test.problems)],
+        "skipped": [str(problem) for problem in context.dataset.problems],
     }
 
 

@@ -7,24 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from layouts import annotation, make_cub, make_imagenet, make_tiny, picture, write
 from PIL import Image
 
-from lchp.data import cub, fingerprint, folder, imagenet, tiny_imagenet, training_fingerprint
+from lchp.config import DataConfig
+from lchp.data import cub, fingerprint, folder, imagenet, load, tiny_imagenet, training_fingerprint
 from lchp.data.base import DataSet, Split
 from lchp.data.check import check, summary
 from lchp.errors import DataError
-
-
-def picture(path: Path, width: int = 64, height: int = 64) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (width, height), (200, 100, 50)).save(path)
-    return path
-
-
-def write(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    return path
 
 
 def replace(path: Path, old: str, new: str) -> None:
@@ -147,17 +137,7 @@ def test_ilsvrc10_in_torchvisions_layout(ilsvrc10_root: Path, tmp_path: Path) ->
 
 @pytest.fixture
 def small_cub(tmp_path: Path) -> Path:
-    """Images 2, 4, 6, 8 of the classes 5 (odd halves) and 10, one training and one test image each."""
-    root = tmp_path / "CUB_200_2011"
-    rows = [(2, 5, 1), (4, 5, 0), (6, 10, 1), (8, 10, 0)]
-    for image_id, class_id, _ in rows:
-        picture(root / "images" / f"{class_id:03}.A bird" / f"im {image_id}.jpg")
-    write(root / "images.txt", "".join(f"{i} {c:03}.A bird/im {i}.jpg\n" for i, c, _ in rows))
-    write(root / "image_class_labels.txt", "".join(f"{i} {c}\n" for i, c, _ in rows))
-    write(root / "train_test_split.txt", "".join(f"{i} {t}\n" for i, _, t in rows))
-    write(root / "bounding_boxes.txt", "".join(f"{i} 1.5 2 30 {i}\n" for i, _, _ in rows))
-    write(root / "classes.txt", "10 010.A bird\n5 005.A bird\n")
-    return root
+    return make_cub(tmp_path / "CUB_200_2011")
 
 
 def test_cub_remaps_ids_with_gaps(small_cub: Path) -> None:
@@ -252,18 +232,7 @@ def test_cub_training_box_decides_nothing(small_cub: Path, new: str) -> None:
 
 @pytest.fixture
 def small_tiny(tmp_path: Path) -> Path:
-    root = tmp_path / "tiny-imagenet-200"
-    write(root / "wnids.txt", "n2\nn1\nn3\n")
-    write(root / "words.txt", "n1\tcrane\nn2\tcrane\nn9\tother\n")
-    lines = []
-    for wnid in ("n1", "n2"):
-        for i in range(2):
-            picture(root / "train" / wnid / "images" / f"{wnid}_{i}.JPEG")
-            picture(root / "val" / "images" / f"val {wnid}{i}.JPEG")
-            lines.append(f"val {wnid}{i}.JPEG\t{wnid}\t0\t{i}\t63\t63\n")
-        write(root / "train" / wnid / f"{wnid}_boxes.txt", f"{wnid}_0.JPEG\t5\t6\t5\t63\n{wnid}_1.JPEG\t0\t0\t63\t63\n")
-    write(root / "val" / "val_annotations.txt", "".join(lines))
-    return root
+    return make_tiny(tmp_path / "tiny-imagenet-200")
 
 
 def test_tiny_order_names_and_boxes(small_tiny: Path) -> None:
@@ -345,29 +314,9 @@ def test_tiny_training_box_decides_nothing(small_tiny: Path, new: str | None) ->
 # --- ImageNet, made up
 
 
-def annotation(objects: list[tuple[str, int, int, int, int]], width: int = 64, height: int = 64) -> str:
-    items = "".join(
-        f"<object><name>{n}</name><bndbox><xmin>{a}</xmin><ymin>{b}</ymin><xmax>{c}</xmax><ymax>{d}</ymax></bndbox></object>"
-        for n, a, b, c, d in objects
-    )
-    return f"<annotation><size><width>{width}</width><height>{height}</height></size>{items}</annotation>"
-
-
 @pytest.fixture
 def small_imagenet(tmp_path: Path) -> Path:
-    """As Kaggle packs it: the lists lie beside ILSVRC/."""
-    images = tmp_path / "ILSVRC" / "Data" / "CLS-LOC"
-    boxes = tmp_path / "ILSVRC" / "Annotations" / "CLS-LOC" / "val"
-    lines = ["ImageId,PredictionString"]
-    for wnid in ("n1", "n2"):
-        picture(images / "train" / wnid / f"{wnid}_1.JPEG")
-        picture(images / "val" / f"val_{wnid}.JPEG")
-        write(boxes / f"val_{wnid}.xml", annotation([(wnid, 0, 1, 63, 62), (wnid, 10, 10, 64, 20)]))
-        lines.append(f"val_{wnid},{wnid} 0 1 63 62 {wnid} 10 10 64 20 ")
-    lines.append("val_other,n999 1 2 3 4 ")  # of a class that this copy lacks
-    write(tmp_path / "LOC_val_solution.csv", "\n".join(lines) + "\n")
-    write(tmp_path / "LOC_synset_mapping.txt", "n1 crane\nn2 crane\nn999 other\n")
-    return tmp_path
+    return make_imagenet(tmp_path)
 
 
 def xml_of(root: Path, wnid: str = "n1") -> Path:
@@ -618,8 +567,14 @@ def test_layouts_that_lack_a_part(small_cub: Path, tmp_path: Path) -> None:
 
 def test_nothing_usable_is_one_line(small_cub: Path) -> None:
     write(small_cub / "bounding_boxes.txt", "")
-    with pytest.raises(DataError, match=r"no usable test image; first of 4 problems: .*bounding_boxes\.txt: image 2"):
-        cub.load(small_cub)
+    config = DataConfig(name="cub", root=str(small_cub))
+    with pytest.raises(DataError, match=r"5 problems in the data"):
+        load(config)
+    match = r"2 training and 0 test images; .* first of 5 problems: .*bounding_boxes\.txt: image 2: no line"
+    with pytest.raises(DataError, match=match) as error:
+        load(replace_fields(config, skip_bad=True))
+    assert "\n" not in str(error.value)
+    assert "test:              0 images, no boxes" in summary(cub.load(small_cub))
 
 
 # --- check

@@ -307,6 +307,45 @@ def test_size_limits(site: Site, tmp_path: Path) -> None:
         fetch(site, tmp_path, "tiny_imagenet", max_bytes=5000)
 
 
+def long_header(tar: tarfile.TarFile) -> None:
+    """A megabyte of zeros as the header of an empty file: nothing that counts as content."""
+    member = tarfile.TarInfo("CUB_200_2011/c")
+    member.pax_headers = {"comment": "0" * 2**20}
+    tar.addfile(member)
+
+
+def sparse(tar: tarfile.TarFile) -> None:
+    """A file of a terabyte that takes no room in the archive (GNU's sparse format 1.0)."""
+    member = tarfile.TarInfo("CUB_200_2011/c")
+    said = {"major": "1", "minor": "0", "name": member.name, "realsize": str(2**40)}
+    member.pax_headers = {f"GNU.sparse.{key}": value for key, value in said.items()}
+    member.size = 512
+    tar.addfile(member, io.BytesIO(b"0\n".ljust(512, b"\0")))
+
+
+@pytest.mark.parametrize(
+    ("extra", "match"), [(long_header, "more bytes than its members may have"), (sparse, "unpacks to more than")]
+)
+def test_tar_that_is_larger_than_it_looks(site: Site, tmp_path: Path, monkeypatch, extra, match: str) -> None:
+    monkeypatch.setattr("lchp.data.download.MAX_MEMBERS", 10)
+    site.content = cub_tar(extra)
+    assert len(site.content) < 5000
+    with pytest.raises(DataError, match=match):
+        fetch(site, tmp_path, max_bytes=100_000)
+    assert leftovers(tmp_path) == ["CUB_200_2011.tgz"]
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_damaged_zip(site: Site, tmp_path: Path, method: int) -> None:
+    words = b"".join(hashlib.sha256(bytes([i])).digest() for i in range(64))
+    whole = tiny_zip(lambda file: file.writestr("tiny-imagenet-200/words.txt", words, method))
+    for at in range(whole.index(b"words.txt") + 12, whole.rindex(b"PK\1\2") - 200, 211):
+        site.content = whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :]
+        with pytest.raises(DataError, match=r"tiny-imagenet-200\.zip: cannot be unpacked"):
+            fetch(site, tmp_path, "tiny_imagenet")
+        (tmp_path / "tiny-imagenet-200.zip").unlink()
+
+
 @pytest.mark.parametrize("content", [b"no archive", cub_tar()[:-40]])
 def test_damaged_archive(site: Site, tmp_path: Path, content: bytes) -> None:
     site.content = content

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from lchp.config import DataConfig
-from lchp.data import cub, folder, imagenet, tiny_imagenet
-from lchp.data.base import DataSet, Problem, Split, describe, require_folder
-from lchp.errors import DataError
+from lchp.data import cub, folder, imagenet, tiny_imagenet, wsol
+from lchp.data.base import DataSet, Problem, Split, describe, require_folder, require_sound
 
 
 def _load_parts(_config: DataConfig) -> DataSet:
@@ -31,18 +30,23 @@ DATASETS: dict[str, Callable[[DataConfig], DataSet]] = {
     "folder": lambda config: folder.load(
         require_folder(config.root, "your images", "one sub-folder of images per class")
     ),
+    "wsol": lambda config: wsol.load(require_folder(config.root, "wsolevaluation", wsol.EXPECTED)),
+    "wsol_fullsup": lambda config: wsol.load(require_folder(config.root, "wsolevaluation", wsol.EXPECTED), "val"),
 }
 
 
+def read(config: DataConfig) -> DataSet:
+    """The data set of a config with its problems. Raises DataError for a missing root or a wrong layout."""
+    return DATASETS[config.name](config)
+
+
 def load(config: DataConfig) -> DataSet:
-    """The data set of a config. Raises DataError for a missing root, a wrong layout, or (unless skip_bad) any fault."""
-    dataset = DATASETS[config.name](config)
-    if dataset.problems and not config.skip_bad:
-        raise DataError(describe(dataset.problems))
-    if not len(dataset.train) or not len(dataset.test):
-        raise DataError(
-            f"{dataset.name}: {len(dataset.train)} training and {len(dataset.test)} test images; both need some"
-        )
+    """As `read`, but raises DataError for any problem, too (unless skip_bad), and for a split without images.
+
+    No image is opened: `lchp.data.images.open_dataset` finds what is wrong with those.
+    """
+    dataset = read(config)
+    require_sound(dataset, skip_bad=config.skip_bad)
     return dataset
 
 
@@ -86,4 +90,4 @@ def _file_size(path: Path) -> int:
         return -1  # such an image is reported, or dropped, when it is to be decoded
 
 
-__all__ = ["DATASETS", "DataSet", "Problem", "Split", "describe", "fingerprint", "load", "training_fingerprint"]
+__all__ = ["DATASETS", "DataSet", "Problem", "Split", "describe", "fingerprint", "load", "read", "training_fingerprint"]

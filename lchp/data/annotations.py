@@ -3,13 +3,13 @@
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from lchp.data.base import DataSet, Problem, Split
+from lchp.data.base import DataSet, Problem, Split, WrittenBox, require_regular
 from lchp.errors import DataError
 
 # torchvision.datasets.folder.IMG_EXTENSIONS
@@ -29,13 +29,24 @@ class Listing:
     classes: list[str] = field(default_factory=list)
     paths: list[Path] = field(default_factory=list)
     boxes: list[np.ndarray | None] = field(default_factory=list)
+    written: dict[Path, tuple[WrittenBox, ...]] = field(default_factory=dict)
 
-    def add(self, image_id: str, class_key: str, path: Path, boxes: np.ndarray | None = None) -> None:
-        """Appends one image; `boxes`: K x 4, or None where they are not known."""
+    def add(
+        self,
+        image_id: str,
+        class_key: str,
+        path: Path,
+        boxes: np.ndarray | None = None,
+        places: Sequence[tuple[str, int | None]] = (),
+    ) -> None:
+        """Appends one image; `boxes`: K x 4, or None where they are not known; `places`: file and line of each box."""
         self.ids.append(image_id)
         self.classes.append(class_key)
         self.paths.append(path)
         self.boxes.append(boxes)
+        if boxes is not None and places:
+            pairs = zip(places, boxes.tolist(), strict=True)
+            self.written[path] = tuple(WrittenBox(*place, (x1, y1, x2, y2)) for place, (x1, y1, x2, y2) in pairs)
 
 
 def read_lines(path: Path, problems: list[Problem]) -> Iterator[tuple[int, str]]:
@@ -43,10 +54,7 @@ def read_lines(path: Path, problems: list[Problem]) -> Iterator[tuple[int, str]]
 
     A line that is not UTF-8 goes to `problems`. Raises DataError where the file cannot be read.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    content = read_bytes(path)
     for number, raw in enumerate(content.removeprefix(b"\xef\xbb\xbf").splitlines(), 1):
         try:
             text = raw.decode().strip()
@@ -55,6 +63,15 @@ def read_lines(path: Path, problems: list[Problem]) -> Iterator[tuple[int, str]]
             continue
         if text:
             yield number, text
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file that others wrote. Raises DataError where it cannot be read, or is no regular file."""
+    try:
+        require_regular(path)
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def read_keyed(path: Path, problems: list[Problem]) -> dict[str, tuple[int, str]]:
@@ -76,12 +93,18 @@ def parse_box(fields: Sequence[str]) -> tuple[float, float, float, float]:
     if len(fields) != 4:
         raise ValueError(f"expected 4 box coordinates, found {len(fields)}")
     try:
-        a, b, c, d = (float(f) for f in fields)
+        a, b, c, d = (_number(f) for f in fields)
     except ValueError:
         raise ValueError(f"box {shorten(' '.join(fields))} is not numeric") from None
     if not all(map(math.isfinite, (a, b, c, d))):
         raise ValueError(f"box {' '.join(fields)} is not finite")
     return a, b, c, d
+
+
+def _number(text: str) -> float:
+    if "_" in text:  # Python reads 1_5 as 15
+        raise ValueError
+    return float(text)
 
 
 def checked_box(
@@ -104,15 +127,25 @@ def checked_box(
     return box
 
 
+def outside(boxes: Iterable[WrittenBox], width: int, height: int, image_id: str) -> Iterator[Problem]:
+    """A problem for each box that leaves its image of that size (px) by more than `TOLERANCE`."""
+    for file, line, (x1, y1, x2, y2) in boxes:
+        if min(x1, y1) < -TOLERANCE or x2 > width + TOLERANCE or y2 > height + TOLERANCE:
+            box = f"box {x1:g} {y1:g} {x2:g} {y2:g} (x1 y1 x2 y2)"
+            yield Problem(
+                file, line, f"image {image_id}: {box} lies outside of the image of {width} x {height}", image_id
+            )
+
+
 def list_images(folder: Path, problems: list[Problem]) -> list[str]:
     """Sorted names of the image files directly in `folder`, by extension; hidden files are passed over."""
-    names = [e.name for e in _scan(folder, problems) if e.name.lower().endswith(IMAGE_EXTENSIONS) and not e.is_dir()]
-    return sorted(names)
+    entries = _scan(folder, problems)
+    return sorted(e.name for e in entries if e.name.lower().endswith(IMAGE_EXTENSIONS) and not _is_folder(e))
 
 
 def list_folders(folder: Path, problems: list[Problem]) -> list[str]:
     """Sorted names of the folders in `folder`; hidden ones and `__MACOSX` are passed over."""
-    return sorted(e.name for e in _scan(folder, problems) if e.is_dir() and e.name != "__MACOSX")
+    return sorted(e.name for e in _scan(folder, problems) if _is_folder(e) and e.name != "__MACOSX")
 
 
 def _scan(folder: Path, problems: list[Problem]) -> list[os.DirEntry[str]]:
@@ -126,8 +159,17 @@ def _scan(folder: Path, problems: list[Problem]) -> list[os.DirEntry[str]]:
     if len(valid) < len(entries):
         # Such a name could not be written to JSON or Parquet later on.
         count = len(entries) - len(valid)
-        problems.append(Problem(str(folder), None, f"{count} names are not valid UTF-8; those files are left out"))
+        problem = Problem(str(folder), None, f"{count} names are not valid UTF-8; those files are left out")
+        if problem not in problems:  # a folder is searched for images, then for folders
+            problems.append(problem)
     return valid
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _is_utf8(name: str) -> bool:
@@ -151,13 +193,14 @@ def assemble(
     test: Listing,
     problems: Sequence[Problem],
     exif: bool = False,
+    left_out: Sequence[Path] = (),
 ) -> DataSet:
     """The data set of two listings.
 
     `classes` maps class keys, in the order of their labels, to names; those without a training image get no label, and
     their test images are left out and reported. Equal names are told apart by their key (ImageNet has two cranes).
-    A split has boxes where those of all its images are known.
-    Raises DataError where a split ends up empty.
+    A split has boxes where those of all its images are known; that it is empty is a problem like others.
+    `left_out`: image files that the loader itself left out.
     """
     trained = set(train.classes)
     present = [key for key in classes if key in trained]
@@ -170,29 +213,38 @@ def assemble(
     names = Counter(classes[key] for key in present)
     labels = {key: label for label, key in enumerate(present)}
     class_names = tuple(classes[key] if names[classes[key]] == 1 else f"{classes[key]} ({key})" for key in present)
-    train_split = _split("training", root, train, labels, all_problems, exif)
-    test_split = _split("test", root, test, labels, all_problems, exif)
-    return DataSet(name, class_names, train_split, test_split, tuple(all_problems))
+    others = list(left_out)
+    train_split = _split("training", root, train, labels, all_problems, others, exif)
+    test_split = _split("test", root, test, labels, all_problems, others, exif)
+    written = train.written | test.written
+    return DataSet(name, class_names, train_split, test_split, tuple(all_problems), written, tuple(others))
 
 
 def _split(
-    what: str, root: Path, listing: Listing, labels: Mapping[str, int], problems: list[Problem], exif: bool
+    what: str,
+    root: Path,
+    listing: Listing,
+    labels: Mapping[str, int],
+    problems: list[Problem],
+    left_out: list[Path],
+    exif: bool,
 ) -> Split:
     keep, seen = [], set()
     for i, image_id in enumerate(listing.ids):
         if image_id in seen:
             problems.append(Problem(str(listing.paths[i]), None, f"another {what} image has the id {image_id} already"))
-        elif listing.classes[i] in labels:
+        if image_id not in seen and listing.classes[i] in labels:
             keep.append(i)
+        else:
+            left_out.append(listing.paths[i])
         seen.add(image_id)
     if not keep:
-        first = f"; first of {len(problems)} problems: {problems[0]}" if problems else ""
-        raise DataError(f"{root}: no usable {what} image{first}")
+        problems.append(Problem(str(root), None, f"no usable {what} image"))
     boxes = [known for i in keep if (known := listing.boxes[i]) is not None]
     return Split(
         tuple(listing.ids[i] for i in keep),
         np.array([labels[listing.classes[i]] for i in keep], np.int64),
         paths=tuple(listing.paths[i] for i in keep),
-        boxes=tuple(boxes) if len(boxes) == len(keep) else None,
+        boxes=tuple(boxes) if keep and len(boxes) == len(keep) else None,
         exif=exif,
     )

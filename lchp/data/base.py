@@ -1,8 +1,12 @@
 """What a data set is to the rest of the package: images with ids and labels, perhaps boxes, and its faults."""
 
-from collections.abc import Callable
+import errno
+import os
+import stat
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,7 +23,15 @@ class Problem:
     image_id: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.file}{'' if self.line is None else f':{self.line}'}: {self.message}"
+        return printable(f"{self.file}{'' if self.line is None else f':{self.line}'}: {self.message}")
+
+
+class WrittenBox(NamedTuple):
+    """A box x1 y1 x2 y2 (px, exclusive ends) and the place where a data set's lists say so."""
+
+    file: str
+    line: int | None
+    corners: tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -58,13 +70,20 @@ class Split:
 
 @dataclass(frozen=True)
 class DataSet:
-    """A training and a test split with their class names. `problems`: what was found wrong and left out."""
+    """A training and a test split with their class names; either may be empty where all of it was left out.
+
+    `problems`: what was found wrong. For finding the rest of what is wrong: `written`, the boxes that the lists give
+    for an image file, also where its split has no boxes because another image lacks one; and `left_out`, the image
+    files that are in neither split because of a problem.
+    """
 
     name: str
     class_names: tuple[str, ...]
     train: Split
     test: Split
     problems: tuple[Problem, ...] = field(default=())
+    written: Mapping[Path, tuple[WrittenBox, ...]] = field(default_factory=dict, repr=False, compare=False)
+    left_out: tuple[Path, ...] = field(default=(), repr=False, compare=False)
 
 
 Loader = Callable[[Path], DataSet]
@@ -72,14 +91,38 @@ Loader = Callable[[Path], DataSet]
 DataError only where nothing can be read at all (no such folder, wrong layout)."""
 
 
+def printable(text: str) -> str:
+    """`text` with control characters and undecodable bytes as escapes: what a stranger named a file can then neither
+    break a message's line nor steer the terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def require_regular(path: Path) -> None:
+    """Raises OSError for what is no regular file (or a link to one): a pipe, for one, is opened for ever."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+
+
 def require_folder(root: str | Path | None, name: str, expected: str) -> Path:
     """`root` as a path; raises DataError, saying what is `expected` there, if it is not set or not a folder."""
     if root is None:
         raise DataError(f"data.root is not set: give the folder of {name} ({expected}) with --data.root DIR")
-    path = Path(root).expanduser()
-    if not path.is_dir():
-        raise DataError(f"data.root = {str(path)!r}: no such folder; expected {expected}")
+    path = Path(os.path.expanduser(root))  # which, unlike Path's, leaves the ~ of an unknown user
+    if not os.path.isdir(path):
+        found = "not a folder" if os.path.exists(path) else "no such folder"
+        raise DataError(f"data.root = {str(path)!r}: {found}; expected {expected}")
     return path
+
+
+def require_sound(dataset: DataSet, *, skip_bad: bool) -> None:
+    """Raises DataError for a data set with problems, unless `skip_bad`, and for one without training or test images."""
+    if dataset.problems and not skip_bad:
+        raise DataError(describe(dataset.problems))
+    if not len(dataset.train) or not len(dataset.test):
+        first = f"; first of {len(dataset.problems)} problems: {dataset.problems[0]}" if dataset.problems else ""
+        raise DataError(
+            f"{dataset.name}: {len(dataset.train)} training and {len(dataset.test)} test images; both need some{first}"
+        )
 
 
 def describe(problems: tuple[Problem, ...], most: int = 10) -> str:

@@ -1,5 +1,6 @@
 """CUB-200-2011 in its original layout (Wah et al., 2011), or a part of its classes laid out the same way."""
 
+import re
 from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,7 +20,8 @@ from lchp.data.annotations import (
 from lchp.data.base import DataSet, Problem, require_folder
 from lchp.errors import DataError
 
-FILES = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "bounding_boxes.txt", "classes.txt")
+BOXES = "bounding_boxes.txt"
+FILES = ("images.txt", "image_class_labels.txt", "train_test_split.txt", BOXES, "classes.txt")
 EXPECTED = "the folder CUB_200_2011 with images/, images.txt, bounding_boxes.txt and so on"
 
 
@@ -40,10 +42,10 @@ def load(root: Path) -> DataSet:
         "images.txt": _existing_file(_files(root / "images", problems)),
         "image_class_labels.txt": lambda text: _member(text, classes, "class", "in classes.txt"),
         "train_test_split.txt": lambda text: _member(text, ("0", "1"), "split", "0 (test) or 1 (training)"),
-        "bounding_boxes.txt": _box,
+        BOXES: _box,
     }
     reported = {(p.file, p.image_id) for p in problems}
-    train, test = Listing(), Listing()
+    train, test, left_out = Listing(), Listing(), list[Path]()
     for image_id in tables["images.txt"]:
         values = {}
         for name, parse in parsers.items():
@@ -53,17 +55,20 @@ def load(root: Path) -> DataSet:
             except ValueError as error:
                 if line or (str(root / name), image_id) not in reported:
                     problems.append(Problem(str(root / name), line, f"image {image_id}: {error}", image_id))
-        is_train, box = values.get("train_test_split.txt") == "1", values.pop("bounding_boxes.txt", None)
-        if len(values) == len(parsers) - 1 and (is_train or box is not None):
-            path = root / "images" / values["images.txt"]
-            (train if is_train else test).add(image_id, values["image_class_labels.txt"], path, box)
+        is_train, box = values.get("train_test_split.txt") == "1", values.pop(BOXES, None)
+        path = root / "images" / values["images.txt"] if "images.txt" in values else None
+        if path is not None and len(values) == len(parsers) - 1 and (is_train or box is not None):
+            places = [] if box is None else [(str(root / BOXES), tables[BOXES][image_id][0])]
+            (train if is_train else test).add(image_id, values["image_class_labels.txt"], path, box, places)
+        elif path is not None:
+            left_out.append(path)
     problems += _strangers(root, tables, {image_id for file, image_id in reported if file == str(root / "images.txt")})
     with_images = {text for _, text in tables["image_class_labels.txt"].values()}
     for class_id, name in classes.items():
         if class_id not in with_images:
             line, _ = tables["classes.txt"][class_id]
             problems.append(Problem(str(root / "classes.txt"), line, f"class {class_id} ({name}) has no images"))
-    return assemble("cub", root, classes, train, test, problems)
+    return assemble("cub", root, classes, train, test, problems, left_out=left_out)
 
 
 def _find(root: Path) -> Path:
@@ -118,7 +123,7 @@ def _strangers(root: Path, tables: dict[str, dict[str, tuple[int, str]]], report
     known = tables["images.txt"].keys() | reported
     return [
         Problem(str(root / name), line, f"image {image_id} is not in images.txt", image_id)
-        for name in ("image_class_labels.txt", "train_test_split.txt", "bounding_boxes.txt")
+        for name in ("image_class_labels.txt", "train_test_split.txt", BOXES)
         for image_id, (line, _) in tables[name].items()
         if image_id not in known
     ]
@@ -126,7 +131,7 @@ def _strangers(root: Path, tables: dict[str, dict[str, tuple[int, str]]], report
 
 def _in_order(root: Path, classes: dict[str, tuple[int, str]], problems: list[Problem]) -> dict[str, str]:
     """Class id -> name, by ascending number; an id that is no number is reported and left out."""
-    numbers = [class_id for class_id in classes if class_id.isascii() and class_id.isdigit()]
+    numbers = [class_id for class_id in classes if re.fullmatch("[0-9]{1,9}", class_id)]
     for class_id in classes.keys() - set(numbers):
         message = f"expected a class number, found {shorten(class_id)}"
         problems.append(Problem(str(root / "classes.txt"), classes[class_id][0], message))

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFile
 
+from lchp.data.base import printable, require_regular
 from lchp.errors import DataError
 
 # Named, so that content decides rather than the extension, and none of Pillow's exotic readers (EPS starts Ghostscript)
@@ -54,6 +55,11 @@ def image_size(path: Path, exif: bool = False) -> tuple[int, int]:
         return (image.height, image.width) if sideways else image.size
 
 
+def fault(path: Path, error: DataError) -> str:
+    """What one of these functions said of the image, without the path that it begins with."""
+    return str(error).removeprefix(f"{printable(str(path))}: ")
+
+
 def verify(path: Path) -> None:
     """Checks what decoding passes over, such as PNG checksums. Raises DataError naming the file."""
     with _opened(path) as image:
@@ -63,16 +69,18 @@ def verify(path: Path) -> None:
 @contextmanager
 def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
     """The image, its pixels not read yet; whatever goes wrong with it inside of the block becomes a DataError."""
+    shown = printable(str(path))
     try:
+        require_regular(path)
         with Image.open(path, formats=FORMATS) as image:
             _refuse_bomb(image)
             yield image
     except FileNotFoundError:
-        raise DataError(f"{path}: no such image file") from None
+        raise DataError(f"{shown}: no such image file") from None
     except MemoryError:
         raise
     except Exception as error:  # Pillow's readers raise whatever their parsing trips over in a damaged file
-        raise DataError(f"{path}: not a readable image ({_reason(error)})") from error
+        raise DataError(f"{shown}: not a readable image ({_reason(error)})") from error
 
 
 def _refuse_bomb(image: Image.Image) -> None:
@@ -115,4 +123,6 @@ def _orientation(image: ImageFile.ImageFile) -> int:
 def _reason(error: Exception) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
         return "empty, or of no known image type"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,7 +1,9 @@
 """Fetching the data sets that may be fetched: resumable, checked, and unpacked without trusting the archive."""
 
+import gzip
 import hashlib
 import logging
+import lzma
 import os
 import re
 import shutil
@@ -16,7 +18,7 @@ from dataclasses import dataclass
 from email.message import Message
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import IO, Literal
+from typing import IO, Any, Literal, cast
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
@@ -59,7 +61,10 @@ SOURCES = {
 
 MAX_BYTES = 8 * 2**30  # several times the larger of the two sets
 MAX_MEMBERS = 1_000_000
+_HEADERS = 4 * tarfile.BLOCKSIZE
+"""Bytes of a tar archive that a member may take beside its content, on average."""
 _BLOCK = 2**20
+_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError)
 
 
 def download(
@@ -249,14 +254,37 @@ def _unpack(archive: Path, folder: Path, marker: str, max_bytes: int) -> None:
         if not (beside / folder.name / marker).is_file():
             raise DataError(f"{archive}: holds no {folder.name}/{marker}")
         os.rename(beside / folder.name, folder)
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
+    except _DAMAGED as error:
         raise DataError(f"{archive}: cannot be unpacked ({error})") from error
+    except OSError as error:
+        if error.errno is None:  # gzip's and bz2's word for damage; the others are the disk's
+            raise DataError(f"{archive}: cannot be unpacked ({error})") from error
+        raise
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
 
+@dataclass
+class _Bounded:
+    """A stream of at most `left` bytes: tarfile holds the headers of a member in memory, whatever their size."""
+
+    file: gzip.GzipFile
+    left: int
+
+    def read(self, size: int) -> bytes:
+        block = self.file.read(size)
+        self.left -= len(block)
+        if self.left < 0:
+            raise ValueError("more bytes than its members may have")
+        return block
+
+
 def _unpack_tar(archive: Path, into: Path, max_bytes: int) -> None:
-    with tarfile.open(archive, "r:gz") as tar, tqdm(desc="unpacking", unit="files", disable=None) as bar:
+    with (
+        gzip.open(archive) as plain,
+        tarfile.open(fileobj=cast(Any, _Bounded(plain, max_bytes + _HEADERS * MAX_MEMBERS)), mode="r|") as tar,
+        tqdm(desc="unpacking", unit="files", disable=None) as bar,
+    ):
         size = 0
         for count, member in enumerate(tar, 1):
             if not (member.isfile() or member.isdir()):

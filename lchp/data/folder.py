@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from lchp.data.annotations import (
     list_folders,
     list_images,
     parse_box,
+    read_bytes,
     shorten,
 )
 from lchp.data.base import DataSet, Problem, require_folder
@@ -23,8 +25,8 @@ EXPECTED = "train/<class>/ and test/<class>/ (or val/<class>/), or <class>/ fold
 HEADER = ["image", "x1", "y1", "x2", "y2"]
 TEST_SHARE = 0.2
 
-Rows = dict[str, list[np.ndarray]]
-"""Image path relative to the root -> its boxes."""
+Rows = dict[str, list[tuple[int, np.ndarray]]]
+"""Image path relative to the root -> line and box of each of its rows."""
 
 
 def load(root: Path) -> DataSet:
@@ -43,14 +45,17 @@ def load(root: Path) -> DataSet:
     root = require_folder(root, "your images", EXPECTED)
     problems: list[Problem] = []
     train, test = _list_splits(root, problems)
-    file = root / "boxes.csv"
-    if file.is_file():
+    file, left_out = root / "boxes.csv", list[Path]()
+    if os.path.lexists(file):
         rows = _read_boxes(file, {*train.ids, *test.ids}, problems)
-        test = _with_boxes(test, rows, file, problems)
-        if all(image_id in rows for image_id in train.ids):
-            train.boxes[:] = [np.stack(rows[image_id]) for image_id in train.ids]
+        train = _with_boxes(train, rows, file)
+        if any(image_id in rows for image_id in test.ids):
+            test, left_out = _only_boxed(test, rows, file, problems)
+            test = _with_boxes(test, rows, file)
+        else:
+            problems.append(Problem(str(file), None, "no valid row for any test image; box metrics are off"))
     classes = sorted({*train.classes, *test.classes})
-    return assemble("folder", root, {c: c for c in classes}, train, test, problems, exif=True)
+    return assemble("folder", root, {c: c for c in classes}, train, test, problems, exif=True, left_out=left_out)
 
 
 def split_class(image_ids: list[str]) -> set[str]:
@@ -120,10 +125,7 @@ def _walk(folder: Path, problems: list[Problem]) -> list[Path]:
 
 
 def _read_boxes(file: Path, known: set[str], problems: list[Problem]) -> Rows:
-    try:
-        text = file.read_bytes().removeprefix(b"\xef\xbb\xbf").decode(errors="surrogateescape")
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror})") from error
+    text = read_bytes(file).removeprefix(b"\xef\xbb\xbf").decode(errors="surrogateescape")
     rows: Rows = {}
     reader = csv.reader(io.StringIO(text, newline=""))
     try:
@@ -134,34 +136,43 @@ def _read_boxes(file: Path, known: set[str], problems: list[Problem]) -> Rows:
             problems.append(Problem(str(file), 1, message))
             return rows
         for row in reader:
-            _read_row(row, known, rows, Problem(str(file), reader.line_num, ""), problems)
+            _read_row(row, known, rows, file, reader.line_num, problems)
     except csv.Error as error:
         problems.append(Problem(str(file), reader.line_num, f"not valid CSV ({error}); the rest is ignored"))
     return rows
 
 
-def _read_row(row: list[str], known: set[str], rows: Rows, at: Problem, problems: list[Problem]) -> None:
+def _read_row(row: list[str], known: set[str], rows: Rows, file: Path, line: int, problems: list[Problem]) -> None:
     if not "".join(row).strip():
         return
-    image_id, *fields = (cell.strip() for cell in row)
+    image_id, *fields = (row[0] if row[0] in known else row[0].strip()), *row[1:]  # a name may begin with a space
     try:
         if image_id not in known:
             raise ValueError(f"no such image {shorten(image_id)}")
         box = checked_box(*parse_box(fields))
-        rows.setdefault(image_id, []).append(box)
+        rows.setdefault(image_id, []).append((line, box))
     except ValueError as error:
-        problems.append(Problem(at.file, at.line, str(error), image_id if image_id in known else None))
+        problems.append(Problem(str(file), line, str(error), image_id if image_id in known else None))
 
 
-def _with_boxes(test: Listing, rows: Rows, file: Path, problems: list[Problem]) -> Listing:
-    if not any(image_id in rows for image_id in test.ids):
-        problems.append(Problem(str(file), None, "no valid row for any test image; box metrics are off"))
-        return test
+def _with_boxes(listing: Listing, rows: Rows, file: Path) -> Listing:
+    """The same images with the boxes that boxes.csv gives them."""
     boxed = Listing()
+    for image_id, key, path in zip(listing.ids, listing.classes, listing.paths, strict=True):
+        given = rows.get(image_id, [])
+        boxes = np.stack([box for _, box in given]) if given else None
+        boxed.add(image_id, key, path, boxes, [(str(file), line) for line, _ in given])
+    return boxed
+
+
+def _only_boxed(test: Listing, rows: Rows, file: Path, problems: list[Problem]) -> tuple[Listing, list[Path]]:
+    """The test images that have boxes, and the files of the others."""
+    boxed, left_out = Listing(), list[Path]()
     for image_id, key, path in zip(test.ids, test.classes, test.paths, strict=True):
         if image_id in rows:
-            boxed.add(image_id, key, path, np.stack(rows[image_id]))
+            boxed.add(image_id, key, path)
         else:
             message = f"no valid row for test image {shorten(image_id)}; it is left out"
             problems.append(Problem(str(file), None, message, image_id))
-    return boxed
+            left_out.append(path)
+    return boxed, left_out

@@ -19,7 +19,7 @@ from lchp.data.annotations import (
     read_lines,
     shorten,
 )
-from lchp.data.base import DataSet, Problem, require_folder
+from lchp.data.base import DataSet, Problem, require_folder, require_regular
 from lchp.errors import DataError
 
 EXPECTED = "Data/CLS-LOC/{train,val} with Annotations/CLS-LOC/val, or train/<class>/ and val/"
@@ -52,8 +52,8 @@ def load(root: Path) -> DataSet:
             problems.append(Problem(str(folder), None, f"class {wnid} has no images"))
         for file in files:
             train.add(_stem(file), wnid, folder / file)
-    test = _read_val(root, base, images / "val", set(wnids), problems)
-    return assemble("imagenet", root, {w: names.get(w, w) for w in wnids}, train, test, problems)
+    test, left_out = _read_val(root, base, images / "val", set(wnids), problems)
+    return assemble("imagenet", root, {w: names.get(w, w) for w in wnids}, train, test, problems, left_out=left_out)
 
 
 def _find(root: Path) -> tuple[Path, Path]:
@@ -74,7 +74,10 @@ def _class_names(file: Path | None, problems: list[Problem]) -> dict[str, str]:
     return {} if file is None else {wnid: name for wnid, (_, name) in read_keyed(file, problems).items()}
 
 
-def _read_val(root: Path, base: Path, folder: Path, wnids: set[str], problems: list[Problem]) -> Listing:
+def _read_val(
+    root: Path, base: Path, folder: Path, wnids: set[str], problems: list[Problem]
+) -> tuple[Listing, list[Path]]:
+    """The test images, and the image files that are left out."""
     csv = _beside(root, base, "LOC_val_solution.csv")
     solution = {} if csv is None else _read_solution(csv, problems)
     annotations = base / "Annotations" / "CLS-LOC" / "val"
@@ -82,7 +85,7 @@ def _read_val(root: Path, base: Path, folder: Path, wnids: set[str], problems: l
     if csv is None and not has_xml:
         message = "no validation boxes (Annotations/CLS-LOC/val/*.xml or LOC_val_solution.csv); box metrics are off"
         problems.append(Problem(str(base), None, message))
-    test, found = Listing(), set()
+    test, left_out, found = Listing(), list[Path](), set()
     for image_id, path in sorted((_stem(path.name), path) for path in _val_files(folder, problems)):
         found.add(image_id)
         source, line = (annotations / f"{image_id}.xml", None) if has_xml else (csv or path, None)
@@ -99,14 +102,16 @@ def _read_val(root: Path, base: Path, folder: Path, wnids: set[str], problems: l
             boxes = _boxes(objects, wnid, size, Problem(str(source), line, "", image_id), problems)
             if boxes is None and (has_xml or csv):
                 raise ValueError(f"no usable box of class {wnid}")
-            test.add(image_id, wnid, path, boxes)
+            places = [] if boxes is None else [(str(source), line)] * len(boxes)
+            test.add(image_id, wnid, path, boxes, places)
         except ValueError as error:
             problems.append(Problem(str(source), line, str(error), image_id))
+            left_out.append(path)
     for image_id, (line, wnid, _) in solution.items():
         # The list names all 50,000 images; a copy with some of the classes lacks the others rightly.
         if image_id not in found and wnid in wnids:
             problems.append(Problem(str(csv), line, f"image {shorten(image_id)} does not exist in val/", image_id))
-    return test
+    return test, left_out
 
 
 def _val_files(folder: Path, problems: list[Problem]) -> Iterator[Path]:
@@ -165,6 +170,7 @@ def read_xml(file: Path) -> tuple[tuple[float, float] | None, list[Object]]:
     A document type is refused, so that no entity is expanded or fetched. Raises ValueError saying what is wrong.
     """
     try:
+        require_regular(file)
         tree = _parse_xml(file.read_bytes())
     except FileNotFoundError:
         raise ValueError("annotation file missing") from None

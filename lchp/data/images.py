@@ -1,13 +1,12 @@
 """A split's pixels: decoded once into a memory-mapped cache, or anew each time; then batches of them."""
 
-import contextlib
 import hashlib
-import json
+import logging
 import os
 import shutil
 import tempfile
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,14 +20,20 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from lchp.config import DataConfig
-from lchp.data.base import Problem, Split, describe
-from lchp.data.decode import decode, image_size
-from lchp.errors import DataError
+from lchp.data.annotations import outside
+from lchp.data.base import DataSet, Problem, Split, describe, require_sound
+from lchp.data.decode import decode, fault, image_size
+from lchp.errors import DataError, RunError
+from lchp.runs import read_json, sync_folder, write_json
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 _QUEUED = 4096
 """Images queued for the threads at a time: a future for each of ImageNet's would cost gigabytes."""
+_TRIES = 3
+"""Caches made one after the other: another process may replace the same damaged one meanwhile."""
 
 
 class Batch(NamedTuple):
@@ -96,6 +101,84 @@ def open_images(split: Split, config: DataConfig, *, show_progress: bool = True)
     Raises DataError naming the first images that do not decode, unless data.skip_bad drops them (and some remain).
     Without a cache a bad image shows only when its turn comes, but for skip_bad, which decodes all once beforehand.
     """
+    images, bad = _open(split, config, verified=config.skip_bad, show_progress=show_progress)
+    if not bad:
+        return images
+    problems = _undecoded(split, bad)
+    if not config.skip_bad or len(bad) == len(split):
+        raise DataError(describe(problems))
+    return replace(_without(images, bad), problems=problems)
+
+
+def open_dataset(dataset: DataSet, config: DataConfig, *, show_progress: bool = True) -> tuple[DataSet, Images, Images]:
+    """The images for training and those of the test, and the data set that they are, after all has been looked at.
+
+    Every image is decoded (into the cache, or without one just for this) and every box held against its image's size.
+    Raises DataError with the first problems and the count of all, those of the lists included. Under data.skip_bad what
+    is faulty is dropped, and listed in `problems` of the data set returned: images that do not decode, test images with
+    a box outside of them, all training boxes where one is (they are for diagnostics only), and the test images of a
+    class that lost its last training image.
+    """
+    problems, opened = list(dataset.problems), list[Images]()
+    for split in (dataset.train, dataset.test):
+        images, bad = _open(split, config, verified=True, show_progress=show_progress)
+        problems += _undecoded(split, bad)
+        images = _without(images, bad)
+        misplaced = _misplaced(dataset, images.split, config)
+        problems += [problem for found in misplaced.values() for problem in found]
+        if misplaced and split is dataset.train:
+            images = replace(images, split=replace(images.split, boxes=None))
+        elif misplaced:
+            images = _without(images, misplaced)
+        opened.append(images)
+    train, test = opened
+    present = np.unique(train.split.labels)
+    lost = np.flatnonzero(~np.isin(test.split.labels, present))
+    for label, count in Counter(test.split.labels[lost].tolist()).items():
+        message = f"{count} test images but no training image that decodes; they are left out"
+        problems.append(Problem(f"class {dataset.class_names[label]}", None, message))
+    test = _without(test, lost.tolist())
+    train, test = (replace(i, split=_relabelled(i.split, present)) for i in (train, test))
+    names = tuple(dataset.class_names[label] for label in present)
+    whole = replace(dataset, class_names=names, train=train.split, test=test.split, problems=tuple(problems))
+    require_sound(whole, skip_bad=config.skip_bad)
+    return whole, train, test
+
+
+def _without(images: Images, positions: Collection[int]) -> Images:
+    return images.select(np.setdiff1d(np.arange(len(images)), list(positions))) if positions else images
+
+
+def _relabelled(split: Split, present: np.ndarray) -> Split:
+    """The split with the labels `present` (sorted) numbered from 0; itself where nothing changes."""
+    labels = np.searchsorted(present, split.labels)
+    return split if np.array_equal(labels, split.labels) else replace(split, labels=labels)
+
+
+def _undecoded(split: Split, bad: dict[int, str]) -> tuple[Problem, ...]:
+    return tuple(
+        Problem(str(split.paths[i]), None, message, split.image_ids[i])
+        for i, message in bad.items()
+        if split.paths is not None
+    )
+
+
+def _misplaced(dataset: DataSet, split: Split, config: DataConfig) -> dict[int, list[Problem]]:
+    """By position: the boxes that lie outside of their image (headers are read of images that have boxes)."""
+
+    def look(i: int) -> list[Problem]:
+        assert split.paths is not None
+        size = image_size(split.paths[i], exif=split.exif)
+        return list(outside(dataset.written[split.paths[i]], *size, split.image_ids[i]))
+
+    boxed = [i for i, path in enumerate(split.paths or ()) if path in dataset.written]
+    with ThreadPoolExecutor(config.workers or os.cpu_count()) as pool:
+        return {i: found for i, found in zip(boxed, pool.map(look, boxed), strict=True) if found}
+
+
+def _open(split: Split, config: DataConfig, *, verified: bool, show_progress: bool) -> tuple[Images, dict[int, str]]:
+    """All images of a split; and, by position, what is wrong with those that do not decode, as far as the cache or the
+    wish to have them `verified` made them be decoded."""
     everything = np.arange(len(split))
     if split.images is not None:
         pixels = split.images
@@ -104,46 +187,63 @@ def open_images(split: Split, config: DataConfig, *, show_progress: bool = True)
                 f"data.resize = {config.resize}: this data set is generated at {pixels.shape[1]} px; "
                 f"set data.resize to {pixels.shape[1]}"
             )
-        return Images(split, config.resize, pixels, everything)
-    if config.cache == "off":
-        pixels, bad = None, _decode_all(split, config, None, show_progress) if config.skip_bad else {}
+        return Images(split, config.resize, pixels, everything), {}
+    if config.cache == "off" or not len(split):
+        pixels, bad = None, _decode_all(split, config, None, show_progress) if verified else {}
     else:
         auto = Path(platformdirs.user_cache_dir("lchp"))
-        folder = auto if config.cache == "auto" else Path(config.cache).expanduser()
+        folder = auto if config.cache == "auto" else Path(os.path.expanduser(config.cache))
         pixels, bad = _cached(split, config, folder, show_progress)
-    if not bad:
-        return Images(split, config.resize, pixels, everything)
-    assert split.paths is not None
-    problems = tuple(Problem(str(split.paths[i]), None, message, split.image_ids[i]) for i, message in bad.items())
-    if not config.skip_bad or len(bad) == len(split):
-        raise DataError(describe(problems))
-    rows = np.setdiff1d(everything, list(bad))
-    return Images(split.select(rows), config.resize, pixels, rows, problems)
+    return Images(split, config.resize, pixels, everything), bad
 
 
 def _cached(split: Split, config: DataConfig, folder: Path, show_progress: bool) -> tuple[np.ndarray, dict[int, str]]:
     """The memory-mapped N x R x R x 3 array, decoded in threads and published by one rename; and, by position, what is
     wrong with the images that did not decode."""
     target = folder / "images" / _cache_key(split, config.resize)
-    if not (target / "images.npy").is_file():
+    for _ in range(_TRIES):
+        if os.path.exists(target):
+            found = _read_cache(target, (len(split), config.resize, config.resize, 3))
+            if found is not None and not any(_decodes(split, i, config.resize) for i in found[1]):
+                return found
+            shutil.rmtree(target, ignore_errors=True)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             partial = Path(tempfile.mkdtemp(prefix=f"{target.name}-", dir=target.parent))
+            try:
+                bad = _fill(split, config, partial / "images.npy", show_progress)
+                write_json(partial / "about.json", {"images": len(split), "resize": config.resize, "bad": bad})
+                _publish(partial, target)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
         except OSError as error:
             raise DataError(
                 f"data.cache = {str(folder)!r}: cannot be written ({error.strerror or error}); name another or say off"
             ) from None
-        try:
-            bad = _fill(split, config, partial / "images.npy", show_progress)
-            about = {"images": len(split), "resize": config.resize, "bad": bad}
-            (partial / "about.json").write_text(json.dumps(about))
-            # another process that made the same cache meanwhile: its copy serves as well
-            with contextlib.suppress(OSError):
-                os.rename(partial, target)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    bad = json.loads((target / "about.json").read_text())["bad"]
-    return np.load(target / "images.npy", mmap_mode="r"), {int(i): message for i, message in bad.items()}
+    raise DataError(f"{target}: this cache is damaged whenever it is made; name another folder or say --data.cache off")
+
+
+def _read_cache(target: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, dict[int, str]] | None:
+    """What a cache holds (as data: numpy's pickles are refused), or None, with a warning, where it is damaged."""
+    try:
+        bad = {int(i): str(message) for i, message in read_json(target / "about.json")["bad"].items()}
+        pixels = np.load(target / "images.npy", mmap_mode="r")
+        if pixels.shape != shape or pixels.dtype != np.uint8 or not set(bad) <= set(range(len(pixels))):
+            raise ValueError(f"{pixels.dtype} {pixels.shape} instead of uint8 {shape}")
+    except (RunError, OSError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
+        log.warning("%s: damaged cache, made anew (%s)", target, error)
+        return None
+    return pixels, bad
+
+
+def _decodes(split: Split, index: int, resize: int) -> bool:
+    """Whether an image decodes that did not when the cache was made: its file may have been out of reach for a time."""
+    assert split.paths is not None
+    try:
+        decode(split.paths[index], resize, exif=split.exif)
+    except DataError:
+        return False
+    return True
 
 
 def _fill(split: Split, config: DataConfig, file: Path, show_progress: bool) -> dict[int, str]:
@@ -155,14 +255,42 @@ def _fill(split: Split, config: DataConfig, file: Path, show_progress: bool) -> 
             f"data.cache: {needed / 1e9:.1f} GB are needed in {file.parent.parent} and {free / 1e9:.1f} GB are free; "
             "name another folder or say --data.cache off"
         )
-    out = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape)
-    bad = _decode_all(split, config, out, show_progress)
-    out.flush()
+    with file.open("wb") as out:
+        about = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(out, about)
+        begin, size = out.tell(), int(np.prod(shape[1:]))
+        out.truncate(begin + needed)
+        handle = out.fileno()
+        # written, not mapped: on a disk that fills up meanwhile, a store into a map kills the process without a word
+        bad = _decode_all(split, config, lambda i, pixels: _put(handle, pixels, begin + i * size), show_progress)
+        os.fsync(handle)
     return bad
 
 
-def _decode_all(split: Split, config: DataConfig, out: np.ndarray | None, show_progress: bool) -> dict[int, str]:
-    """Decodes all images in threads, into `out` where it is given; returns what is wrong with the bad, by position."""
+def _put(handle: int, pixels: np.ndarray, at: int) -> None:
+    """Writes all of `pixels` at a place in a file; for any thread. One call may write a part, as on a full disk."""
+    left = np.ascontiguousarray(pixels).data.cast("B")
+    while left:
+        count = os.pwrite(handle, left, at)
+        left, at = left[count:], at + count
+
+
+def _publish(partial: Path, target: Path) -> None:
+    """Renames a whole cache to its place, unless another process has put the same one there meanwhile."""
+    sync_folder(partial)
+    try:
+        os.rename(partial, target)
+    except OSError:
+        if not (target / "about.json").is_file():
+            raise
+    sync_folder(target.parent)
+
+
+def _decode_all(
+    split: Split, config: DataConfig, out: Callable[[int, np.ndarray], None] | None, show_progress: bool
+) -> dict[int, str]:
+    """Decodes all images in threads, handing each and its position to `out` where it is given; returns what is wrong
+    with the bad, by position."""
     bad: dict[int, str] = {}
 
     def put(i: int) -> None:
@@ -170,10 +298,10 @@ def _decode_all(split: Split, config: DataConfig, out: np.ndarray | None, show_p
         try:
             pixels = decode(split.paths[i], config.resize, exif=split.exif)
         except DataError as error:
-            bad[i] = str(error).removeprefix(f"{split.paths[i]}: ")
+            bad[i] = fault(split.paths[i], error)
         else:
             if out is not None:
-                out[i] = pixels
+                out(i, pixels)
 
     name = "verify images" if out is None else "decode images"
     bar = tqdm(total=len(split), desc=name, unit="img", disable=None if show_progress else True)
@@ -195,9 +323,10 @@ def _cache_key(split: Split, resize: int) -> str:
     for path in split.paths:
         try:
             stat = path.stat()
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-        digest.update(f"{path.absolute()}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+            size, changed = stat.st_size, stat.st_mtime_ns
+        except OSError:  # decoding will say what it is
+            size = changed = -1
+        digest.update(os.fsencode(f"{path.absolute()}\0{size}\0{changed}\n"))
     return digest.hexdigest()[:24]
 
 

@@ -16,9 +16,10 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
+from lchp.config import PARTS_SIZE
 from lchp.data.base import DataSet, Split
 
-IMAGE_SIZE = 72
+IMAGE_SIZE = PARTS_SIZE
 """Side in px. A 64 px crop of it is what the tiny networks see."""
 CLASSES = 10
 FAMILY = 2

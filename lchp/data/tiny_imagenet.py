@@ -44,8 +44,8 @@ def load(root: Path) -> DataSet:
             _read_train(root, wnid, train, problems)
         else:
             problems.append(Problem(str(root / "train" / wnid), None, "folder of a class that is not in wnids.txt"))
-    test = _read_val(root, wnids, problems)
-    return assemble("tiny_imagenet", root, _names(root, wnids, problems), train, test, problems)
+    test, left_out = _read_val(root, wnids, problems)
+    return assemble("tiny_imagenet", root, _names(root, wnids, problems), train, test, problems, left_out=left_out)
 
 
 def _find(root: Path) -> Path:
@@ -80,11 +80,13 @@ def _read_train(root: Path, wnid: str, train: Listing, problems: list[Problem]) 
     else:
         problems.append(Problem(str(file), None, f"missing; the {len(names)} images of class {wnid} have no boxes"))
     for name in names:
-        box = _box(file, name, *lines[name], problems) if name in lines else None
-        train.add(_stem(name), wnid, folder / name, box)
+        line, fields = lines.get(name, (None, []))
+        box = None if line is None else _box(file, name, line, fields, problems)
+        train.add(_stem(name), wnid, folder / name, box, [] if box is None else [(str(file), line)])
 
 
-def _read_val(root: Path, wnids: dict[str, int], problems: list[Problem]) -> Listing:
+def _read_val(root: Path, wnids: dict[str, int], problems: list[Problem]) -> tuple[Listing, list[Path]]:
+    """The test images, and the image files that are left out."""
     folder, file = root / "val" / "images", root / "val" / "val_annotations.txt"
     names = list_images(folder, problems)
     lines = _read_annotations(file, 1, set(names), problems)
@@ -95,8 +97,9 @@ def _read_val(root: Path, wnids: dict[str, int], problems: list[Problem]) -> Lis
             message = f"class {shorten(wnid)} of {name} is not in wnids.txt"
             problems.append(Problem(str(file), line, message, _stem(name)))
         elif (box := _box(file, name, line, fields, problems)) is not None:
-            test.add(_stem(name), wnid, folder / name, box)
-    return test
+            test.add(_stem(name), wnid, folder / name, box, [(str(file), line)])
+    used = set(test.paths)
+    return test, [folder / name for name in names if folder / name not in used]
 
 
 def _read_annotations(
