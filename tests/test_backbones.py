@@ -1,5 +1,8 @@
-"""Every registered backbone: shapes, a training step, torchvision's outputs; and weights that do not fit."""
+"""Every registered backbone: shapes, a training step, torchvision's outputs; timm's models; weights that do not fit."""
 
+import copy
+import importlib.util
+import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -11,14 +14,18 @@ import torchvision
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lchp.backbones import BACKBONES, backbone, build_trunk, load_weights
+from lchp import TrainConfig, networks, override
+from lchp.backbones import BACKBONES, Role, backbone, build_trunk, load_weights, weights_identity
 from lchp.config import InitializationConfig, ModelConfig
 from lchp.data import imagenet
 from lchp.data.decode import decode
+from lchp.depthwise import DepthwiseConv2d
 from lchp.errors import ConfigError, WeightsError
 from lchp.networks import Classifier, Localizer
+from lchp.predict import load_run
 from lchp.pseudo import make_teacher
 from lchp.stages import Networks, initialization_step
+from lchp.train import train
 
 
 @dataclass(frozen=True)
@@ -37,8 +44,35 @@ EXPECTED = {
     "vgg19_bn": (Expected("features.51", 512, 6), Expected("features", 512, 3)),
     "densenet161": (Expected("features.transition3.relu", 2112, 6), Expected("features", 2208, 3)),
     "mobilenet_v2": (Expected("features.14.conv.0", 576, 6), Expected("features.14.conv.0", 576, 6)),
+    "vgg16": (Expected("features.29", 512, 6), Expected("features", 512, 3)),
+    "googlenet": (Expected("inception4e", 832, 6), Expected("inception5b", 1024, 3)),
+    # what goes into the added convolution, and the channels that come out of it
+    "vgg16_gap": (Expected("features.29", 1024, 6), Expected("features.29", 1024, 6)),
+    "googlenet_gap": (Expected("inception4e", 1024, 6), Expected("inception4e", 1024, 6)),
 }
 SIZE = 96
+
+# the side of the grid at 64, 160 and 448 px, for the classifier and for the localizer; 0: too small an image
+GRIDS = {
+    "inception_v3": ((2, 8, 26), (0, 3, 12)),
+    "mobilenet_v2": ((4, 10, 28), (4, 10, 28)),
+    "vgg16_gap": ((4, 10, 28), (4, 10, 28)),
+    "googlenet_gap": ((4, 10, 28), (4, 10, 28)),
+    "tiny": ((16, 40, 112), (16, 40, 112)),
+    "tiny_wide": ((16, 40, 112), (16, 40, 112)),
+    "tiny_coarse": ((8, 20, 56), (8, 20, 56)),
+    "tiny_deep": ((16, 40, 112), (16, 40, 112)),
+    "timm:vit_tiny_patch16_224": ((4, 10, 28), (4, 10, 28)),
+}
+STRIDES_16_AND_32 = ((4, 10, 28), (2, 5, 14))
+
+needs_timm = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is not installed: lchp[timm]")
+TIMM = ("timm:mobilenetv3_small_050", "timm:vit_tiny_patch16_224")
+NAMES = [
+    *(n for n in sorted(BACKBONES) if BACKBONES[n].source != "timm"),
+    *(pytest.param(n, marks=needs_timm) for n in sorted(BACKBONES) if BACKBONES[n].source == "timm"),
+    *(pytest.param(n, marks=needs_timm) for n in TIMM),
+]
 
 
 @dataclass(frozen=True)
@@ -62,7 +96,14 @@ def scatter(net: nn.Module) -> nn.Module:
 def reference_network(name: str) -> nn.Module:
     torch.manual_seed(0)
     make = getattr(torchvision.models, name)
-    options = {"aux_logits": False, "transform_input": False, "init_weights": False} if name == "inception_v3" else {}
+    if name == "vgg16":  # without its classification layers, whose 124 million parameters take seconds
+        with torch.device("meta"):
+            net = make(weights=None)
+        net.classifier = nn.Identity()
+        net.to_empty(device="cpu").apply(lambda m: m.reset_parameters() if isinstance(m, nn.Conv2d) else None)
+        return net.eval()
+    inception = name in ("inception_v3", "googlenet")
+    options = {"aux_logits": False, "transform_input": False, "init_weights": False} if inception else {}
     return scatter(make(weights=None, **options)).eval()
 
 
@@ -74,14 +115,15 @@ def write_weights(net: nn.Module, name: str, folder: Path, metadata: dict[str, s
     return path
 
 
-@pytest.fixture(scope="module", params=sorted(BACKBONES))
+@pytest.fixture(scope="module", params=NAMES)
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
     """Both networks of a backbone, with torchvision's random weights read from a file where it is torchvision's."""
     name, folder = request.param, tmp_path_factory.mktemp("weights")
     ours = name not in EXPECTED
-    reference = None if ours else reference_network(name)
-    if reference is not None:
-        write_weights(reference, name, folder)
+    source = None if ours else BACKBONES[name].file or name
+    reference = None if source is None else reference_network(source)
+    if source is not None and reference is not None:
+        write_weights(reference, source, folder)
     config = ModelConfig(
         classifier=name,
         localizer=name,
@@ -107,7 +149,7 @@ def output_of(net: nn.Module, node: str, x: Tensor) -> Tensor:
 
 def test_features_equal_torchvisions(built: Built) -> None:
     x = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(2))
-    if built.reference is None:  # our own: any whole grid will do
+    if built.reference is None:  # none of torchvision's: any whole grid will do
         features = built.classifier.trunk(x)
         assert SIZE % features.shape[2] == SIZE % features.shape[3] == 0
         return
@@ -118,6 +160,9 @@ def test_features_equal_torchvisions(built: Built) -> None:
         theirs = output_of(built.reference, expected.node, (x - mean) / std)
         if built.name == "densenet161":
             theirs = theirs.relu()  # torchvision applies it outside of its features
+        if BACKBONES[built.name].added:
+            with torch.no_grad():
+                theirs = trunk.get_submodule("1.1")(theirs).relu()
         assert features.shape == (2, expected.channels, expected.grid, expected.grid)
         torch.testing.assert_close(features, theirs, rtol=1e-5, atol=1e-5)
 
@@ -138,9 +183,168 @@ def test_trains_one_step(built: Built) -> None:
     assert not torch.equal(next(nets.teacher.parameters()), teacher)
 
 
+def test_averaging_heads_train_too(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    trunks = {"classifier": built.classifier.trunk, "localizer": built.localizer.backbone}
+    monkeypatch.setattr(networks, "build_trunk", lambda _name, role, **_: trunks[role])
+    config = ModelConfig(built.name, built.name, head="gap", localizer_head="gap")
+    x = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(4))
+    for net in (Classifier(config, 3).train(), Localizer(config, SIZE).train()):
+        net.zero_grad()
+        out = net(x)
+        (out if isinstance(out, Tensor) else out.logits).square().sum().backward()
+        # with several workers, a parameter that takes no part is an error
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_grids(name: str) -> None:
+    """At every size in use, on the meta device, which computes shapes alone."""
+    with torch.device("meta"):
+        roles: tuple[Role, Role] = ("classifier", "localizer")
+        for role, grids in zip(roles, GRIDS.get(name, STRIDES_16_AND_32), strict=True):
+            trunk = build_trunk(name, role, pretrained=False, weights_dir=None).eval()
+            for size, grid in zip((64, 160, 448), grids, strict=True):
+                if grid:
+                    assert trunk(torch.zeros(1, 3, size, size)).shape[2:] == (grid, grid)
+                else:
+                    with pytest.raises(ConfigError, match=rf"^data\.image_size = {size}: too small for this backbone"):
+                        Localizer(ModelConfig(name, name, pretrained=False), size)
+
+
 def test_unknown_backbone_is_suggested() -> None:
     with pytest.raises(ConfigError, match=r"did you mean resnet50\?"):
         backbone("resnet5")
+    with pytest.raises(ConfigError, match="or timm:NAME"):
+        backbone("convnext_tiny")
+
+
+# --- timm
+
+
+def test_without_timm_the_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)  # import raises ImportError
+    for name in ("timm:convnext_tiny", "se_resnet50"):
+        with pytest.raises(ConfigError, match=r"needs timm, an optional package: pip install timm"):
+            build_trunk(name, "classifier", pretrained=False, weights_dir=None)
+
+
+@needs_timm
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("timm:convnext_tny", r"has no model 'convnext_tny' \(did you mean timm:convnext_tiny\?\)$"),
+        ("timm:", "has no model ''"),
+        ("timm:hf-hub:someone/model", "has no model"),
+        ("timm:seresnet50.in1", "its tags: a1_in1k, a2_in1k, a3_in1k, ra2_in1k"),
+        ("timm:vit_small_patch32_224", "stride 32, too coarse for a classifier"),
+        ("timm:cait_xxs24_224", "its input is fixed at 224 px"),
+    ],
+)
+def test_models_of_timm_that_will_not_do(name: str, said: str) -> None:
+    with torch.device("meta"), pytest.raises(ConfigError, match=said) as error:
+        build_trunk(name, "classifier", pretrained=False, weights_dir=None)
+    assert "\n" not in str(error.value)
+
+
+@needs_timm
+@pytest.mark.parametrize("name", [*TIMM, "timm:resnet10t"])
+def test_timms_features_survive_the_cut(name: str) -> None:
+    """Pruned, and its activations taken out of its BatchNorms, a model gives the features it gave before."""
+    torch.manual_seed(0)
+    entry = backbone(name)
+    whole = scatter(entry.build()).eval()
+    x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    vit = "vit" in name
+    with torch.no_grad():
+        theirs = whole.forward_intermediates(x, norm=vit, output_fmt="NCHW", intermediates_only=True)  # pyright: ignore
+        indices: dict[Role, int] = {"classifier": -1 if vit else -2, "localizer": -1}
+        for role, index in indices.items():
+            trunk = entry.cut(copy.deepcopy(whole), role).eval()
+            torch.testing.assert_close(trunk(x), theirs[index], rtol=1e-5, atol=1e-5)
+            assert trunk(x).shape[2:] == ((4, 4) if vit or role == "classifier" else (2, 2))
+
+
+@needs_timm
+def test_activations_survive_torchs_synchronized_batch_norm() -> None:
+    trunk = build_trunk("timm:mobilenetv3_small_050", "classifier", pretrained=False, weights_dir=None)
+    x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        before = scatter(trunk).eval()(x)
+        synchronized = nn.SyncBatchNorm.convert_sync_batchnorm(trunk)
+        assert any(isinstance(m, nn.SyncBatchNorm) for m in synchronized.modules())
+        torch.testing.assert_close(synchronized(x), before)
+
+
+@needs_timm
+def test_images_that_patches_do_not_cover_are_refused() -> None:
+    trunk = build_trunk("timm:vit_tiny_patch16_224", "classifier", pretrained=False, weights_dir=None)
+    with pytest.raises(ConfigError, match=r"data\.image_size = 72: expected a multiple of 16"):
+        trunk.train()(torch.zeros(1, 3, 72, 72))
+
+
+@needs_timm
+def test_timms_weights(tmp_path: Path) -> None:
+    name = "timm:resnet10t"
+    assert weights_identity(name, pretrained=True, weights_dir=None) == "timm resnet10t.c3_in1k"
+    assert refusal(tmp_path, name).startswith(f"{tmp_path}/timm_resnet10t.safetensors: no such file")
+    net = scatter(backbone(name).build())
+    state = {k: v for k, v in net.state_dict().items() if not k.startswith("fc.")}
+    save_file(state, tmp_path / "timm_resnet10t.safetensors")
+    assert len(weights_identity(name, pretrained=True, weights_dir=str(tmp_path))) == 16
+    trunk = build_trunk(name, "localizer", pretrained=True, weights_dir=str(tmp_path))
+    held = list(trunk.state_dict().values())
+    for key in ("conv1.6.weight", "layer4.0.bn2.running_var"):
+        assert any(v.shape == state[key].shape and torch.equal(v, state[key]) for v in held), key
+    save_file({k: v for k, v in state.items() if k != "conv1.6.weight"}, tmp_path / "timm_resnet10t.safetensors")
+    message = refusal(tmp_path, name)
+    assert "conv1.6.weight" in message
+    assert "expected timm's names" in message
+
+
+def test_the_weights_of_se_resnet50_are_named() -> None:
+    assert weights_identity("se_resnet50", pretrained=True, weights_dir=None) == "timm seresnet50.ra2_in1k"
+
+
+@needs_timm
+def test_a_download_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    import timm
+
+    build = timm.create_model
+
+    def create(*args, pretrained: bool, **options):
+        if pretrained:
+            raise RuntimeError("no route to host\nand more")
+        return build(*args, pretrained=pretrained, **options)
+
+    monkeypatch.setattr(timm, "create_model", create)
+    with pytest.raises(WeightsError) as error:
+        build_trunk("timm:resnet10t", "classifier", pretrained=True, weights_dir=None)
+    message = str(error.value)
+    assert message.startswith("timm's weights of timm:resnet10t could not be downloaded (no route to host); give")
+    assert "timm_resnet10t.safetensors" in message
+
+
+@needs_timm
+def test_a_model_of_timms_trains_and_comes_back(squares_config: TrainConfig, tmp_path: Path) -> None:
+    """In bf16 and channels_last, with its 3x3 depthwise convolutions replaced."""
+    name = "timm:mobilenetv3_small_050"
+    config = override(
+        squares_config,
+        {
+            "model.classifier": name,
+            "model.localizer": name,
+            "data.resize": 72,
+            "data.image_size": 64,
+            "precision": "bf16",
+        },
+    )
+    result = train(config, output=tmp_path / "run")
+    assert set(result.summary["results"]) == {"pseudo_label", "lchp_i", "lchp_r"}
+    trained = load_run(tmp_path / "run", torch.device("cpu"))
+    assert any(isinstance(m, DepthwiseConv2d) for m in trained.localizer.modules())
+    state = torch.load(tmp_path / "run" / "checkpoints" / "refinement.pt", weights_only=True)["modules"]["localizer"]
+    for key, value in trained.localizer.state_dict().items():
+        assert torch.equal(value, state[key])
 
 
 # --- weights that do not fit: always one line, never a random start

@@ -1,0 +1,216 @@
+"""Backbones by name: an ImageNet architecture, where it is cut, and how its weights want their input.
+
+Adding one: a `Backbone` with two functions and its line in TORCHVISION or TINY; timm's are all there (`timm:NAME`).
+"""
+
+import hashlib
+import os
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lchp.backbones import from_timm
+from lchp.backbones.entry import IMAGENET, SYMMETRIC, Backbone, Normalization, Role
+from lchp.backbones.from_torchvision import TORCHVISION
+from lchp.backbones.tiny import TINY
+from lchp.config import suggest
+from lchp.depthwise import speed_up
+from lchp.errors import ConfigError, LchpError, WeightsError
+
+__all__ = [
+    "BACKBONES",
+    "IMAGENET",
+    "SYMMETRIC",
+    "Backbone",
+    "Normalization",
+    "Normalize",
+    "Role",
+    "Trunk",
+    "backbone",
+    "build_trunk",
+    "load_weights",
+    "weights_identity",
+]
+
+BACKBONES: dict[str, Backbone] = {**TORCHVISION, **from_timm.TIMM, **TINY}
+"""The registry; `backbone` adds any model of timm's to it."""
+
+
+class Normalize(nn.Module):
+    """(x - mean) / std of B x 3 x H x W images in [0, 1]. Part of each network: weights differ in what they want."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, normalization: Normalization) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(normalization[0]), persistent=False)
+        self.register_buffer("std", torch.tensor(normalization[1]), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images as the weights want them."""
+        return (x - self.mean.view(1, 3, 1, 1)) / self.std.view(1, 3, 1, 1)
+
+
+class Trunk(nn.Sequential):
+    """`Normalize` and the cut network. Its state holds its convolutions' strides too: a weight file may have moved them
+    (see `_move_strides`), and a network rebuilt without that file must get them from the checkpoint."""
+
+    def get_extra_state(self) -> Tensor:
+        """Strides, convolutions x 2."""
+        return torch.tensor([m.stride for m in self.modules() if isinstance(m, nn.Conv2d)])
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Takes the strides of `get_extra_state`."""
+        convolutions = [m for m in self.modules() if isinstance(m, nn.Conv2d)]
+        for convolution, (vertical, horizontal) in zip(convolutions, state.tolist(), strict=True):
+            convolution.stride = (vertical, horizontal)
+
+
+def backbone(name: str, role: Role | None = None) -> Backbone:
+    """The registry's entry, or that of `timm:NAME`. Raises ConfigError for an unknown name; `role` says which field
+    gave it."""
+    if name.startswith(from_timm.PREFIX):
+        return from_timm.timm_entry(name)
+    if name not in BACKBONES:
+        field = f"model.{role}" if role else "model.classifier or model.localizer"
+        raise ConfigError(
+            f"{field} = {name!r}: expected one of {', '.join(BACKBONES)}, or {from_timm.PREFIX}NAME"
+            f"{suggest(name, BACKBONES)}"
+        )
+    return BACKBONES[name]
+
+
+def build_trunk(name: str, role: Role, *, pretrained: bool, weights_dir: str | None) -> nn.Module:
+    """Images in [0, 1] (B x 3 x H x W) to features (B x C x h x w), input normalisation included.
+
+    Raises WeightsError where pretrained weights are missing or do not fit; it never starts from random weights instead.
+    """
+    entry = backbone(name, role)
+    net = entry.build()
+    if pretrained:
+        load_weights(net, name, weights_dir)
+    speed_up(net)
+    return Trunk(Normalize(entry.normalization), entry.cut(net, role))
+
+
+def load_weights(net: nn.Module, name: str, weights_dir: str | None) -> None:
+    """Loads pretrained weights into the whole network `net` built by the registry entry `name`."""
+    entry = backbone(name)
+    if weights_dir is None:
+        source, state = f"{entry.source}'s {entry.download}", _download(name)
+        metadata: dict[str, str] = {}
+    else:
+        path = _weights_file(name, weights_dir)
+        source = str(path)
+        state, metadata = _read(path)
+        _check_normalization(source, metadata, entry.normalization)
+    if metadata.get("stride", "").startswith("conv1"):
+        _move_strides(net, source)
+    wanted = {k for k in net.state_dict() if not k.startswith((*entry.discard, *entry.added))}
+    # num_batches_tracked only counts; files in the wild leave it out
+    missing = sorted(k for k in wanted - set(state) if not k.endswith("num_batches_tracked"))
+    extra = sorted(k for k in set(state) - wanted if not k.startswith(entry.discard))
+    if missing or extra:
+        raise WeightsError(
+            f"{source}: does not fit {name}: {len(missing)} parameters missing {missing[:3]}, "
+            f"{len(extra)} unknown {extra[:3]}; expected {entry.source}'s names"
+        )
+    try:
+        net.load_state_dict(
+            {k: v.float() if v.is_floating_point() else v for k, v in state.items() if k in wanted}, False
+        )
+    except RuntimeError as error:
+        shape = next((line.strip() for line in str(error).splitlines()[1:]), str(error))
+        raise WeightsError(f"{source}: does not fit {name}: {shape}") from None
+
+
+def weights_identity(name: str, *, pretrained: bool, weights_dir: str | None) -> str:
+    """Which weights a backbone starts from: a hash of the file's content, their name at torchvision or timm (where it
+    is the model's and the weights' tag), or `random`.
+
+    Raises WeightsError where the file is missing, ConfigError for an unknown backbone.
+    """
+    if not pretrained:
+        return "random"
+    if weights_dir is None:
+        entry = backbone(name)
+        return f"{entry.source} {entry.download}"
+    path = _weights_file(name, weights_dir)
+    stat = path.stat()
+    return _hash_file(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache
+def _hash_file(path: Path, _size: int, _changed: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def _weights_file(name: str, weights_dir: str) -> Path:
+    entry = backbone(name)
+    path = Path(os.path.expanduser(weights_dir)) / _file_name(name, entry)
+    if not os.path.isfile(path):
+        raise WeightsError(
+            f"{path}: no such file, so {name} cannot start from ImageNet weights; put it there, leave "
+            f"model.weights_dir unset to download {entry.source}'s, or say --model.no-pretrained for a random start"
+        )
+    return path
+
+
+def _file_name(name: str, entry: Backbone) -> str:
+    """`timm:NAME` as `timm_NAME`, since a colon is no good in a file's name."""
+    return f"{entry.file or name.replace(':', '_')}.safetensors"
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path}: not a readable safetensors file ({error})") from None
+
+
+def _download(name: str) -> dict[str, Tensor]:
+    from torchvision.models import get_weight
+
+    entry = backbone(name)
+    if entry.download is None:
+        raise WeightsError(f"{name} has no ImageNet weights; say --model.no-pretrained for a random start")
+    try:
+        if entry.source == "timm":
+            return from_timm.download(entry.download)
+        return dict(get_weight(entry.download).get_state_dict(progress=True, check_hash=True))
+    except LchpError:
+        raise
+    # URLError is an OSError; a wrong hash raises RuntimeError; timm's download has the exceptions of two more libraries
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise WeightsError(
+            f"{entry.source}'s weights of {name} could not be downloaded ({reason}); give a folder with "
+            f"{_file_name(name, entry)} by --model.weights-dir DIR, or say --model.no-pretrained for a random start"
+        ) from None
+
+
+def _check_normalization(source: str, metadata: dict[str, str], ours: Normalization) -> None:
+    said = metadata.get("input")
+    mean, std = ours
+    expected = {SYMMETRIC: "[-1,1]", IMAGENET: "imagenet mean/std"}.get(ours, f"mean {mean}, std {std}")
+    if said is not None and said.replace(" ", "") != expected.replace(" ", ""):
+        raise WeightsError(f"{source}: its metadata asks for input {said!r}, but this backbone is fed {expected!r}")
+
+
+def _move_strides(net: nn.Module, source: str) -> None:
+    """ResNet v1 as published strides in conv1 of a block, torchvision's (v1.5) in conv2; a file's metadata says."""
+    for layer in ("layer2", "layer3", "layer4"):
+        try:
+            pair = [net.get_submodule(f"{layer}.0.{name}") for name in ("conv1", "conv2")]
+        except AttributeError:
+            raise WeightsError(f"{source}: its metadata speaks of ResNet strides, but the network is none") from None
+        for conv, stride in zip(pair, ((2, 2), (1, 1)), strict=True):
+            assert isinstance(conv, nn.Conv2d)
+            conv.stride = stride
