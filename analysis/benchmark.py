@@ -45,6 +45,9 @@ CUB = 5994
 """Training images of CUB-200-2011."""
 
 
+Figure = Literal["boxes", "strong_augmentation", "data", "stage1_step", "stage2_step"]
+
+
 @dataclass
 class Flags:
     """Measure lchp's steps against the straightforward implementation."""
@@ -73,6 +76,8 @@ class Flags:
     """CPU threads of torch; 0 leaves torch's choice (or OMP_NUM_THREADS)."""
     compile: bool = False
     """Run lchp's networks through torch.compile."""
+    only: tuple[Figure, ...] = ()
+    """Some of the ratios only, and no shares of the steps."""
     baseline: bool = True
     """Measure the straightforward implementation too; without it there are no ratios."""
     peak: float | None = None
@@ -225,6 +230,11 @@ def open_bench(flags: Flags, folder: Path) -> Bench:
     return Bench(flags, config, device, resolve_precision(flags.precision, device), split, images)
 
 
+def wants_steps(flags: Flags) -> bool:
+    """Whether networks are to be measured at all."""
+    return not flags.only or any(name.endswith("_step") for name in flags.only)
+
+
 def check_that_both_agree(bench: Bench) -> str:
     """The boxes of both sides, of attention and of strong views, and in fp32 their first L_init on the same images;
     AssertionError where they differ by more than stated."""
@@ -238,12 +248,14 @@ def check_that_both_agree(bench: Bench) -> str:
     mapped = strong.axis_map().boxes(boxes)
     plain = torch.tensor([baseline.strong_box(box, strong, i) for i, box in enumerate(boxes.tolist())])
     assert (mapped - plain).abs().max() < 1e-4, "boxes of the strong view differ"
+    said = "boxes of attention agree to 1e-3 px, of strong views to 1e-4"
+    if not wants_steps(bench.flags):
+        return said
     views = bench.views(0)
     losses = [float(step(bench, bench.networks(), fp32=True)(*views)) for step in (ours_stage1, plain_stage1)]
     # masked images come in the same batch here and in one of their own there, which the classifier's BatchNorm sees
     assert abs(losses[0] - losses[1]) < 0.1 * losses[1], f"L_init is {losses[0]:.4f} here and {losses[1]:.4f} there"
-    said = f"L_init of the first batch {losses[0]:.4f} and {losses[1]:.4f}"
-    return f"boxes of attention agree to 1e-3 px, of strong views to 1e-4; {said}"
+    return f"{said}; L_init of the first batch {losses[0]:.4f} and {losses[1]:.4f}"
 
 
 Step = Callable[[Tensor, Tensor], float]
@@ -385,9 +397,6 @@ def measure(bench: Bench) -> dict[str, Any]:
     strong, x = sample_strong(flags.batch_size, second, generator(2)), bench.views(0)[0]
     boxes, black = torch.tensor([[0.2, 0.2, 0.8, 0.8]]).expand(flags.batch_size, 4), torch.zeros(3)
     stream, plain_stream = bench.stream(), bench.plain_stream()
-    stage1, stage2 = ours_stage1(bench, bench.networks()), ours_stage2(bench, bench.networks())
-    # networks in PyTorch's default layout, and never compiled
-    plain1, plain2 = plain_stage1(bench, plain_networks(bench)), plain_stage2(bench, plain_networks(bench))
     pairs: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
         "boxes": (
             lambda: attention_boxes(attention, (size, size), first),
@@ -398,16 +407,27 @@ def measure(bench: Bench) -> dict[str, Any]:
             lambda: baseline.strong_views(x, boxes),
         ),
         "data": (lambda: next(stream), lambda: next(plain_stream)),
-        "stage1_step": (lambda: stage1(*next(stream)), lambda: plain1(*next(plain_stream))),
-        "stage2_step": (lambda: stage2(*next(stream)), lambda: plain2(*next(plain_stream))),
     }
+    if wants_steps(flags):
+        stage1, stage2 = ours_stage1(bench, bench.networks()), ours_stage2(bench, bench.networks())
+        # networks in PyTorch's default layout, and never compiled
+        plain1, plain2 = plain_stage1(bench, plain_networks(bench)), plain_stage2(bench, plain_networks(bench))
+        pairs |= {
+            "stage1_step": (lambda: stage1(*next(stream)), lambda: plain1(*next(plain_stream))),
+            "stage2_step": (lambda: stage2(*next(stream)), lambda: plain2(*next(plain_stream))),
+        }
     for name, bodies in pairs.items():
+        if flags.only and name not in flags.only:
+            continue
         found = in_turns(bench, *(bodies if flags.baseline else bodies[:1]))
         out["seconds"][name] = [t.median for t in found]
         if flags.baseline:
             ratios = [b / a for a, b in zip(found[0].seconds, found[1].seconds, strict=True)]
             out["ratios"][name] = statistics.median(ratios)
             out["spread"][name] = [min(ratios), max(ratios)]
+    if flags.only:
+        out["memory_mb"]["process, both sides"] = peak_memory_mb(device)["process"]
+        return out
     for stage, bodies in parts(bench).items():
 
         def networks(passes: Sequence[Callable[[], Any]] = [bodies[name] for name in NETWORK[stage]]) -> None:
@@ -471,6 +491,8 @@ def report(out: dict[str, Any], flags: Flags) -> str:
     }
     rows = []
     for name, title in titles.items():
+        if name not in out["seconds"]:
+            continue
         ours, *theirs = (1e3 * s for s in out["seconds"][name])
         ratio = (
             f"{out['ratios'][name]:.1f} ({out['spread'][name][0]:.1f}-{out['spread'][name][1]:.1f})" if theirs else ""
@@ -483,7 +505,7 @@ def report(out: dict[str, Any], flags: Flags) -> str:
         f"median of {flags.repeats}",
         tabulate(rows, head, disable_numparse=True, colalign=("left", *["right"] * (len(head) - 1))),
     ]
-    for stage, title in (("stage1", "stage 1"), ("stage2", "stage 2")):
+    for stage, title in (("stage1", "stage 1"), ("stage2", "stage 2")) if not flags.only else ():
         whole = out["parts"][stage]["step"]
         named = [[n, f"{1e3 * s:.1f}", f"{100 * s / whole:.1f}"] for n, s in out["parts"][stage].items()]
         speed, share = out["images_per_second"][stage], out["network_share"][stage]
@@ -494,8 +516,9 @@ def report(out: dict[str, Any], flags: Flags) -> str:
             + (f" ({100 * out['tflops'][stage] / flags.peak:.0f} % of {flags.peak:g})" if flags.peak else "")
             + (f", GPU busy {100 * out['busy_share'][stage]:.0f} %" if "busy_share" in out else "")
         )
-    hours = sum(40 * CUB / out["images_per_second"][s] for s in NETWORK) / 3600
-    texts.append(f"CUB-200-2011, 40 + 40 epochs at this speed: {hours:.1f} hours")
+    if not flags.only:
+        hours = sum(40 * CUB / out["images_per_second"][s] for s in NETWORK) / 3600
+        texts.append(f"CUB-200-2011, 40 + 40 epochs at this speed: {hours:.1f} hours")
     texts.append("peak memory: " + ", ".join(f"{name} {mb:.0f} MB" for name, mb in out["memory_mb"].items()))
     return "\n\n".join(texts)
 

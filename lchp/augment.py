@@ -188,6 +188,12 @@ def sample_general(n: int, resize: int, size: int, generator: torch.Generator) -
 
 def general_view(images: Tensor, offsets: Tensor, flip: Tensor, size: int) -> Tensor:
     """Crops (and flips) of uint8 images (B x R x R x 3): B x size x size x 3, no resampling."""
+    if images.device.type == "cpu":  # whole lines at a time; indexing copies pixel by pixel
+        out = images.new_empty(len(images), size, size, 3)
+        for view, image, (x, y), mirrored in zip(out, images, offsets.tolist(), flip.tolist(), strict=True):
+            part = image[y : y + size, x : x + size]
+            view.copy_(part.flip(1) if mirrored else part)
+        return out
     b = len(images)
     steps = torch.arange(size)
     columns = offsets[:, :1] + torch.where(flip[:, None], steps.flip(0)[None], steps[None])  # B x size

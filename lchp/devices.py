@@ -1,5 +1,6 @@
 """Where a run computes, in which precision, and what it used."""
 
+import os
 import resource
 import sys
 from contextlib import AbstractContextManager
@@ -39,8 +40,12 @@ def prepare(config: TrainConfig, device: torch.device) -> None:
     """Process-wide settings of torch that a run asks for."""
     if config.threads:
         torch.set_num_threads(config.threads)
-    if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True
+    if device.type != "cuda":
+        return
+    torch.backends.cudnn.benchmark = not config.deterministic  # it times kernels, and may choose others the next time
+    torch.use_deterministic_algorithms(config.deterministic)
+    if config.deterministic:  # read when cuBLAS starts; a process that has used it already needs it in its environment
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def describe(device: torch.device) -> str:

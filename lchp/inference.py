@@ -1,6 +1,6 @@
 """Networks over a split: boxes, classes and confidence, image by image, in each evaluation frame."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -31,6 +31,8 @@ class Models:
     localizers: dict[str, Localizer]
     config: InitializationConfig
     crop_margin: float = 0.0
+    map_boxes: Callable[[Tensor, Tensor], Tensor] | None = None
+    """A compared method's boxes, in place of the teacher's: images, class ids -> B x 4 (see `lchp.compared`)."""
 
     def eval(self) -> None:
         """Puts every network in inference mode."""
@@ -78,7 +80,7 @@ def see(images: Tensor, frame: str, size: int) -> Tensor:
 
 def to_float(images: Tensor) -> Tensor:
     """B x H x W x 3 uint8 to B x 3 x H x W in [0, 1], channels last in memory."""
-    return images.permute(0, 3, 1, 2).float() / 255
+    return images.permute(0, 3, 1, 2).float().div_(255)
 
 
 @torch.inference_mode()
@@ -138,6 +140,8 @@ def predict_batch(models: Models, x: Tensor) -> Seen:
     boxes: dict[str, Tensor] = {}
     if models.teacher is not None:
         boxes["pseudo_label"] = pseudo_boxes(models.teacher, x, models.config).box.float()
+    elif models.map_boxes is not None:
+        boxes["pseudo_label"] = models.map_boxes(x, top[:, 0])
     for name, localizer in models.localizers.items():
         boxes[name] = predict_boxes(localizer, x)
     logits = models.classifier(crop(x, last_box(boxes), models.crop_margin)).logits

@@ -9,7 +9,8 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from torch.optim.lr_scheduler import ConstantLR, ExponentialLR, LRScheduler, One
 from tqdm import tqdm
 
 from lchp import distributed
+from lchp.checkpoints import newest_checkpoint, previous, save_checkpoint
 from lchp.errors import LchpError, RunError
-from lchp.runs import write_atomically
+from lchp.interrupt import Stop
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +33,8 @@ _LOOK_EVERY = 100
 """Steps between two looks at the losses."""
 _NAMED = 8
 """Images that a message names."""
+_SAVE_EVERY = 600.0
+"""Seconds of an epoch between two checkpoints; an epoch of ImageNet takes hours."""
 
 
 class DivergedError(LchpError):
@@ -45,13 +49,36 @@ class Schedule:
     per_step: bool
 
 
+@dataclass
+class Chunks:
+    """In how many parts a batch of `batch` images goes through the networks, one after the other, before the optimizer
+    steps. batch None: it must stay whole."""
+
+    number: int = 1
+    batch: int | None = None
+
+
+@dataclass(frozen=True)
+class Within:
+    """How far an epoch has come: finished steps, sums of their metrics, learning rates at its start, seconds so far,
+    and the states of torch's generators."""
+
+    steps: int
+    sums: dict[str, Tensor]
+    rates: dict[str, float]
+    seconds: float
+    generators: dict[str, Any]
+
+
 @dataclass(frozen=True)
 class Stage:
     """What `fit` runs. `modules`, `optimizers`, `schedules` by name are what a checkpoint holds.
 
-    batches(epoch, generator) yields what step takes; step(batch, epoch) trains on it and returns scalars, still on the
-    device: each is averaged over the epoch. `size` = images per epoch, for the progress bar. evaluate() measures after
-    every epoch what is to be recorded with it. images(epoch, step): the ids of a step's images, for messages.
+    batches(epoch, generator, start) yields what step takes, from batch number `start` of the epoch on, the same as
+    without that; step(batch, epoch) trains on it and returns scalars, still on the device: each is averaged over the
+    epoch. `size` = images per epoch, for the progress bar. evaluate() measures after every epoch what is to be recorded
+    with it, and judge(metrics) may refuse to go on. finish() changes the modules after the last epoch, before its
+    checkpoint is written. images(epoch, step): the ids of a step's images, for messages. `chunks`: step's own.
     """
 
     name: str
@@ -60,12 +87,15 @@ class Stage:
     modules: Mapping[str, nn.Module]
     optimizers: Mapping[str, Optimizer]
     schedules: Mapping[str, Schedule]
-    batches: Callable[[int, torch.Generator], Iterable[Any]]
+    batches: Callable[[int, torch.Generator, int], Iterable[Any]]
     step: Callable[[Any, int], dict[str, Tensor]]
     count: Callable[[Any], int] = len
     images: Callable[[int, int], Sequence[str]] | None = None
     describe: Callable[[Metrics], str] = str
     evaluate: Callable[[], dict[str, float]] = dict
+    judge: Callable[[Metrics], object] | None = None
+    finish: Callable[[], object] | None = None
+    chunks: Chunks = field(default_factory=Chunks)
 
 
 def make_schedule(optimizer: Optimizer, kind: str, *, decay: float, epochs: int, steps_per_epoch: int) -> Schedule:
@@ -94,60 +124,131 @@ def fit(
     record: Callable[[Metrics], None] | None = None,
     on_epoch: Callable[[Metrics], None] | None = None,
     show_progress: bool = True,
+    stop: Stop | None = None,
 ) -> None:
-    """Trains a stage, writing `checkpoint` after every epoch and handing the epoch's metrics to `on_epoch`.
+    """Trains a stage, writing `checkpoint` after every epoch (and every ten minutes of one) and handing the epoch's
+    metrics to `on_epoch`.
 
     record: gets the metrics just before the checkpoint is written, so that no finished epoch lacks them after a crash.
     identity: hash of what the result depends on; a checkpoint of another identity is refused with RunError.
+    resume: go on from the newest intact checkpoint, in the middle of an epoch where that was written there.
+    stop: where it is asked, a checkpoint is written at the end of the step and Interrupted is raised (with one worker).
     Raises DivergedError when a loss is not finite, within 100 steps and with the ids of the first such batch (with
-    several workers, at the end of the epoch and without); the checkpoint of the epoch before remains. MemoryError of a
-    GPU becomes a RunError that says what to lower.
+    several workers, at the end of the epoch and without); the last finite checkpoint remains. A GPU whose memory does
+    not suffice becomes a RunError that says what to lower, or smaller chunks where the stage allows them.
     """
     # one worker looks for all: on a shared disk they might see different epochs, and wait for each other for ever
-    there = resume and distributed.from_first(checkpoint.exists)
-    start = restore(stage, checkpoint, identity) if there else 0
-    for epoch in range(start, stage.epochs):
-        try:
-            metrics = _run_epoch(stage, epoch, seed, show_progress)
-        except torch.OutOfMemoryError as error:
-            reason = str(error).splitlines()[0][:160]
-            raise RunError(
-                f"{stage.name}, epoch {epoch + 1}: the GPU's memory ran out ({reason}); start anew with a lower "
-                "--data.batch-size or --data.image-size, or with --precision bf16"
-            ) from None
-        bad = [k for k, v in metrics.items() if isinstance(v, float) and not math.isfinite(v)]
-        if bad:
-            raise DivergedError(
-                f"{stage.name}, epoch {epoch + 1}: {bad[0]} is {metrics[bad[0]]}; training diverged, "
-                "lower the learning rate"
-            )
-        broken = [k for k, m in stage.modules.items() if not all(p.isfinite().all() for p in m.parameters())]
-        if broken:  # the last step of an epoch can spoil the weights without a trace in its losses
-            raise DivergedError(
-                f"{stage.name}, epoch {epoch + 1}: weights of the {broken[0]} are not finite; training diverged, "
-                "lower the learning rate"
-            )
-        metrics |= stage.evaluate()
-        if distributed.rank() == 0:
-            if record is not None:
-                record(metrics)
-            save(stage, checkpoint, identity, epoch + 1)
-        tqdm.write(stage.describe(metrics)) if show_progress else log.info(stage.describe(metrics))
-        if on_epoch is not None:
-            on_epoch(metrics)
+    there = resume and distributed.from_first(lambda: checkpoint.exists() or previous(checkpoint).exists())
+    start, within = restore(stage, checkpoint, identity) if there else (0, None)
+    if stage.chunks.batch is not None and not there and distributed.rank() == 0:
+        save(stage, checkpoint, identity, 0)  # to begin anew from, if the first step takes too much memory
+    with nullcontext() if stop is None else stop.deferred():
+        epoch = start
+        while epoch < stage.epochs:
+            keep = _keeper(stage, checkpoint, identity, epoch, stop)
+            try:
+                metrics = _run_epoch(stage, epoch, seed, show_progress, within, keep)
+            except torch.OutOfMemoryError as error:
+                halve(stage, epoch, str(error))
+                epoch, within = restore(stage, checkpoint, identity)
+                continue
+            _refuse_broken(stage, epoch, metrics)
+            metrics |= stage.evaluate()
+            epoch, within = epoch + 1, None
+            if epoch == stage.epochs and stage.finish is not None:
+                stage.finish()
+            if distributed.rank() == 0:
+                if record is not None:
+                    record(metrics)
+                save(stage, checkpoint, identity, epoch)
+            tqdm.write(stage.describe(metrics)) if show_progress else log.info(stage.describe(metrics))
+            if on_epoch is not None:
+                on_epoch(metrics)
+            if stage.judge is not None:
+                stage.judge(metrics)
+            if stop is not None:
+                stop.answer()
 
 
-def _run_epoch(stage: Stage, epoch: int, seed: int, show_progress: bool) -> Metrics:
+Keep = Callable[[Callable[[], Within]], None]
+
+
+def _keeper(stage: Stage, checkpoint: Path, identity: str, epoch: int, stop: Stop | None) -> Keep | None:
+    """What is called after every step with a way to tell how far the epoch has come: it writes a checkpoint where one
+    is due, and answers who asked to stop. None with several workers, which would have to agree on the step."""
+    if distributed.size() > 1:
+        return None
+    last = time.monotonic()
+
+    def keep(come: Callable[[], Within]) -> None:
+        nonlocal last
+        asked = stop is not None and stop.asked
+        if not asked and time.monotonic() - last < _SAVE_EVERY:
+            return
+        save(stage, checkpoint, identity, epoch, come())
+        last = time.monotonic()
+        if stop is not None:
+            stop.answer()
+
+    return keep
+
+
+def halve(stage: Stage, epoch: int, error: str) -> None:
+    """After a step for which the GPU's memory was too small: twice as many chunks, or RunError where that is not wanted
+    or not possible."""
+    where = f"{stage.name}, epoch {epoch + 1}: the GPU's memory ran out ({error.splitlines()[0][:160]})"
+    chunks = stage.chunks
+    if chunks.batch is None or distributed.size() > 1:
+        raise RunError(
+            f"{where}; start anew with a lower --data.batch-size or --data.image-size, with --precision bf16, or with "
+            "--auto-batch, which takes a batch in several parts"
+        ) from None
+    if chunks.batch < 4 * chunks.number:  # BatchNorm needs two images
+        raise RunError(
+            f"{where} with {chunks.batch // chunks.number} images at a time; lower --data.image-size"
+        ) from None
+    chunks.number *= 2
+    for optimizer in stage.optimizers.values():
+        optimizer.zero_grad(set_to_none=True)  # of the parts that went through
+    torch.cuda.empty_cache()
+    log.warning("%s; from the last checkpoint on, each batch goes in %d parts", where, chunks.number)
+
+
+def _refuse_broken(stage: Stage, epoch: int, metrics: Metrics) -> None:
+    """Raises DivergedError for metrics or weights that are not finite."""
+    bad = [k for k, v in metrics.items() if isinstance(v, float) and not math.isfinite(v)]
+    if bad:
+        raise DivergedError(
+            f"{stage.name}, epoch {epoch + 1}: {bad[0]} is {metrics[bad[0]]}; training diverged, "
+            "lower the learning rate"
+        )
+    broken = [k for k, m in stage.modules.items() if not all(p.isfinite().all() for p in m.parameters())]
+    if broken:  # the last step of an epoch can spoil the weights without a trace in its losses
+        raise DivergedError(
+            f"{stage.name}, epoch {epoch + 1}: weights of the {broken[0]} are not finite; training diverged, "
+            "lower the learning rate"
+        )
+
+
+def _run_epoch(
+    stage: Stage, epoch: int, seed: int, show_progress: bool, within: Within | None, keep: Keep | None
+) -> Metrics:
     generator = torch.Generator().manual_seed(epoch_seed(seed, stage.name, epoch))
     # whatever draws inside a network (dropout), which must differ between the workers of one run
     torch.manual_seed(epoch_seed(seed, stage.name, epoch) + distributed.rank())
-    sums: dict[str, Tensor] = {}
-    rates = {f"lr_{k}": o.param_groups[0]["lr"] for k, o in stage.optimizers.items()}
-    steps, begin, recent = 0, time.perf_counter(), list[Tensor]()
+    sums: dict[str, Tensor] = {} if within is None else dict(within.sums)
+    now = {f"lr_{k}": float(o.param_groups[0]["lr"]) for k, o in stage.optimizers.items()}
+    rates = now if within is None else within.rates
+    done = 0 if within is None else within.steps
+    before = 0.0 if within is None else within.seconds
+    steps, begin, recent = done, time.perf_counter(), list[Tensor]()
     title = f"{stage.name} {epoch + 1}/{stage.epochs}"
     with tqdm(total=stage.size, desc=title, unit="img", leave=False, disable=None if show_progress else True) as bar:
-        for batch in stage.batches(epoch, generator):
-            values = stage.step(batch, epoch)
+        for batch in stage.batches(epoch, generator, done):
+            if within is not None and steps == done:  # only now: the loader of the batches has drawn its own seed
+                _set_generators(within.generators)
+                bar.update(done * stage.count(batch))
+            values = _stepped(stage, batch, epoch)
             for name, value in values.items():
                 sums[name] = sums[name] + value if name in sums else value
             recent.append(values["loss"])
@@ -159,22 +260,53 @@ def _run_epoch(stage: Stage, epoch: int, seed: int, show_progress: bool) -> Metr
                     schedule.scheduler.step()
             steps += 1
             bar.update(stage.count(batch) * distributed.size())
+            if keep is not None:
+
+                def come(steps: int = steps, recent: list[Tensor] = recent) -> Within:
+                    _refuse_infinite(stage, epoch, steps - 1, recent)
+                    return Within(steps, sums, rates, before + time.perf_counter() - begin, _generators())
+
+                keep(come)
     _refuse_infinite(stage, epoch, steps - 1, recent)
     for schedule in stage.schedules.values():
         if not schedule.per_step:
             schedule.scheduler.step()
     sums = distributed.mean_over_workers(sums)
     means = {name: float(total) / max(steps, 1) for name, total in sums.items()}  # the epoch's only device-to-host copy
-    seconds = time.perf_counter() - begin
+    seconds = before + time.perf_counter() - begin
+    parts = {"chunks": stage.chunks.number} if stage.chunks.number > 1 else {}
     return {
         "stage": stage.name,
         "epoch": epoch + 1,
         "epochs": stage.epochs,
         **means,
         **rates,
+        **parts,
         "seconds": round(seconds, 3),
         "images_per_second": round(stage.size / seconds, 2),
     }
+
+
+def _stepped(stage: Stage, batch: Any, epoch: int) -> dict[str, Tensor]:
+    try:
+        return stage.step(batch, epoch)
+    except RuntimeError as error:  # as torch.use_deterministic_algorithms raises it
+        if "does not have a deterministic implementation" not in str(error):
+            raise
+        reason = str(error).split(",")[0]
+        raise RunError(f"{stage.name}: {reason[:200]}; leave --deterministic out to train on this device") from None
+
+
+def _generators() -> dict[str, Any]:
+    """The states of torch's own generators, from which networks draw."""
+    on_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), "cuda": on_gpus}
+
+
+def _set_generators(states: dict[str, Any]) -> None:
+    torch.set_rng_state(states["cpu"])
+    if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states["cuda"])
 
 
 def _refuse_infinite(stage: Stage, epoch: int, last: int, losses: list[Tensor]) -> None:
@@ -196,8 +328,8 @@ def _refuse_infinite(stage: Stage, epoch: int, last: int, losses: list[Tensor]) 
     )
 
 
-def save(stage: Stage, path: Path, identity: str, epoch: int) -> None:
-    """Writes the state after `epoch` epochs, atomically."""
+def save(stage: Stage, path: Path, identity: str, epoch: int, within: "Within | None" = None) -> None:
+    """Writes the state after `epoch` whole epochs, and how far the next one has come, if it has begun."""
     state = {
         "identity": identity,
         "stage": stage.name,
@@ -205,13 +337,18 @@ def save(stage: Stage, path: Path, identity: str, epoch: int) -> None:
         "modules": {k: m.state_dict() for k, m in stage.modules.items()},
         "optimizers": {k: o.state_dict() for k, o in stage.optimizers.items()},
         "schedules": {k: s.scheduler.state_dict() for k, s in stage.schedules.items()},
+        "chunks": stage.chunks.number,
+        "within": None if within is None else asdict(within),
     }
-    write_atomically(path, lambda file: torch.save(state, file))
+    save_checkpoint(path, state)
 
 
-def restore(stage: Stage, path: Path, identity: str) -> int:
-    """Loads what `save` wrote into the stage and returns the number of finished epochs."""
-    state = load_checkpoint(path, identity)
+def restore(stage: Stage, path: Path, identity: str) -> "tuple[int, Within | None]":
+    """Loads the newest intact checkpoint into the stage; the number of whole epochs, and how far the next one has come
+    (0 and None where there is no checkpoint). Raises RunError."""
+    state = newest_checkpoint(path, identity)
+    if state is None:
+        return 0, None
     try:
         for name, module in stage.modules.items():
             module.load_state_dict(state["modules"][name])
@@ -219,25 +356,8 @@ def restore(stage: Stage, path: Path, identity: str) -> int:
             optimizer.load_state_dict(state["optimizers"][name])
         for name, schedule in stage.schedules.items():
             schedule.scheduler.load_state_dict(state["schedules"][name])
-        return int(state["epoch"])
+        stage.chunks.number = max(int(state["chunks"]), stage.chunks.number)
+        return int(state["epoch"]), None if state["within"] is None else Within(**state["within"])
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RunError(f"{path}: does not fit this stage ({reason[:200]})") from None
-
-
-def load_checkpoint(path: Path, identity: str | None = None) -> dict[str, Any]:
-    """A checkpoint as data (no code in it can run). Raises RunError if it is missing, damaged or another config's."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise RunError(f"{path}: no such checkpoint; has this stage been trained in this run folder?") from None
-    except Exception as error:  # torch raises zip, pickle, EOF and runtime errors for damaged files
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RunError(f"{path}: damaged or not a checkpoint of lchp ({reason[:200]})") from None
-    if not isinstance(state, dict) or "identity" not in state or "modules" not in state:
-        raise RunError(f"{path}: not a checkpoint of lchp")
-    if identity is not None and state["identity"] != identity:
-        raise RunError(
-            f"{path}: was written by another config (or data); use a new --output, or the config it was made with"
-        )
-    return state

@@ -61,50 +61,39 @@ def attention_boxes(
     """
     if config.resolution == "native":
         return enclosing_boxes(foreground(attention, config.delta, config.normalization, reference))
-    attention = attention.float()
-    rows, columns = (_samples(n, to, attention.device) for n, to in zip(attention.shape[1:], size, strict=True))
-    every_column = _lines(_lines(attention, rows.ends, 1), columns.every, 2)  # B x ~2h x W
-    every_row = _lines(_lines(attention, rows.every, 1), columns.ends, 2)  # B x H x ~2w
-    of = every_column
-    if reference is not None:
-        of = _lines(_lines(reference.float(), rows.ends, 1), columns.ends, 2)
-    low, high = attention_range(of, config.normalization)
-    in_columns, in_rows = (above(part, config.delta, low, high) for part in (every_column, every_row))
-    return _ends(in_columns.any(1), in_rows.any(2))
+    rows, columns = (_lines(n, to, attention.device) for n, to in zip(attention.shape[1:], size, strict=True))
+    with torch.autocast(attention.device.type, enabled=False):  # positions must not be rounded to bf16
+        attention = attention.float()
+        # the largest sample of a line decides whether the line holds foreground
+        in_columns = ((rows.ends @ attention) @ columns.every.T).amax(1)  # B x W, of B x ~2h x W
+        in_rows = (rows.every @ (attention @ columns.ends.T)).amax(2)  # B x H, of B x H x ~2w
+        of = attention if reference is None else reference.float()
+        low, high = attention_range(rows.ends @ of @ columns.ends.T, config.normalization)
+    low, high = low[:, :, 0], high[:, :, 0]
+    return _ends(above(in_columns, config.delta, low, high), above(in_rows, config.delta, low, high))
 
 
-class _Points(NamedTuple):
-    """Where n samples of a line lie between its knots: the knots before and after, and how far between: n each."""
+class _Lines(NamedTuple):
+    """Samples of a line through k knots, as matrices: of every sample (n x k), and of those next to a knot, among which
+    are the extremes of all (about 2k x k)."""
 
-    before: Tensor
-    after: Tensor
-    share: Tensor
-
-
-class _Samples(NamedTuple):
-    """Samples of a line: every one, and those next to a knot, among which are the extremes of all."""
-
-    every: _Points
-    ends: _Points
+    every: Tensor
+    ends: Tensor
 
 
 @functools.lru_cache(maxsize=64)
-def _samples(knots: int, size: int, device: torch.device) -> _Samples:
+def _lines(knots: int, size: int, device: torch.device) -> _Lines:
     """Of the bilinear line through `knots` values, at the centres of `size` pixels (align_corners=False)."""
     at = ((torch.arange(size, dtype=torch.float64) + 0.5) * knots / size - 0.5).clamp(0, knots - 1)
     before = at.floor().long().clamp(max=max(knots - 2, 0))
-    every = _Points(before, (before + 1).clamp(max=knots - 1), (at - before).float())
+    share = (at - before).float()
+    every, numbers = torch.zeros(size, knots), torch.arange(size)
+    every[numbers, before] = 1 - share
+    every[numbers, (before + 1).clamp(max=knots - 1)] += share
     changes = before[1:] != before[:-1]
     edge = torch.ones(1, dtype=torch.bool)
     next_to_knot = torch.cat([edge, changes]) | torch.cat([changes, edge])
-    ends = _Points(*(part[next_to_knot] for part in every))
-    return _Samples(*(_Points(*(part.to(device) for part in points)) for points in (every, ends)))
-
-
-def _lines(values: Tensor, points: _Points, axis: int) -> Tensor:
-    """Samples along one axis (1 or 2) of B x h x w values; exact where neighbours are equal."""
-    share = points.share if axis == 2 else points.share[:, None]
-    return torch.lerp(values.index_select(axis, points.before), values.index_select(axis, points.after), share)
+    return _Lines(every.to(device), every[next_to_knot].to(device))
 
 
 def upsample(attention: Tensor, size: tuple[int, int]) -> Tensor:

@@ -3,6 +3,7 @@
 Images I_r are B x 3 x H x W in [0, 1]; boxes are B x 4, x1 y1 x2 y2 in [0, 1] of the view; y is B class ids.
 """
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -55,11 +56,35 @@ def initialization_step(
     autocast: AbstractContextManager[None],
     *,
     train_localizer: bool = True,
+    chunks: int = 1,
 ) -> dict[str, Tensor]:
     """One iteration of stage 1 (Algorithm 1, Eq. 1-3, 7), on images B x 3 x H x W in [0, 1] and class ids B.
 
+    chunks: parts of the batch that go through the networks one after the other; BatchNorm sees one at a time.
     Returns scalars: the losses, and in percent the training top-1 and the mean area of the pseudo boxes.
     """
+    values: list[dict[str, Tensor]] = []
+    for images, labels in zip(i_r.chunk(chunks), y.chunk(chunks), strict=True):
+        share = len(images) / len(i_r)
+        values.append(_initialization_gradients(nets, images, labels, config, autocast, share, train_localizer))
+    average_gradients(optimizers)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    update_teacher(nets.teacher, nets.classifier, config.beta, config.teacher_buffers)  # Eq. 7
+    return _weighted(values, i_r.chunk(chunks))
+
+
+def _initialization_gradients(
+    nets: Networks,
+    i_r: Tensor,
+    y: Tensor,
+    config: InitializationConfig,
+    autocast: AbstractContextManager[None],
+    share: float,
+    train_localizer: bool,
+) -> dict[str, Tensor]:
+    """Adds `share` of L_init's gradients to those of the networks; its scalars."""
     with autocast:
         pseudo = pseudo_boxes(nets.teacher, i_r, config)  # L = L_r merged with L_m; I_m
         # raw and masked in one pass: BatchNorm sees both, as the teacher's inference does
@@ -70,12 +95,7 @@ def initialization_step(
         if train_localizer:
             l_reg = regression_loss(nets.localizer(i_r), pseudo.box)  # Eq. 3
         loss = initialization_loss(l_cls, l_reg, config.alpha)
-    loss.backward()
-    average_gradients(optimizers)
-    for optimizer in optimizers:
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    update_teacher(nets.teacher, nets.classifier, config.beta, config.teacher_buffers)  # Eq. 7
+    (share * loss).backward()
     side = (pseudo.box[:, 2:] - pseudo.box[:, :2]).prod(1)
     return {
         "loss": loss.detach(),
@@ -83,6 +103,16 @@ def initialization_step(
         "l_reg": l_reg.detach(),
         "top1": 100 * (logits_r.detach().argmax(1) == y).float().mean(),
         "pseudo_area": 100 * side.mean(),
+    }
+
+
+def _weighted(values: Sequence[dict[str, Tensor]], chunks: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Scalars of the chunks as those of the batch: means weighted by their images."""
+    if len(values) == 1:
+        return values[0]
+    whole = sum(map(len, chunks))
+    return {
+        k: torch.stack([v[k] * (len(c) / whole) for v, c in zip(values, chunks, strict=True)]).sum() for k in values[0]
     }
 
 
@@ -94,12 +124,38 @@ def refinement_step(
     config: RefinementConfig,
     beta: float,
     autocast: AbstractContextManager[None],
+    *,
+    chunks: int = 1,
 ) -> dict[str, Tensor]:
     """One iteration of stage 2 (Eq. 4-6), on images B x 3 x H x W in [0, 1] and the draws of their strong views.
 
-    Returns scalars: the loss, and in percent the mean confidence, the share above tau, the share of views in which the
-    box vanished, and the mean area of b.
+    chunks: as in stage 1. Returns scalars: the loss, and in percent the mean confidence, the share above tau, the share
+    of views in which the box vanished, and the mean area of b.
     """
+    values: list[dict[str, Tensor]] = []
+    begin = 0
+    for images in i_r.chunk(chunks):
+        part = strong if chunks == 1 else strong.select(slice(begin, begin + len(images)))
+        share = len(images) / len(i_r)
+        values.append(_refinement_gradients(nets, images, part, config, autocast, share))
+        begin += len(images)
+    average_gradients([optimizer])
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    if config.labeller == "ema" and nets.labeller is not None:
+        update_teacher(nets.labeller, nets.localizer, beta)
+    return _weighted(values, i_r.chunk(chunks))
+
+
+def _refinement_gradients(
+    nets: Networks,
+    i_r: Tensor,
+    strong: StrongParameters,
+    config: RefinementConfig,
+    autocast: AbstractContextManager[None],
+    share: float,
+) -> dict[str, Tensor]:
+    """Adds `share` of L_refine's gradients to Loc's; its scalars."""
     with torch.no_grad(), autocast:
         b = label_boxes(nets, i_r)  # B x 4
         cropped = crop(i_r, b, config.crop_margin, config.augmenter)
@@ -114,12 +170,7 @@ def refinement_step(
     with autocast:
         box_hat = nets.localizer(view)  # Loc(S(I_r)), B x 4
         loss = refinement_loss(box_hat, clipped if config.targets == "clipped" else target, weight)  # Eq. 6
-    (config.loss_weight * loss).backward()
-    average_gradients([optimizer])
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    if config.labeller == "ema" and nets.labeller is not None:
-        update_teacher(nets.labeller, nets.localizer, beta)
+    (config.loss_weight * share * loss).backward()
     return {
         "loss": loss.detach(),
         "confidence": 100 * p.mean(),

@@ -1,11 +1,12 @@
 """train(config) -> Result: one run of both stages, free of Ray."""
 
 import copy
+import logging
 import sys
 import tempfile
 import time
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
@@ -18,23 +19,28 @@ from torch import Tensor
 from torch.optim.swa_utils import update_bn
 
 from lchp import distributed, runs
-from lchp.augment import StrongParameters, general_view, sample_general, sample_strong
+from lchp.augment import StrongParameters
 from lchp.backbones import weights_identity
+from lchp.checkpoints import load_checkpoint
+from lchp.compared import REGRESSION, box_source, build_classifier, chosen, label, regress, train_classifier
 from lchp.config import PLACES, TrainConfig, to_flat
 from lchp.context import Context, describe_environment, open_context
 from lchp.data import training_fingerprint
-from lchp.data.images import batches, shuffled
 from lchp.devices import peak_memory_mb, resolve_device, resolve_precision
 from lchp.distributed import share_batch_statistics
 from lchp.errors import ConfigError, RunError
-from lchp.inference import Models, to_float
-from lchp.loop import Metrics, Stage, epoch_seed, fit, load_checkpoint, make_schedule, save
+from lchp.inference import Models
+from lchp.interrupt import Stop
+from lchp.loop import Chunks, Metrics, Stage, epoch_seed, fit, make_schedule
 from lchp.measure import kept_boxes, known_kept, record_predictions, validate
 from lchp.networks import Classifier, Localizer
 from lchp.pseudo import make_teacher
 from lchp.records import read_predictions
 from lchp.runs import CHECKPOINTS, ENVIRONMENT, SUMMARY
 from lchp.stages import Networks, freeze_batch_norm, initialization_step, refinement_step
+from lchp.views import epoch_order, general_batches, images_of, strong_batches
+
+log = logging.getLogger(__name__)
 
 RECIPE_VERSION = 3
 """Raise it when the maths changes, so that a result trained by the old one is not taken for the new."""
@@ -42,6 +48,8 @@ RECIPE_VERSION = 3
 INITIALIZATION, REFINEMENT = "initialization", "refinement"
 STATISTICS_BATCHES = 200
 """At most so many batches give the BatchNorm statistics that LCHP-R is left with; more would change nothing."""
+IDLE_EPOCHS = 3
+"""Stage 2 fails after so many epochs in a row in which no box was confident enough to teach."""
 StageChoice = Literal["both", "init", "refine"]
 
 
@@ -67,11 +75,13 @@ def train(
     source: str | Path | None = None,
     resume: bool = False,
     show_progress: bool = False,
+    stop: Stop | None = None,
 ) -> Result:
     """Trains, predicts the test split in both frames, and writes the run folder `output` (None: runs/DATA-seedN-TIME).
 
     stage: `both`, `init` (stage 1 alone), or `refine` (stage 2 alone, from stage 1 of the run folder `source`).
-    resume: go on after the last finished epoch found in `output`. on_epoch: called with each epoch's metrics.
+    resume: go on from the newest checkpoint in `output`. on_epoch: called with each epoch's metrics. stop: where it is
+    asked, a checkpoint is written at the end of the step and Interrupted is raised.
     Raises an LchpError for anything a user can mend.
     """
     if output is None:
@@ -92,7 +102,8 @@ def train(
     begin, earlier = time.perf_counter(), sum(line["seconds"] for line in runs.read_metrics(run))
     identity = initialization_identity(config, training_fingerprint(context.dataset))
     stage1 = {"checkpoint": str(first.resolve()), "identity": identity} if stage == "refine" else None
-    environment = describe_environment(context) | {"stage1": stage1}  # where stage 2 alone found its classifier
+    # stage1: where stage 2 alone found its classifier
+    environment = describe_environment(context) | {"stage1": stage1, "method": label(config)}
 
     def record(metrics: Metrics) -> None:
         runs.append_metrics(run, metrics)
@@ -109,23 +120,9 @@ def train(
         _claim(run, config)  # only now: a config that cannot start leaves no folder behind
         runs.write_json(run / ENVIRONMENT, environment)  # a stopped run needs its class names too
     board = _open_board(run, context) if config.tensorboard and writes else None
-    options = {"resume": resume, "record": record, "on_epoch": on_epoch, "show_progress": show_progress}
-    if stage != "refine":
-        initialize(nets, context, first, **options)
-    lchp_i = copy.deepcopy(nets.localizer)
-    localizers = {"lchp_i": lchp_i}
-    margin = config.refinement.crop_margin
-    models = Models(nets.classifier, nets.teacher, localizers, config.initialization, margin)
-    if board is not None and stage != "refine":
-        board.pictures(INITIALIZATION, config.initialization.epochs, models, context.autocast)
-    kept = {}
-    if config.evaluation.kept_by_tau:
-        kept = distributed.from_first(lambda: known_kept(source, config)) or kept_boxes(nets, context)
-    if stage != "init":
-        refine(nets, context, run / CHECKPOINTS / f"{REFINEMENT}.pt", **options)
-        localizers["lchp_r"] = nets.localizer
-        if board is not None:
-            board.pictures(REFINEMENT, config.refinement.epochs, models, context.autocast)
+    options = {"resume": resume, "record": record, "on_epoch": on_epoch, "show_progress": show_progress, "stop": stop}
+    plan = Plan(run, first, stage, source, board, options)
+    models, kept = (_train_lchp if chosen(config) is None else _train_compared)(nets, context, plan)
     if board is not None:
         board.close()
     summary = record_predictions(run, models, context) | {"kept": kept}
@@ -150,15 +147,76 @@ def train(
     return Result(run, config, summary)
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What of a run is to be trained, and where: stage 1's checkpoint is `first`; `options` are those of `fit`."""
+
+    run: Path
+    first: Path
+    stage: StageChoice
+    source: str | Path | None
+    board: Any
+    options: dict[str, Any]
+
+
+def _train_lchp(nets: Networks, context: Context, plan: Plan) -> tuple[Models, dict[str, Any]]:
+    """LCHP's stages; what predicts afterwards, and the kept training boxes."""
+    config, board = context.config, plan.board
+    if plan.stage != "refine":
+        initialize(nets, context, plan.first, **plan.options)
+    lchp_i = copy.deepcopy(nets.localizer)
+    localizers = {"lchp_i": lchp_i}
+    margin = config.refinement.crop_margin
+    models = Models(nets.classifier, nets.teacher, localizers, config.initialization, margin)
+    if board is not None and plan.stage != "refine":
+        board.pictures(INITIALIZATION, config.initialization.epochs, models, context.autocast)
+    kept = {}
+    if config.evaluation.kept_by_tau:
+        kept = distributed.from_first(lambda: known_kept(plan.source, config)) or kept_boxes(nets, context)
+    if plan.stage != "init":
+        refine(nets, context, plan.run / CHECKPOINTS / f"{REFINEMENT}.pt", **plan.options)
+        localizers["lchp_r"] = nets.localizer
+        if board is not None:
+            board.pictures(REFINEMENT, config.refinement.epochs, models, context.autocast)
+    return models, kept
+
+
+def _train_compared(nets: Networks, context: Context, plan: Plan) -> tuple[Models, dict[str, Any]]:
+    """A compared method's classifier, its boxes, and the localizer where it is asked for; as `_train_lchp`."""
+    config, data = context.config, training_fingerprint(context.dataset)
+    found = chosen(config)
+    assert found is not None
+    if plan.stage != "refine":
+        train_classifier(nets, context, plan.first, initialization_identity(config, data), found, **plan.options)
+    nets.classifier.eval()
+    boxes = box_source(config, found, nets.classifier, context)
+    localizers: dict[str, Localizer] = {}
+    margin = config.refinement.crop_margin
+    models = Models(nets.classifier, None, localizers, config.initialization, margin, boxes)
+    kept: dict[str, Any] = {}
+    if plan.stage == "init" or not config.method.localizer:
+        return models, kept
+    checkpoints = plan.run / CHECKPOINTS
+    regress(nets, context, checkpoints / f"{REGRESSION}.pt", refinement_identity(config, data), boxes, **plan.options)
+    localizers["lchp_i"] = copy.deepcopy(nets.localizer)
+    if config.evaluation.kept_by_tau:
+        kept = kept_boxes(nets, context)
+    if config.method.refine:
+        refine(nets, context, checkpoints / f"{REFINEMENT}.pt", **plan.options)
+        localizers["lchp_r"] = nets.localizer
+    return models, kept
+
+
 def probe(config: TrainConfig, batches: int = 3) -> dict[str, float]:
     """Seconds per epoch of each stage, measured on a few batches. Nothing of what it trains is kept."""
     first = replace(config.initialization, epochs=2, localizer_start=0)
-    short = replace(config, initialization=first, refinement=replace(config.refinement, epochs=2))
+    # tau 0: networks that have hardly begun are confident of nothing
+    short = replace(config, initialization=first, refinement=replace(config.refinement, epochs=2, tau=0.0))
     context = open_context(short, show_progress=False)
     whole = max(1, len(context.images) // config.data.batch_size)
     some = np.arange(min(len(context.images), batches * config.data.batch_size))
     context = replace(context, images=context.images.select(some), held_out=None)
-    steps = len(_order(context, torch.Generator()))
+    steps = len(epoch_order(context, torch.Generator()))
     nets = build(short, len(context.dataset.class_names), context.device)
     found: dict[str, float] = {}
 
@@ -180,6 +238,7 @@ def initialization_identity(config: TrainConfig, data: str) -> str:
     precision = config.precision
     if precision == "auto":  # a named precision gives a key on machines without the device, too
         precision = resolve_precision(precision, resolve_device(config.device))
+    compared = chosen(config)
     starts = {"pretrained": config.model.pretrained, "weights_dir": config.model.weights_dir}
     return runs.digest(
         {
@@ -190,18 +249,24 @@ def initialization_identity(config: TrainConfig, data: str) -> str:
             "seed": config.seed,
             "config": {k: parts[k] for k in ("data", "model", "initialization")},
         }
+        | ({"auto_batch": True} if config.auto_batch else {})  # batches in parts are another BatchNorm
+        | ({} if compared is None else {"scheme": compared.scheme.name})
     )
 
 
 def refinement_identity(config: TrainConfig, data: str) -> str:
     """Hash of all that a stage-2 result depends on."""
-    return runs.digest([initialization_identity(config, data), asdict(config.refinement)])
+    compared = [] if config.method.name == "lchp" else [asdict(config.method)]
+    return runs.digest([initialization_identity(config, data), asdict(config.refinement), *compared])
 
 
 def build(config: TrainConfig, num_classes: int, device: torch.device) -> Networks:
     """Networks at their start, drawn from the seed."""
     torch.manual_seed(config.seed)
-    classifier = Classifier(config.model, num_classes)
+    compared = chosen(config)
+    classifier: Any = (
+        Classifier(config.model, num_classes) if compared is None else build_classifier(config, compared, num_classes)
+    )
     localizer = Localizer(config.model, config.data.image_size)
     layout = {"device": device, "memory_format": torch.channels_last}
     classifier, localizer = classifier.to(**layout), localizer.to(**layout)
@@ -218,10 +283,11 @@ def initialize(nets: Networks, context: Context, checkpoint: Path, **options: An
         "classifier": torch.optim.SGD(nets.classifier.parameters(), lr=stage1.lr, **rates),
         "localizer": torch.optim.SGD(nets.localizer.parameters(), lr=stage1.localizer_lr, **rates),
     }
-    steps = len(_order(context, torch.Generator()))
+    steps = len(epoch_order(context, torch.Generator()))
     schedule = {"decay": stage1.lr_decay, "epochs": stage1.epochs, "steps_per_epoch": steps}
     nets.classifier.train()
     nets.localizer.train()
+    chunks = Chunks(batch=config.data.batch_size if config.auto_batch else None)
 
     def step(batch: tuple[Tensor, Tensor, None], epoch: int) -> dict[str, Tensor]:
         i_r, y, _ = batch
@@ -233,6 +299,7 @@ def initialize(nets: Networks, context: Context, checkpoint: Path, **options: An
             stage1,
             context.autocast,
             train_localizer=epoch >= stage1.localizer_start,
+            chunks=chunks.number,
         )
 
     fit(
@@ -246,10 +313,11 @@ def initialize(nets: Networks, context: Context, checkpoint: Path, **options: An
                 "classifier": make_schedule(optimizers["classifier"], stage1.schedule, **schedule),
                 "localizer": make_schedule(optimizers["localizer"], stage1.localizer_schedule, **schedule),
             },
-            lambda _epoch, generator: _general_batches(context, generator),
+            lambda _epoch, generator, start: general_batches(context, generator, start),
             step,
             count=lambda batch: len(batch[0]),
-            images=lambda epoch, step: _images_of(context, INITIALIZATION, epoch, step),
+            images=lambda epoch, step: images_of(context, INITIALIZATION, epoch, step),
+            chunks=chunks,
             describe=lambda m: (
                 f"stage 1 epoch {m['epoch']}/{m['epochs']}  L_cls {m['l_cls']:.4f}  L_reg {m['l_reg']:.5f}  "
                 f"train top-1 {m['top1']:.1f} %  pseudo box area {m['pseudo_area']:.1f} %  "
@@ -280,11 +348,13 @@ def refine(nets: Networks, context: Context, checkpoint: Path, **options: Any) -
     nets.localizer.train()
     if stage2.freeze_bn:
         freeze_batch_norm(nets.localizer)
-    steps = len(_order(context, torch.Generator()))
+    steps = len(epoch_order(context, torch.Generator()))
+    chunks = Chunks(batch=config.data.batch_size if config.auto_batch else None)
 
     def step(batch: tuple[Tensor, Tensor, StrongParameters], _epoch: int) -> dict[str, Tensor]:
         i_r, _, strong = batch
-        return refinement_step(nets, optimizer, i_r, strong, stage2, config.initialization.beta, context.autocast)
+        beta = config.initialization.beta
+        return refinement_step(nets, optimizer, i_r, strong, stage2, beta, context.autocast, chunks=chunks.number)
 
     def evaluate() -> dict[str, float]:
         if context.held_out is None:
@@ -306,11 +376,14 @@ def refine(nets: Networks, context: Context, checkpoint: Path, **options: Any) -
                 optimizer, stage2.schedule, decay=stage2.lr_decay, epochs=stage2.epochs, steps_per_epoch=steps
             )
         },
-        lambda _epoch, generator: _strong_batches(context, generator),
+        lambda _epoch, generator, start: strong_batches(context, generator, start),
         step,
         count=lambda batch: len(batch[0]),
-        images=lambda epoch, step: _images_of(context, REFINEMENT, epoch, step),
+        images=lambda epoch, step: images_of(context, REFINEMENT, epoch, step),
         evaluate=evaluate,
+        judge=_refuse_idle(stage2.tau),
+        finish=lambda: settle_statistics(nets.localizer, context),
+        chunks=chunks,
         describe=lambda m: (
             f"stage 2 epoch {m['epoch']}/{m['epochs']}  L_refine {m['loss']:.5f}  kept {m['kept']:.1f} %  "
             f"confidence {m['confidence']:.1f} %  vanished {m['vanished']:.2f} %  lr {m['lr_localizer']:.2e}  "
@@ -319,27 +392,43 @@ def refine(nets: Networks, context: Context, checkpoint: Path, **options: Any) -
     )
     identity = refinement_identity(config, training_fingerprint(context.dataset))
     fit(stage, seed=config.seed, checkpoint=checkpoint, identity=identity, **options)
-    # after a stop between the last epoch and here, it is done again, with the same result
-    if settle_statistics(nets.localizer, context) and distributed.rank() == 0:
-        save(stage, checkpoint, identity, stage2.epochs)
 
 
-def settle_statistics(localizer: Localizer, context: Context) -> bool:
-    """Estimates the localizer's BatchNorm statistics anew, on general views, if the config asks for it; whether it did.
+def _refuse_idle(tau: float) -> Callable[[Metrics], None]:
+    """Warns of an epoch in which tau rejected every box, and raises RunError after `IDLE_EPOCHS` of them in a row."""
+    idle = 0
+
+    def judge(metrics: Metrics) -> None:
+        nonlocal idle
+        idle = 0 if metrics["kept"] > 0 else idle + 1
+        if not idle:
+            return
+        said = (
+            f"{REFINEMENT}, epoch {metrics['epoch']}: no box was more confident than refinement.tau = {tau:g} (mean "
+            f"confidence {metrics['confidence']:.1f} %), so the localizer learnt nothing"
+        )
+        if idle == IDLE_EPOCHS:
+            raise RunError(f"{said} for {idle} epochs; lower --refinement.tau, or train stage 1 for longer")
+        log.warning("%s", said)
+
+    return judge
+
+
+def settle_statistics(localizer: Localizer, context: Context) -> None:
+    """Estimates the localizer's BatchNorm statistics anew, on general views, if the config asks for it.
 
     Strong views show borders, and objects at other scales; test images do not. With the statistics of the former, boxes
     on the latter come out too large (Wu and Johnson, arXiv 2105.07576, on such shifts and this remedy).
     """
     config = context.config
     if config.refinement.bn_statistics == "strong" or config.refinement.freeze_bn:
-        return False
+        return
     generator = torch.Generator().manual_seed(epoch_seed(config.seed, "statistics", 0))
-    views = (i_r for i_r, _ in islice(_views(context, generator), STATISTICS_BATCHES))
+    views = (i_r for i_r, _, _ in islice(general_batches(context, generator), STATISTICS_BATCHES))
     training = localizer.training
     with context.autocast:
         update_bn(views, localizer)
     localizer.train(training)
-    return True
 
 
 def _check_claim(run: Path, config: TrainConfig, stage: StageChoice, resume: bool) -> None:
@@ -385,43 +474,8 @@ def _load_initialization(nets: Networks, path: Path, context: Context) -> None:
     state = load_checkpoint(path, initialization_identity(context.config, training_fingerprint(context.dataset)))
     if state["epoch"] < context.config.initialization.epochs:
         raise RunError(f"{path}: stage 1 stopped after {state['epoch']} epochs; finish it with --resume first")
-    for name in ("classifier", "teacher", "localizer"):
-        getattr(nets, name).load_state_dict(state["modules"][name])
-
-
-def _order(context: Context, generator: torch.Generator) -> list[list[int]]:
-    return shuffled(len(context.images), context.config.data.batch_size, generator)
-
-
-def _images_of(context: Context, stage: str, epoch: int, step: int) -> list[str]:
-    """Ids of the images of a step: an epoch's order is the first that its generator draws."""
-    order = _order(context, torch.Generator().manual_seed(epoch_seed(context.config.seed, stage, epoch)))
-    return [context.images.split.image_ids[i] for i in order[step]]
-
-
-def _general_batches(context: Context, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor, None]]:
-    """Epoch of (I_r B x 3 x H x W in [0, 1], y B, None): random crops and flips."""
-    for i_r, y in _views(context, generator):
-        yield i_r, y, None
-
-
-def _strong_batches(context: Context, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor, StrongParameters]]:
-    """As `_general_batches`, with the draws of the strong view."""
-    for i_r, y in _views(context, generator):
-        n = len(i_r) * distributed.size()
-        yield i_r, y, sample_strong(n, context.config.refinement, generator).select(distributed.part(n))
-
-
-def _views(context: Context, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    data, device = context.config.data, context.device
-    order = _order(context, generator)
-    mine = [whole[distributed.part(len(whole))] for whole in order]
-    for batch in batches(context.images, mine, workers=data.workers, pin=device.type == "cuda"):
-        # every worker draws for the whole batch, so that an image's view does not depend on how many there are
-        n = len(batch.index) * distributed.size()
-        offsets, flip = (v[distributed.part(n)] for v in sample_general(n, data.resize, data.image_size, generator))
-        raw = general_view(batch.images.to(device, non_blocking=True), offsets, flip, data.image_size)
-        yield to_float(raw), batch.labels.to(device, non_blocking=True)
+    for name, weights in state["modules"].items():  # a compared method's stage 1 has the classifier alone
+        getattr(nets, name).load_state_dict(weights)
 
 
 class _CallableModule(types.ModuleType):

@@ -13,14 +13,14 @@ PACKAGE = ROOT / "lchp"
 
 # from the bottom up; a module imports from its own layer and from those below it
 LAYERS = [
-    {"errors"},
+    {"errors", "interrupt"},
     {"config", "boxes", "distributed", "depthwise", "formats", "pictures"},
-    {"runs", "evaluate", "devices", "data", "augment", "losses", "backbones"},
-    {"networks", "pseudo", "records", "loop"},
+    {"runs", "evaluate", "checkpoints", "consistency", "devices", "data", "augment", "losses", "backbones"},
+    {"networks", "pseudo", "records", "loop", "scoring"},
     {"stages", "methods"},
     {"inference", "context"},
-    {"measure"},
-    {"board"},
+    {"measure", "views"},
+    {"board", "compared"},
     {"train"},
     {"predict"},
     {"report"},

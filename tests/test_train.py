@@ -17,7 +17,8 @@ from lchp.errors import DataError, RunError
 from lchp.loop import DivergedError, epoch_seed
 from lchp.measure import known_kept
 from lchp.records import read_predictions, summarize
-from lchp.train import Result, _order, build, settle_statistics, train
+from lchp.train import Result, build, settle_statistics, train
+from lchp.views import epoch_order
 
 STOP_AFTER = [("initialization", 1), ("initialization", 2), ("refinement", 1), ("refinement", 2)]
 
@@ -307,7 +308,7 @@ def test_statistics_are_those_of_the_views_given(straight: Result) -> None:
     seen: list[torch.Tensor] = []
     first = next(m for m in localizer.modules() if isinstance(m, torch.nn.BatchNorm2d))
     first.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().mean((0, 2, 3))))
-    assert settle_statistics(localizer.train(), context)
+    settle_statistics(localizer.train(), context)
     assert localizer.training
     torch.testing.assert_close(first.running_mean, torch.stack(seen).mean(0))
     assert first.momentum == 0.1  # as it was
@@ -338,6 +339,6 @@ def test_a_diverged_training_names_the_images_of_its_batch(root: Path, tmp_path:
     context = open_context(config, show_progress=False)
     generator = torch.Generator().manual_seed(epoch_seed(config.seed, "initialization", 0))
     step = int(named[1]) - 1
-    batch = [context.images.split.labels[i] for i in _order(context, generator)[step]]
+    batch = [context.images.split.labels[i] for i in epoch_order(context, generator)[step]]
     known = dict(zip(context.images.split.image_ids, context.images.split.labels, strict=True))
     assert [known[i] for i in named[2].split(", ")] == batch

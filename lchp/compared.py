@@ -1,0 +1,264 @@
+"""The compared methods in the same harness: a classifier by the method's scheme, boxes of its score maps, and, where it
+is asked for, a localizer regressed on them (PSOL's second half).
+
+Stage 1 is the classifier, which methods of one scheme share. Stage 2 is the rest: `method.localizer` adds the
+regression, `method.refine` LCHP's refinement after it.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lchp.backbones import build_trunk
+from lchp.boxes import area
+from lchp.config import MethodConfig, Preset, TrainConfig
+from lchp.context import Context
+from lchp.data.images import batches as read_batches
+from lchp.data.images import in_order
+from lchp.distributed import average_gradients
+from lchp.errors import DataError
+from lchp.inference import see
+from lchp.loop import Stage, epoch_seed, fit, make_schedule
+from lchp.losses import foreground, regression_loss
+from lchp.methods import METHODS, Batch, Method, method
+from lchp.methods.base import ScoreMap
+from lchp.methods.ddt import Descriptors, Transform, largest_component_boxes
+from lchp.pseudo import enclosing_boxes, upsample
+from lchp.stages import Networks
+from lchp.views import epoch_order, general_batches, images_of
+
+CLASSIFICATION, REGRESSION = "initialization", "regression"
+"""Names of the two stages, and of their checkpoints; the first is where LCHP's stage 1 has its own."""
+
+BoxSource = Callable[[Tensor, Tensor], Tensor]
+"""(images B x 3 x H x W in [0, 1], class ids B) to boxes B x 4 in [0, 1] of the view."""
+
+
+def chosen(config: TrainConfig) -> Method | None:
+    """The compared method that a config asks for; None for LCHP. Raises ConfigError for an unknown one."""
+    return None if config.method.name == "lchp" else method(config.method.name)
+
+
+def label(config: TrainConfig) -> str:
+    """The row of a config in the paper's tables."""
+    found = chosen(config)
+    if found is None:
+        return "LCHP"
+    if not config.method.localizer:
+        return found.title if found.map is not None else "DDT"
+    regressed = found.title if found.map is None else f"PSOL on {found.title} boxes"
+    return f"{regressed}, refined by LCHP" if config.method.refine else regressed
+
+
+def cells(preset: Preset) -> list[dict[str, Any]]:
+    """A sweep's cells, as overrides: every method as published, on each of the preset's classifiers; and on the
+    recipe's own, localizers regressed on CAM's boxes and LCHP's refinement of PSOL's."""
+    own = preset.config.model.classifier
+    found = []
+    for backbone in dict.fromkeys((own, *preset.classifiers)):
+        on = {} if backbone == own else {"model.classifier": backbone}
+        found += [{"method.name": n, **({} if m.map else {"method.localizer": True}), **on} for n, m in METHODS.items()]
+    regressed = {"method.localizer": True}
+    return [*found, {"method.name": "cam", **regressed}, {"method.name": "psol", **regressed, "method.refine": True}]
+
+
+def stage1_of(config: TrainConfig) -> MethodConfig:
+    """What stage 1 depends on of `config.method`: the scheme alone, named by the first method that has it."""
+    found = chosen(config)
+    if found is None:
+        return MethodConfig()
+    return MethodConfig(next(name for name, m in METHODS.items() if m.scheme.name == found.scheme.name))
+
+
+def epochs_after_stage1(config: TrainConfig) -> dict[str, int]:
+    """The trainings of a run after its stage 1, in order, and their epochs."""
+    epochs: dict[str, int] = {}
+    if config.method.localizer:
+        epochs[REGRESSION] = config.initialization.epochs
+    if config.method.name == "lchp" or config.method.refine:
+        epochs["refinement"] = config.refinement.epochs
+    return epochs
+
+
+def build_classifier(config: TrainConfig, found: Method, num_classes: int) -> nn.Module:
+    """The method's classifier at its start."""
+    return found.scheme.build(replace(config.model, head=found.head), num_classes)
+
+
+def box_source(config: TrainConfig, found: Method, classifier: nn.Module, context: Context) -> BoxSource:
+    """The method's box of a view and a class: of the score map of a classifier in inference mode, or DDT's."""
+    return _of_map(config, found.map, classifier) if found.map is not None else _of_transforms(classifier, context)
+
+
+def _of_map(config: TrainConfig, score_map: ScoreMap, classifier: nn.Module) -> BoxSource:
+    size, method_ = (config.data.image_size, config.data.image_size), config.method
+
+    def boxes(images: Tensor, labels: Tensor) -> Tensor:
+        # whatever mode the caller is in: Grad-CAM needs gradients
+        with torch.inference_mode(False), torch.enable_grad():
+            maps = score_map(classifier, images.clone(), labels.clone()).detach().float()
+        mask = foreground(upsample(maps, size), method_.threshold, "minmax")
+        found = enclosing_boxes(mask)[0] if method_.component == "all" else largest_component_boxes(mask)
+        return found.to(images.device)
+
+    return boxes
+
+
+def _of_transforms(classifier: nn.Module, context: Context) -> BoxSource:
+    """DDT's boxes of views, by directions that follow from all training images of a class in center_crop.
+
+    The features are ImageNet's, as PSOL's, and where the networks start from random weights those of the classifier
+    that stage 1 trained. A training view's box is that of the view itself; PSOL maps the whole image's.
+    """
+    model = context.config.model
+    if model.pretrained:
+        trunk = build_trunk(model.classifier, "classifier", pretrained=True, weights_dir=model.weights_dir)
+        layout: dict[str, Any] = {"device": context.device, "memory_format": torch.channels_last}
+        trunk = trunk.to(**layout)
+    else:
+        trunk = classifier.get_submodule("trunk")
+    trunk.eval().requires_grad_(False)
+    transforms = _transforms(trunk, context)
+
+    def boxes(images: Tensor, labels: Tensor) -> Tensor:
+        with torch.no_grad():
+            features = trunk(images)
+            maps = torch.cat([transforms[y](f[None]) for y, f in zip(labels.tolist(), features, strict=True)])
+            mask = upsample(maps, (images.shape[2], images.shape[3])) > 0
+        return largest_component_boxes(mask).to(images.device)
+
+    return boxes
+
+
+@torch.no_grad()
+def _transforms(trunk: nn.Module, context: Context) -> list[Transform]:
+    """Each class's direction; one class in memory at a time."""
+    config, images = context.config, context.images
+    found = []
+    for label in range(len(context.dataset.class_names)):
+        mine = images.select(np.flatnonzero(images.split.labels == label))
+        descriptors: Descriptors | None = None
+        order = in_order(len(mine), config.evaluation.batch_size)
+        for batch in read_batches(mine, order, workers=config.data.workers, pin=context.device.type == "cuda"):
+            x = see(batch.images.to(context.device, non_blocking=True), "center_crop", config.data.image_size)
+            with context.autocast:
+                features = trunk(x)
+            descriptors = descriptors or Descriptors(features.shape[1], features.device)
+            descriptors.add(features)
+        if descriptors is None:
+            raise DataError(f"class {context.dataset.class_names[label]}: no training image is left for DDT")
+        found.append(descriptors.transform())
+    return found
+
+
+def train_classifier(
+    nets: Networks, context: Context, checkpoint: Path, identity: str, found: Method, **options: Any
+) -> None:
+    """Trains the classifier in place by the method's loss, with stage 1's rates and epochs."""
+    config, first = context.config, context.config.initialization
+    rates: dict[str, Any] = {"momentum": first.momentum, "weight_decay": first.weight_decay}
+    optimizer = torch.optim.SGD(nets.classifier.parameters(), lr=first.lr, **rates)
+    steps = len(epoch_order(context, torch.Generator()))
+    nets.classifier.train()
+
+    def batches(epoch: int, generator: torch.Generator, start: int) -> Any:
+        for n, (images, labels, _) in enumerate(general_batches(context, generator, start), start):
+            # a generator of its own, so that an epoch gone on with draws what it would have
+            draws = torch.Generator().manual_seed(epoch_seed(config.seed, f"{found.scheme.name} {epoch}", n))
+            yield Batch(images, labels, draws, (epoch + n / steps) / first.epochs)
+
+    def step(batch: Batch, _epoch: int) -> dict[str, Tensor]:
+        with context.autocast:
+            loss = found.scheme.loss(nets.classifier, batch)
+        loss.backward()
+        average_gradients([optimizer])
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return {"loss": loss.detach()}
+
+    fit(
+        Stage(
+            CLASSIFICATION,
+            first.epochs,
+            steps * min(config.data.batch_size, len(context.images)),
+            {"classifier": nets.classifier},
+            {"classifier": optimizer},
+            {
+                "classifier": make_schedule(
+                    optimizer, first.schedule, decay=first.lr_decay, epochs=first.epochs, steps_per_epoch=steps
+                )
+            },
+            batches,
+            step,
+            count=lambda batch: len(batch.images),
+            images=lambda epoch, step: images_of(context, CLASSIFICATION, epoch, step),
+            describe=lambda m: (
+                f"{found.scheme.name} epoch {m['epoch']}/{m['epochs']}  loss {m['loss']:.4f}  "
+                f"lr {m['lr_classifier']:.2e}  {m['images_per_second']:.0f} images/s"
+            ),
+        ),
+        seed=config.seed,
+        checkpoint=checkpoint,
+        identity=identity,
+        **options,
+    )
+
+
+def regress(
+    nets: Networks, context: Context, checkpoint: Path, identity: str, source: BoxSource, **options: Any
+) -> None:
+    """Trains the localizer in place on the method's boxes of the training views, each of the image's own class (Eq. 3
+    without the classifier's part; PSOL's second half)."""
+    config, first = context.config, context.config.initialization
+    rates: dict[str, Any] = {"momentum": first.momentum, "weight_decay": first.weight_decay}
+    optimizer = torch.optim.SGD(nets.localizer.parameters(), lr=first.localizer_lr, **rates)
+    steps = len(epoch_order(context, torch.Generator()))
+    nets.classifier.eval()
+    nets.localizer.train()
+
+    def step(batch: tuple[Tensor, Tensor, None], _epoch: int) -> dict[str, Tensor]:
+        images, labels, _ = batch
+        with context.autocast:
+            box = source(images, labels)
+            loss = regression_loss(nets.localizer(images), box)
+        (first.alpha * loss).backward()
+        average_gradients([optimizer])
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return {"loss": loss.detach(), "pseudo_area": 100 * area(box).mean()}
+
+    fit(
+        Stage(
+            REGRESSION,
+            first.epochs,
+            steps * min(config.data.batch_size, len(context.images)),
+            {"localizer": nets.localizer},
+            {"localizer": optimizer},
+            {
+                "localizer": make_schedule(
+                    optimizer,
+                    first.localizer_schedule,
+                    decay=first.lr_decay,
+                    epochs=first.epochs,
+                    steps_per_epoch=steps,
+                )
+            },
+            lambda _epoch, generator, start: general_batches(context, generator, start),
+            step,
+            count=lambda batch: len(batch[0]),
+            images=lambda epoch, step: images_of(context, REGRESSION, epoch, step),
+            describe=lambda m: (
+                f"regression epoch {m['epoch']}/{m['epochs']}  L_reg {m['loss']:.5f}  pseudo box area "
+                f"{m['pseudo_area']:.1f} %  lr {m['lr_localizer']:.2e}  {m['images_per_second']:.0f} images/s"
+            ),
+        ),
+        seed=config.seed,
+        checkpoint=checkpoint,
+        identity=identity,
+        **options,
+    )

@@ -1,0 +1,46 @@
+"""PSOL: Zhang, Cao and Wu, *Rethinking the Route Towards Weakly Supervised Object Localization*, CVPR 2020.
+
+Pseudo boxes of the training images, without training: DDT on ImageNet features (ddt.py). A localizer regresses them;
+the class comes from a classifier of its own, trained plainly. So there is no score map. What the boxes come from is
+open in the paper too (it tries several): `map_boxes` makes them of CAM's or any other method's maps of the training
+images' own labels, and the localizer is trained the same way.
+
+The loss is the code's (tzzcl/PSOL, PSOL_training.py): 50 times the mean squared error of x, y, width and height as
+shares of the view. It departs in the localizer, which is `lchp.networks.Localizer` (`localizer_head = "gap"` and
+`box_encoding = "sigmoid"` come closest; the code's head has a hidden layer), in the views, which are stage 1's (the
+code crops 8 to 100 % of the image), and in the schedule.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lchp.losses import foreground
+from lchp.methods.base import Method
+from lchp.methods.cam import PLAIN
+from lchp.methods.ddt import largest_component_boxes
+from lchp.pseudo import upsample
+
+WEIGHT = 50.0
+"""Of the regression loss."""
+DELTA = 0.2
+"""Share of a map's maximum above which CAM takes it for foreground (Zhou et al. 2016, section 3.2)."""
+
+
+def sides(boxes: Tensor) -> Tensor:
+    """x1 y1 x2 y2 to x y width height, B x 4 each; x, y is the upper left corner."""
+    return torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1)
+
+
+def localizer_loss(box_hat: Tensor, pseudo_box: Tensor) -> Tensor:
+    """The localizer's loss; both B x 4, x1 y1 x2 y2 in [0, 1]."""
+    return WEIGHT * F.mse_loss(sides(box_hat), sides(pseudo_box))
+
+
+def map_boxes(maps: Tensor, size: tuple[int, int], delta: float = DELTA) -> Tensor:
+    """Boxes of score maps B x h x w by CAM's rule: the largest connected region above `delta` of the maximum, at the
+    view's `size` (H, W). B x 4 in [0, 1], on the CPU."""
+    return largest_component_boxes(foreground(upsample(maps, size), delta, "max"))
+
+
+METHOD = Method("psol", "PSOL", PLAIN, None)

@@ -1,0 +1,19 @@
+"""The methods that the paper compares LCHP with, beside LCHP itself: Tables 1 and 2."""
+
+from pathlib import Path
+
+from lchp.compared import cells as cells_of_methods
+from lchp.config import Preset
+from lchp.harness import Overrides, main
+from lchp.harness.cli import leave, paper_tables
+
+PAPER = Path(__file__).parents[1] / "analysis" / "paper.csv"
+
+
+def cells(preset: Preset) -> list[Overrides]:
+    """LCHP, then each method on the preset's classifiers, then LCHP's refinement of PSOL's and of CAM's boxes."""
+    return [{}, *cells_of_methods(preset)]
+
+
+if __name__ == "__main__":
+    leave(main("methods", cells, about=__doc__, closing=paper_tables(PAPER, (1, 2))))
