@@ -41,6 +41,7 @@ class Train:
 
     def run(self) -> int:
         """Carries the command out; the exit status."""
+        from lchp.compared import label
         from lchp.records import summary_table
         from lchp.train import train
 
@@ -54,7 +55,10 @@ class Train:
                 show_progress=True,
                 stop=stop,
             )
-        print(f"\n{summary_table(result.summary)}\n\nrun folder: {result.run}")
+        print(f"\n{summary_table(result.summary)}")
+        if result.config.method.name != "lchp":
+            print(f"method: {label(result.config)}; Pseudo Label is the box of its map, LCHP-I its localizer")
+        print(f"\nrun folder: {result.run}")
         return 0
 
 
@@ -68,10 +72,22 @@ class Evaluate:
     """Print JSON instead of the table."""
     macro: bool = False
     """Also GT-Known averaged over classes instead of images (PSOL's habit)."""
+    classifier: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Instead: Top-1 and Top-5 Loc of this run's boxes with the classes of that run folder's classifier (PSOL's two
+    networks), also written to second_classifier.json. Reads the test images."""
+    ten_crop: bool = False
+    """With --classifier: average its softmax over ten crops."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """With --classifier: where it runs."""
 
     def run(self) -> int:
         """Carries the command out; the exit status: 1 if summary.json says otherwise."""
         import json
+
+        if self.classifier is not None:
+            return self._with(self.classifier)
+        if self.ten_crop:
+            raise ConfigError("--ten-crop: expected --classifier DIR, whose crops they are")
 
         from lchp.records import macro_gt_known, read_predictions, summarize, summary_table
         from lchp.runs import SUMMARY, read_json
@@ -95,6 +111,17 @@ class Evaluate:
         elif not self.json:
             print("\nsummary.json says the same")
         return 1 if different else 0
+
+    def _with(self, other: Path) -> int:
+        import json
+
+        from lchp.devices import resolve_device
+        from lchp.records import second_classifier_table
+        from lchp.second_classifier import second_classifier
+
+        found = second_classifier(self.run_folder, other, resolve_device(self.device), ten_crop=self.ten_crop)
+        print(json.dumps(found, indent=2) if self.json else second_classifier_table(found))
+        return 0
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """A finished run as a tool: class, box and confidence of any image, streamed into a folder or to standard output."""
 
 import contextlib
+import io
 import os
 import shutil
 import sys
@@ -22,6 +23,8 @@ from torch import nn
 from tqdm import tqdm
 
 from lchp import runs
+from lchp.checkpoints import load_checkpoint
+from lchp.compared import REGRESSION, build_classifier, chosen
 from lchp.config import TrainConfig
 from lchp.data.annotations import IMAGE_EXTENSIONS
 from lchp.data.decode import decode, image_size
@@ -29,7 +32,6 @@ from lchp.devices import autocast, resolve_precision
 from lchp.errors import ConfigError, DataError, RunError
 from lchp.formats import Format, Prediction, open_writer
 from lchp.inference import Models, predict_batch, see
-from lchp.loop import load_checkpoint
 from lchp.networks import Classifier, Localizer
 from lchp.pictures import YELLOW, Style, draw_box, draw_label, line_width
 from lchp.train import INITIALIZATION, REFINEMENT
@@ -74,6 +76,53 @@ def load_run(run: str | Path, device: torch.device) -> TrainedRun:
     the class names are missing, stage 1 is unfinished, or a checkpoint is damaged or of other networks.
     """
     run = Path(run)
+    config, class_names, first, stage1 = _opened_run(run)
+    compared = chosen(config)
+    if compared is not None and not config.method.localizer:
+        raise RunError(
+            f"{run}: a run of {compared.title} without a localizer, which predicting needs; train one on its boxes "
+            "with --method.localizer"
+        )
+    classifier = _classifier_of(config, class_names, first, stage1)
+    localizer = Localizer(replace(config.model, pretrained=False, weights_dir=None), config.data.image_size)
+    second = run / runs.CHECKPOINTS / f"{REFINEMENT}.pt"
+    stage2 = load_checkpoint(second) if second.exists() else None
+    if stage2 is not None and stage2["epoch"] >= config.refinement.epochs:
+        result = "lchp_r"
+        _fill(localizer, stage2, "localizer", second)
+    elif compared is None:
+        result = "lchp_i"
+        _fill(localizer, stage1, "localizer", first)
+    else:
+        result = "lchp_i"
+        regressed = run / runs.CHECKPOINTS / f"{REGRESSION}.pt"
+        _fill(localizer, _finished(regressed, config.initialization.epochs), "localizer", regressed)
+    return TrainedRun(config, class_names, _ready(classifier, device), _ready(localizer, device), result, device)
+
+
+def load_classifier(run: Path, device: torch.device) -> tuple[Any, TrainConfig, tuple[str, ...]]:
+    """The classifier of a run folder, in eval mode, with its config and class names; errors as in `load_run`."""
+    config, class_names, first, stage1 = _opened_run(run)
+    return _ready(_classifier_of(config, class_names, first, stage1), device), config, class_names
+
+
+def _ready(net: Any, device: torch.device) -> Any:
+    return net.eval().requires_grad_(False).to(device=device, memory_format=torch.channels_last)
+
+
+def _classifier_of(config: TrainConfig, class_names: tuple[str, ...], path: Path, stage1: dict[str, Any]) -> Any:
+    quiet = replace(config, model=replace(config.model, pretrained=False, weights_dir=None))
+    compared = chosen(config)
+    if compared is None:
+        classifier: Any = Classifier(quiet.model, len(class_names))
+    else:
+        classifier = build_classifier(quiet, compared, len(class_names))
+    _fill(classifier, stage1, "classifier", path)
+    return classifier
+
+
+def _opened_run(run: Path) -> tuple[TrainConfig, tuple[str, ...], Path, dict[str, Any]]:
+    """Config, class names, and the checkpoint of a finished stage 1 with its path."""
     if not run.is_dir():
         raise RunError(f"{run}: no such run folder")
     config = runs.read_config(run)
@@ -87,22 +136,7 @@ def load_run(run: str | Path, device: torch.device) -> TrainedRun:
             f"{first}: stage 1 stopped after {stage1['epoch']} of {config.initialization.epochs} epochs; "
             "finish it with lchp train and --resume first"
         )
-    model = replace(config.model, pretrained=False, weights_dir=None)
-    classifier = Classifier(model, len(class_names))
-    localizer = Localizer(model, config.data.image_size)
-    _fill(classifier, stage1, "classifier", first)
-    second = run / runs.CHECKPOINTS / f"{REFINEMENT}.pt"
-    stage2 = load_checkpoint(second) if second.exists() else None
-    if stage2 is not None and stage2["epoch"] >= config.refinement.epochs:
-        result = "lchp_r"
-        _fill(localizer, stage2, "localizer", second)
-    else:
-        result = "lchp_i"
-        _fill(localizer, stage1, "localizer", first)
-    layout: dict[str, Any] = {"device": device, "memory_format": torch.channels_last}
-    for net in (classifier, localizer):
-        net.eval().requires_grad_(False).to(**layout)
-    return TrainedRun(config, tuple(class_names), classifier, localizer, result, device)
+    return config, tuple(class_names), first, stage1
 
 
 def _stage_1(run: Path, environment: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
@@ -113,6 +147,13 @@ def _stage_1(run: Path, environment: dict[str, Any]) -> tuple[Path, dict[str, An
         return own, load_checkpoint(own)
     path = runs.stage1_folder(run) / runs.CHECKPOINTS / own.name
     return path, load_checkpoint(path, other["identity"])
+
+
+def _finished(path: Path, epochs: int) -> dict[str, Any]:
+    state = load_checkpoint(path)
+    if state["epoch"] < epochs:
+        raise RunError(f"{path}: stopped after {state['epoch']} of {epochs} epochs; finish it with --resume first")
+    return state
 
 
 def _fill(net: nn.Module, state: dict[str, Any], name: str, path: Path) -> None:
@@ -251,14 +292,16 @@ def predict_to(
     """Predicts an image or a folder of them (see `predict`), and writes the new folder `output`, or to standard output.
 
     `output` gets the format's files (see `lchp.formats.open_writer`) and, for `pictures`, copies with class and box
-    drawn. It appears only when all is done: a run that is stopped leaves nothing.
+    drawn. It appears only when all is done: a run that is stopped leaves nothing. The file of the predictions is synced
+    to disk before; pictures and YOLO's labels, as many files as images, are left to the system.
     min_confidence: for COCO and YOLO an image below it is left out (and counted), since an image without annotation
     would teach a detector that nothing is there; so is one whose box is thinner than a pixel.
     Unreadable images are reported on standard error, one line each, and counted.
-    Raises DataError where there is no image, ConfigError for options that contradict each other.
+    Raises DataError where there is no image, ConfigError for options that contradict each other, and RunError where
+    `output` cannot be written.
     """
     source, target = Path(source), None if output is None else Path(output)
-    _check_options(target, format, pictures, min_confidence, batch_size)
+    _check_options(target, format, pictures, min_confidence, batch_size, workers)
     if not source.exists():
         raise DataError(f"{source}: no such image or folder")
     total = sum(1 for _ in find_images(source, target))
@@ -298,7 +341,9 @@ def predict_to(
     return Summary(done, broken, left_out, time.perf_counter() - begin)
 
 
-def _check_options(target: Path | None, format: str, pictures: bool, min_confidence: float, batch_size: int) -> None:
+def _check_options(
+    target: Path | None, format: str, pictures: bool, min_confidence: float, batch_size: int, workers: int
+) -> None:
     if target is None and (pictures or format == "yolo"):
         raise ConfigError(f"{'--pictures' if pictures else '--format yolo'} needs --output DIR to write to")
     if target is not None and target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -307,25 +352,30 @@ def _check_options(target: Path | None, format: str, pictures: bool, min_confide
         raise ConfigError(f"min_confidence = {min_confidence}: expected in [0, 1]")
     if batch_size < 1:
         raise ConfigError(f"batch_size = {batch_size}: expected at least 1")
+    if workers < 0:
+        raise ConfigError(f"workers = {workers}: expected at least 0")
 
 
 @contextlib.contextmanager
 def _published(target: Path | None) -> Iterator[Path | None]:
-    """A folder beside `target` that takes its name when the block ends well and vanishes when it does not."""
+    """A folder beside `target` that takes its name when the block ends well and vanishes when it does not. Raises
+    RunError where the system refuses to write it."""
     if target is None:
         yield None
         return
+    runs.make_folder(target.parent)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        try:
+            yield partial
+            partial.chmod(0o755)  # mkdtemp's 0700 would hide it from a group
+            runs.sync_folder(partial)
+            os.replace(partial, target)
+            runs.sync_folder(target.parent)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
-        raise ConfigError(f"output = {str(target)!r}: cannot be written ({error.strerror})") from None
-    try:
-        yield partial
-        partial.chmod(0o755)  # mkdtemp's 0700 would hide it from a group
-        os.replace(partial, target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        raise runs.unwritable(target, error) from None
 
 
 def _is_thin(prediction: Prediction) -> bool:
@@ -341,7 +391,9 @@ def _picture(prediction: Prediction, path: Path, folder: Path, exif: bool) -> No
     name = prediction.image
     file = folder / (name if name.lower().endswith((".jpg", ".jpeg")) else f"{name}.jpg")
     file.parent.mkdir(parents=True, exist_ok=True)
-    image.save(file, "JPEG", quality=92)
+    encoded = io.BytesIO()  # an encoder that writes into the file does not say why it cannot
+    image.save(encoded, "JPEG", quality=92)
+    file.write_bytes(encoded.getvalue())
 
 
 __all__ = ["Prediction", "Summary", "TrainedRun", "find_images", "load_run", "predict", "predict_to"]

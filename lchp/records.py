@@ -174,6 +174,20 @@ def summary_table(summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def second_classifier_table(record: dict[str, Any]) -> str:
+    """What `lchp.second_classifier` found, as a table that says whose classes they are."""
+    rows = [
+        [TITLES[name], *(frames[f][m] for f in FRAMES for m in METRICS)] for name, frames in record["results"].items()
+    ]
+    head = ["", *(f"{m}\n{f}" for f in FRAMES for m in METRICS.values())]
+    about, top = record["classifier"], record["classification"]
+    said = f"{about['backbone']} ({about['method']}) of run {about['run']}, {record['crops']} crop(s)"
+    return (
+        tabulate(rows, head, tablefmt="simple", floatfmt=".2f")
+        + f"\n\nclasses by {said}: top-1 {top['top1']:.2f} %, top-5 {top['top5']:.2f} %"
+    )
+
+
 def _table_without_boxes(summary: dict[str, Any]) -> str:
     consistency = summary.get("consistency") or {}
     rows = [[TITLES[n], consistency.get(n)] for n in summary["results"]]

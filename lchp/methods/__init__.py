@@ -25,5 +25,5 @@ METHODS: Mapping[str, Method] = MappingProxyType(_found())
 def method(name: str) -> Method:
     """The method of that name. Raises ConfigError for an unknown one."""
     if name not in METHODS:
-        raise ConfigError(f"method {name!r}: expected one of {', '.join(METHODS)}{suggest(name, METHODS)}")
+        raise ConfigError(f"method.name = {name!r}: expected lchp, {', '.join(METHODS)}{suggest(name, METHODS)}")
     return METHODS[name]

@@ -14,8 +14,8 @@ No gradient flows through a mask. The score map is A's class map, which is CAM.
 Thresholds, branches and their start are those of the authors' code (github.com/xiaomengyc/SPG, inception3_spg.py).
 
 Departures: A's class map comes right after the trunk, as in wsolevaluation's ResNet50, without the code's two further
-convolutions and their dropout; so B2 (in the code one unit earlier) and C see the same features. Branches are narrower where the trunk has fewer than
-512 channels, as on the embedded data set's networks.
+convolutions and their dropout; so B2, which the code hangs one unit earlier, and C see the same features. Branches are
+narrower where the trunk has fewer than 512 channels, as on the embedded data set's networks.
 """
 
 from dataclasses import replace

@@ -1,0 +1,92 @@
+"""Top-1 and Top-5 Loc of a run's boxes with another run's classes: PSOL's two networks, a localizer without classes
+and a classifier as strong as one likes (Zhang et al., CVPR 2020, section 3.3)."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from lchp import runs
+from lchp.config import TrainConfig
+from lchp.data import load
+from lchp.data.images import batches, in_order, open_images
+from lchp.devices import autocast, resolve_precision
+from lchp.errors import RunError
+from lchp.evaluate import FRAMES, RESULTS, classification, localization
+from lchp.inference import to_float
+from lchp.predict import load_classifier
+from lchp.records import read_predictions
+
+RECORD = "second_classifier.json"
+
+
+def second_classifier(run: Path, other: Path, device: torch.device, *, ten_crop: bool = False) -> dict[str, Any]:
+    """The results of `run` with the classes of `other`'s classifier on the same test images, every figure in percent;
+    written to `run`/second_classifier.json, with who named the classes.
+
+    The classifier sees its own run's center_crop, or `ten_crop`: the corners and the centre with their mirror images,
+    whose softmax is averaged. Classes are matched by name. Raises RunError where they are not the same.
+    """
+    table, config = read_predictions(run), runs.read_config(run)
+    classifier, theirs, names = load_classifier(other, device)
+    data = load(replace(config.data, skip_bad=True))
+    ours = {name: label for label, name in enumerate(data.class_names)}
+    if set(names) != set(ours):
+        raise RunError(f"{other}: its classes are not those of {run}; Top-1 needs a classifier of the same data set")
+    images = open_images(data.test, replace(theirs.data, skip_bad=True))
+    top = _top5(classifier, images, theirs, device, ten_crop=ten_crop)
+    to_ours = np.array([ours[name] for name in names])
+    by_image = dict(zip(images.split.image_ids, to_ours[top], strict=True))
+    results: dict[str, dict[str, Any]] = {}
+    classified: dict[str, float] = {}
+    for frame in FRAMES:
+        rows = table.filter(pa.array([f == frame for f in table["frame"].to_pylist()]))
+        missing = [i for i in rows["image_id"].to_pylist() if i not in by_image]
+        if missing:
+            raise RunError(f"{run}: its test image {missing[0]} is not in {config.data.root}; was the data changed?")
+        labels = rows["label"].to_numpy()
+        top5 = np.array([by_image[i] for i in rows["image_id"].to_pylist()])
+        classified = classification(top5, labels)
+        for result in (r for r in RESULTS if f"{r}_iou" in rows.column_names):
+            if rows[f"{result}_iou"].null_count:
+                raise RunError(f"{run}: its test images have no ground-truth boxes")
+            results.setdefault(result, {})[frame] = localization(rows[f"{result}_iou"].to_numpy(), top5, labels)
+    about = {"run": other.name, "backbone": theirs.model.classifier, "method": theirs.method.name}
+    crops = 10 if ten_crop else 1
+    record = {"classifier": about, "crops": crops, "classification": classified, "results": results}
+    runs.write_json(run / RECORD, record)
+    return record
+
+
+@torch.inference_mode()
+def _top5(classifier: Any, images: Any, config: TrainConfig, device: torch.device, *, ten_crop: bool) -> np.ndarray:
+    """Class ids N x k of the classifier's run, best first."""
+    size, resize = config.data.image_size, config.data.resize
+    found = []
+    order = in_order(len(images), config.evaluation.batch_size)
+    context = autocast(device, resolve_precision(config.precision, device))
+    for batch in batches(images, order, workers=config.data.workers, pin=device.type == "cuda"):
+        pixels = batch.images.to(device)
+        views = (
+            ten_crops(pixels, size) if ten_crop else [_crop(pixels, (resize - size) // 2, (resize - size) // 2, size)]
+        )
+        with context:
+            scores = torch.stack([classifier(to_float(view)).logits.float().softmax(1) for view in views]).mean(0)
+        found.append(scores.topk(min(5, scores.shape[1]), 1).indices.cpu())
+    return torch.cat(found).numpy()
+
+
+def ten_crops(pixels: Tensor, size: int) -> list[Tensor]:
+    """The corners and the centre of B x R x R x 3 images, each and its mirror image: ten of B x size x size x 3."""
+    end = pixels.shape[1] - size
+    places = ((0, 0), (end, 0), (0, end), (end, end), (end // 2, end // 2))
+    crops = [_crop(pixels, x, y, size) for x, y in places]
+    return [*crops, *(crop.flip(2) for crop in crops)]
+
+
+def _crop(pixels: Tensor, x: int, y: int, size: int) -> Tensor:
+    return pixels[:, y : y + size, x : x + size]

@@ -1,0 +1,153 @@
+"""The compared methods as runs: what they share, what they write, and that they go on where they stopped."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from squares import small_config, write_images
+
+from lchp import runs
+from lchp.cli import main
+from lchp.compared import cells, epochs_after_stage1, label, stage1_of
+from lchp.config import PRESETS, TrainConfig, override
+from lchp.errors import ConfigError, RunError
+from lchp.evaluate import FRAMES
+from lchp.harness.cells import Sweep, expand, jobs_of, make_cell
+from lchp.methods import METHODS
+from lchp.predict import load_run
+from lchp.second_classifier import second_classifier, ten_crops
+from lchp.train import Result, train
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("images"))
+
+
+def config_of(root: Path, name: str, **values: Any) -> TrainConfig:
+    return small_config(root, {"method.name": name, "threads": 1, **{f"method.{k}": v for k, v in values.items()}})
+
+
+@pytest.fixture(scope="module")
+def psol(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """Regressed on DDT's boxes, and refined."""
+    return train(config_of(root, "psol", localizer=True, refine=True), output=tmp_path_factory.mktemp("psol") / "run")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_trains_and_is_recorded(root: Path, tmp_path: Path, name: str) -> None:
+    result = train(config_of(root, name), output=tmp_path / "run")
+    assert set(result.summary["results"]) == {"pseudo_label"}
+    assert all(np.isfinite(m["loss"]) for m in runs.read_metrics(result.run))
+    boxes = np.array(result.predictions()["pseudo_label_box"].to_pylist())
+    assert boxes.shape == (2 * 9, 4)
+    assert (boxes[:, 2:] > boxes[:, :2]).all()
+    environment = runs.read_json(result.run / runs.ENVIRONMENT)
+    assert environment["method"] == (METHODS[name].title if METHODS[name].map else "DDT")
+    with pytest.raises(RunError, match=r"without a localizer, .* --method.localizer"):
+        load_run(result.run, torch.device("cpu"))
+
+
+def test_a_regressed_and_refined_run_has_all_three_results_and_predicts(psol: Result) -> None:
+    assert list(psol.summary["results"]) == ["pseudo_label", "lchp_i", "lchp_r"]
+    assert [m["stage"] for m in runs.read_metrics(psol.run)] == [
+        s for s in ("initialization", "regression", "refinement") for _ in range(2)
+    ]
+    assert load_run(psol.run, torch.device("cpu")).result == "lchp_r"
+    assert psol.summary["kept"]["total"] == 24
+
+
+@pytest.mark.parametrize("after", [("initialization", 1), ("regression", 1), ("refinement", 1)], ids=str)
+def test_resume_equals_the_straight_run(psol: Result, tmp_path: Path, after: tuple[str, int]) -> None:
+    class Stopped(Exception):
+        pass
+
+    def stop(metrics: dict[str, Any]) -> None:
+        if (metrics["stage"], metrics["epoch"]) == after:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        train(psol.config, stop, output=tmp_path / "run")
+    resumed = train(psol.config, output=tmp_path / "run", resume=True)
+    assert (resumed.run / runs.PREDICTIONS).read_bytes() == (psol.run / runs.PREDICTIONS).read_bytes()
+
+
+def test_stages_apart_equal_both_at_once(psol: Result, tmp_path: Path) -> None:
+    """As the harness trains it: a stage 1 that any method of the scheme may have begun."""
+    shared = override(psol.config, {"method.name": "cam", "method.localizer": False, "method.refine": False})
+    first = train(shared, output=tmp_path / "first", stage="init")
+    second = train(psol.config, output=tmp_path / "second", stage="refine", source=first.run)
+    assert (second.run / runs.PREDICTIONS).read_bytes() == (psol.run / runs.PREDICTIONS).read_bytes()
+
+
+def test_methods_of_one_scheme_share_their_classifier(root: Path) -> None:
+    base = small_config(root)
+    jobs = jobs_of(expand(Sweep("methods", base, [{}, *cells(PRESETS["parts"])])))
+    schemes = {m.scheme.name for m in METHODS.values()}
+    assert len([j for j in jobs.values() if j.stage == 1]) == 1 + len(schemes)
+    assert len([j for j in jobs.values() if j.stage == 2]) == 1 + len(METHODS) + 2
+    plain = {make_cell(base, {"method.name": n}).stage1 for n in ("cam", "grad_cam", "layer_cam", "info_cam", "psol")}
+    assert len(plain) == 1
+    assert stage1_of(config_of(root, "grad_cam")) == stage1_of(config_of(root, "cam"))
+    by_config = {j.config.method.name: j for j in jobs.values() if j.stage == 2 and j.config.method.refine}
+    assert by_config["psol"].epochs == 2 + 2
+    assert by_config["psol"].finished_epochs("refinement", 1) == 3
+
+
+def test_lchp_s_keys_do_not_depend_on_the_methods(root: Path) -> None:
+    """A threshold of theirs is none of LCHP's."""
+    base = small_config(root)
+    assert make_cell(base, {}).stage2 == make_cell(base, {"method.threshold": 0.3}).stage2
+    assert epochs_after_stage1(base) == {"refinement": 2}
+
+
+def test_labels() -> None:
+    def of(name: str, **values: Any) -> str:
+        return label(override(TrainConfig(), {"method.name": name, **{f"method.{k}": v for k, v in values.items()}}))
+
+    assert of("lchp") == "LCHP"
+    assert of("layer_cam") == "LayerCAM"
+    assert of("psol") == "DDT"
+    assert of("psol", localizer=True) == "PSOL"
+    assert of("cam", localizer=True) == "PSOL on CAM boxes"
+    assert of("psol", localizer=True, refine=True) == "PSOL, refined by LCHP"
+
+
+def test_mistakes_are_one_line(root: Path) -> None:
+    with pytest.raises(ConfigError, match=r"method.name = 'camm': expected lchp, acol, .*did you mean cam"):
+        train(small_config(root, {"method.name": "camm"}), output="never")
+    with pytest.raises(ConfigError, match=r"method.refine = True: expected False, or method.localizer True"):
+        config_of(root, "cam", refine=True)
+    with pytest.raises(ConfigError, match=r"method.localizer = True: expected False, since method.name = 'lchp'"):
+        config_of(root, "lchp", localizer=True)
+
+
+def test_a_second_classifier_names_the_classes(psol: Result, root: Path, tmp_path: Path, capsys: Any) -> None:
+    """The boxes stay; only what needs the class changes, and the record says whose classes they are."""
+    other = train(config_of(root, "has"), output=tmp_path / "has")
+    found = second_classifier(psol.run, other.run, torch.device("cpu"))
+    assert found["classifier"] == {"run": "has", "backbone": "tiny", "method": "has"}
+    assert found["classification"] == other.summary["classification"]
+    for name, frames in found["results"].items():
+        for frame in FRAMES:
+            assert frames[frame]["gt_known"] == psol.summary["results"][name][frame]["gt_known"]
+            assert frames[frame]["top1_loc"] <= frames[frame]["gt_known"]
+    same = second_classifier(psol.run, psol.run, torch.device("cpu"))
+    assert same["results"] == psol.summary["results"]
+    assert main(["evaluate", "--run", str(psol.run), "--classifier", str(other.run), "--ten-crop", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["crops"] == 10
+    assert main(["evaluate", "--run", str(psol.run), "--ten-crop"]) == 2
+
+
+def test_ten_crops() -> None:
+    pixels = torch.arange(2 * 6 * 6 * 3, dtype=torch.uint8).view(2, 6, 6, 3)
+    crops = ten_crops(pixels, 4)
+    assert len(crops) == 10
+    assert all(c.shape == (2, 4, 4, 3) for c in crops)
+    assert torch.equal(crops[0], pixels[:, :4, :4])
+    assert torch.equal(crops[3], pixels[:, 2:, 2:])
+    assert torch.equal(crops[4], pixels[:, 1:5, 1:5])
+    assert torch.equal(crops[5], crops[0].flip(2))

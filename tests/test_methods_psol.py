@@ -1,0 +1,142 @@
+"""PSOL and what its boxes come from: DDT, or the maps of another method."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from lchp.methods import psol
+from lchp.methods.ddt import Descriptors, Transform, co_localize, largest_component_boxes
+
+
+def features(n: int, seed: int = 0, channels: int = 6, side: int = 8) -> Tensor:
+    """Noise above 0, as after a ReLU, of different spread in each channel."""
+    noise = torch.randn(n, channels, side, side, generator=torch.Generator().manual_seed(seed))
+    return (noise * torch.arange(1, channels + 1).view(1, -1, 1, 1) + 1).relu()
+
+
+def test_the_direction_is_the_first_principal_one() -> None:
+    x = features(5)
+    rows = x.permute(0, 2, 3, 1).reshape(-1, 6).double().numpy()
+    _, _, components = np.linalg.svd(rows - rows.mean(0))
+    descriptors = Descriptors(6)
+    descriptors.add(x)
+    transform = descriptors.transform()
+    np.testing.assert_allclose(transform.mean, rows.mean(0), atol=1e-12)
+    np.testing.assert_allclose(transform.direction, components[0] * np.sign(components[0].sum()), atol=1e-9)
+
+
+def test_the_direction_is_that_of_scikit_learn() -> None:
+    """sklearn 1.9.1's PCA(1) on these 12 descriptors, in the sign of ours."""
+    n = torch.arange(48, dtype=torch.float64)
+    descriptors = Descriptors(4)
+    descriptors.add((n * 1.7).sin().view(3, 4, 2, 2))
+    transform = descriptors.transform()
+    mean = [0.0013364627019, 0.0012249280827, 0.0007934360999, 0.0001546946253]
+    direction = [0.4176551544175, 0.5678067061830, 0.5696442963012, 0.4226879370096]
+    assert transform.mean.tolist() == pytest.approx(mean, abs=1e-12)
+    assert transform.direction.tolist() == pytest.approx(direction, abs=1e-11)
+
+
+def test_batches_add_up_to_the_whole() -> None:
+    x = features(7)
+    whole, parts = Descriptors(6), Descriptors(6)
+    whole.add(x)
+    for part in x.split([1, 4, 2]):
+        parts.add(part)
+    assert parts.count == whole.count == 7 * 64
+    for ours, theirs in zip(vars(parts.transform()).values(), vars(whole.transform()).values(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+
+def test_large_means_cost_no_precision() -> None:
+    """In float32 the covariance would drown in the squared mean."""
+    x = features(5).double()
+    near, far = Descriptors(6), Descriptors(6)
+    near.add(x)
+    far.add(x + 1000)
+    torch.testing.assert_close(far.transform().direction, near.transform().direction, rtol=0, atol=1e-6)
+
+
+def test_the_transform_is_positive_where_activation_exceeds_the_mean_along_it() -> None:
+    transform = Transform(torch.tensor([1.0, 2.0]).double(), torch.tensor([0.6, 0.8]).double())
+    x = torch.tensor([[[[1.0, 2.0]], [[2.0, 1.0]]]])  # one image, two positions: (1, 2) = mean, and (2, 1)
+    torch.testing.assert_close(transform(x), torch.tensor([[[0.0, -0.2]]]).double())
+
+
+@pytest.mark.parametrize("channels", [0, 3])
+def test_a_class_without_images_is_an_error(channels) -> None:
+    with pytest.raises(ValueError, match="no image"):
+        Descriptors(channels).transform() if channels else co_localize(list)
+
+
+def test_the_common_object_is_found_in_every_image() -> None:
+    """One that fires the same three channels at another place of each, on noise."""
+    generator = torch.Generator().manual_seed(0)
+    x = 0.3 * torch.rand(12, 8, 10, 10, generator=generator)
+    expected = []
+    for i in range(12):
+        left, top = torch.randint(0, 6, (2,), generator=generator).tolist()
+        x[i, :3, top : top + 4, left : left + 3] += 2
+        expected.append([left / 10, top / 10, (left + 3) / 10, (top + 4) / 10])
+    boxes = co_localize(lambda: x.split(5))
+    torch.testing.assert_close(boxes, torch.tensor(expected))
+
+
+def test_both_passes_are_made_and_no_gradient_is_kept() -> None:
+    passes = []
+    x = features(4).requires_grad_()
+
+    def run():
+        passes.append(0)
+        yield from x.split(3)
+
+    boxes = co_localize(run)
+    assert len(passes) == 2
+    assert boxes.shape == (4, 4)
+    assert not boxes.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("drawing", "box"),
+    [
+        ("....|.##.|.#..|....", (1, 1, 3, 3)),
+        ("##..|....|..##|..##", (2, 2, 4, 4)),  # the larger of two
+        ("##..|....|..##|....", (0, 0, 2, 1)),  # of equal ones the first
+        ("#...|.#..|..#.|...#", (0, 0, 4, 4)),  # corners connect
+        ("....|....|....|....", (0, 0, 4, 4)),  # nothing: the whole view
+        ("####|####|####|####", (0, 0, 4, 4)),
+    ],
+)
+def test_the_box_is_the_largest_component_s(drawing, box) -> None:
+    mask = torch.tensor([[c == "#" for c in row] for row in drawing.split("|")])
+    assert (4 * largest_component_boxes(mask[None])).tolist() == [list(box)]
+
+
+def test_boxes_of_maps_follow_cam_s_rule() -> None:
+    """Above a fifth of the maximum, the largest region alone, whatever the map's scale; a map that is nowhere positive
+    has none."""
+    maps = torch.zeros(3, 8, 8)
+    maps[0, 2:5, 1:4] = 1.0
+    maps[0, 6:8, 6:8] = 1.0  # smaller
+    maps[1] = 100 * maps[0]
+    maps[2] = -1.0
+    boxes = psol.map_boxes(maps, (8, 8))
+    assert (8 * boxes[:2]).tolist() == [[1, 2, 4, 5]] * 2
+    assert boxes[2].tolist() == [0, 0, 1, 1]
+    maps[0, 4, 1:4] = 0.19
+    assert (8 * psol.map_boxes(maps, (8, 8))[0]).tolist() == [1, 2, 4, 4]
+
+
+def test_the_localizer_s_loss_is_the_squared_error_of_corner_and_sides() -> None:
+    box_hat = torch.tensor([[0.1, 0.2, 0.5, 0.9]], requires_grad=True)  # x y w h: 0.1 0.2 0.4 0.7
+    box = torch.tensor([[0.2, 0.2, 0.8, 0.8]])  # 0.2 0.2 0.6 0.6
+    loss = psol.localizer_loss(box_hat, box)
+    torch.testing.assert_close(loss, torch.tensor(50 * (0.01 + 0 + 0.04 + 0.01) / 4))
+    loss.backward()
+    assert box_hat.grad is not None
+
+
+def test_psol_s_boxes_come_from_no_classifier() -> None:
+    assert psol.METHOD.map is None
+    assert psol.METHOD.scheme.name == "plain"
