@@ -51,4 +51,4 @@ SCHEMES: Mapping[str, Consistency] = {
 def anchored(views: int, *anchors: Tensor) -> tuple[Tensor, ...]:
     """What is known of B images (each tensor B x ...), once for each of their strong views, an image's side by side:
     (B * views) x ... The mean over all of them, which L_refine takes, is the mean over the views of Eq. 6."""
-    return tuple(anchor.repeat_interleave(views, 0) for anchor in anchors)
+    return anchors if views == 1 else tuple(anchor.repeat_interleave(views, 0) for anchor in anchors)

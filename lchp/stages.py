@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from lchp.augment import StrongParameters, crop, strong_view
 from lchp.boxes import order
 from lchp.config import InitializationConfig, RefinementConfig
+from lchp.consistency import SCHEMES, anchored
 from lchp.distributed import average_gradients
 from lchp.losses import (
     classification_loss,
@@ -127,15 +128,16 @@ def refinement_step(
     *,
     chunks: int = 1,
 ) -> dict[str, Tensor]:
-    """One iteration of stage 2 (Eq. 4-6), on images B x 3 x H x W in [0, 1] and the draws of their strong views.
+    """One iteration of stage 2 (Eq. 4-6), on images B x 3 x H x W in [0, 1] and the draws of their strong views (those
+    of one image one after the other, see `views_of`).
 
     chunks: as in stage 1. Returns scalars: the loss, and in percent the mean confidence, the share above tau, the share
     of views in which the box vanished, and the mean area of b.
     """
     values: list[dict[str, Tensor]] = []
-    begin = 0
+    begin, views = 0, views_of(config)
     for images in i_r.chunk(chunks):
-        part = strong if chunks == 1 else strong.select(slice(begin, begin + len(images)))
+        part = strong if chunks == 1 else strong.select(slice(begin * views, (begin + len(images)) * views))
         share = len(images) / len(i_r)
         values.append(_refinement_gradients(nets, images, part, config, autocast, share))
         begin += len(images)
@@ -159,12 +161,16 @@ def _refinement_gradients(
     with torch.no_grad(), autocast:
         b = label_boxes(nets, i_r)  # B x 4
         cropped = crop(i_r, b, config.crop_margin, config.augmenter)
-        p = confidence(nets.classifier(cropped).logits)  # Eq. 4: B
-        target = strong.axis_map().to(i_r.device).boxes(b)  # S(b), B x 4
+        logits = nets.classifier(cropped).logits
+        p = confidence(logits)  # Eq. 4: B
+        weight = SCHEMES[config.scheme].weight(logits, config.tau, config.temperature)  # 1[confidence > tau], B
+        # each image as often as it has strong views, from here on B for short
+        i_r, teaching, weight = anchored(views_of(config), i_r, b, weight)
+        target = strong.axis_map().to(i_r.device).boxes(teaching)  # S(b), B x 4
         clipped = target.clamp(0, 1)
         visible = is_visible(clipped)  # B
-        counts = visible if config.vanished == "dropped" else torch.ones_like(visible)
-        weight = ((p > config.tau) & counts).float()  # 1[confidence > tau], B
+        if config.vanished == "dropped":
+            weight = weight * visible
         view = strong_view(i_r, strong, padding(nets.localizer, config), config.augmenter)  # S(I_r), B x 3 x H x W
     # a second context: autocast caches the weights it casts, and those cast above carry no gradient
     with autocast:
@@ -178,6 +184,11 @@ def _refinement_gradients(
         "vanished": 100 * (~visible).float().mean(),
         "box_area": 100 * (b[:, 2:] - b[:, :2]).prod(1).mean(),
     }
+
+
+def views_of(config: RefinementConfig) -> int:
+    """Strong views of an image in a step."""
+    return config.views or SCHEMES[config.scheme].views
 
 
 def label_boxes(nets: Networks, i_r: Tensor) -> Tensor:

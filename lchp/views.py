@@ -12,6 +12,7 @@ from lchp.context import Context
 from lchp.data.images import batches, shuffled
 from lchp.inference import to_float
 from lchp.loop import epoch_seed
+from lchp.stages import views_of
 
 Drawn = TypeVar("Drawn", StrongParameters, None)
 
@@ -37,14 +38,16 @@ def general_batches(
 def strong_batches(
     context: Context, generator: torch.Generator, start: int = 0
 ) -> Iterator[tuple[Tensor, Tensor, StrongParameters]]:
-    """As `_general_batches`, with the draws of the strong view."""
-    yield from _views(context, generator, start, lambda n: sample_strong(n, context.config.refinement, generator))
+    """As `general_batches`, with the draws of the strong views, of one image one after the other."""
+    config = context.config.refinement
+    views = views_of(config)
+    yield from _views(context, generator, start, lambda n: sample_strong(n * views, config, generator), views)
 
 
 def _views(
-    context: Context, generator: torch.Generator, start: int, draw_more: Callable[[int], Drawn]
+    context: Context, generator: torch.Generator, start: int, draw_more: Callable[[int], Drawn], each: int = 1
 ) -> Iterator[tuple[Tensor, Tensor, Drawn]]:
-    """I_r, y, and what `draw_more` drew for the batch, this worker's part of each."""
+    """I_r, y, and what `draw_more` drew for the batch (`each` rows per image), this worker's part of all."""
     data, device = context.config.data, context.device
     order = epoch_order(context, generator)
 
@@ -60,4 +63,8 @@ def _views(
         rows = distributed.part(n)
         offsets, flip, more = draw(n)
         raw = general_view(batch.images.to(device, non_blocking=True), offsets[rows], flip[rows], data.image_size)
-        yield to_float(raw), batch.labels.to(device, non_blocking=True), more if more is None else more.select(rows)
+        yield to_float(raw), batch.labels.to(device, non_blocking=True), _rows_of(more, rows, each)
+
+
+def _rows_of(drawn: Drawn, rows: slice, each: int) -> Drawn:
+    return drawn if drawn is None else drawn.select(slice(rows.start * each, rows.stop * each))

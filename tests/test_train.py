@@ -235,10 +235,11 @@ OPEN_CHOICES = [
         *OPEN_CHOICES,
         {"refinement.augmentations": ("scale",)},
         {"refinement.freeze_bn": True},
+        {"refinement.views": 2, "auto_batch": True},
         {"initialization.localizer_start": 1, "initialization.epochs": 2},
         {"evaluation.consistency": True},
     ],
-    ids=lambda v: ",".join(f"{k.split('.')[1]}={x}" for k, x in v.items()),
+    ids=lambda v: ",".join(f"{k.split('.')[-1]}={x}" for k, x in v.items()),
 )
 def test_every_open_choice_trains(root: Path, tmp_path: Path, values) -> None:
     needs = {"initialization.attention": "features"} if values.get("model.head") == "gap" else {}
