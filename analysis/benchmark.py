@@ -222,8 +222,17 @@ def open_bench(flags: Flags, folder: Path) -> Bench:
             "threads": flags.threads,
         },
     )
-    if flags.repeats < 1 or flags.images < flags.batch_size:
-        raise ConfigError("--repeats: expected at least 1; --images: expected at least --batch-size")
+    for name, value, least in (
+        ("repeats", flags.repeats, 1),
+        ("images", flags.images, flags.batch_size),
+        ("classes", flags.classes, 2),
+        ("steps", flags.steps, 0),
+        ("workers", flags.workers, 0),
+    ):
+        if value < least:
+            raise ConfigError(f"--{name} = {value}: expected at least {least}")
+    if flags.peak is not None and not flags.peak > 0:
+        raise ConfigError(f"--peak = {flags.peak}: expected the device's peak in TFLOP/s, above 0")
     prepare(config, device)
     split = draw_jpegs(folder, flags.images, flags.classes)
     images = open_images(split, config.data, show_progress=False)

@@ -21,6 +21,7 @@ import tyro
 from tabulate import tabulate
 from torch import Tensor
 
+from lchp.checkpoints import load_checkpoint
 from lchp.cli import guarded, parse
 from lchp.config import InitializationConfig, override
 from lchp.context import Context, open_context
@@ -28,7 +29,6 @@ from lchp.data.images import batches, in_order
 from lchp.errors import ConfigError
 from lchp.evaluate import FRAMES, best_iou, ground_truth, hits, percent
 from lchp.inference import see
-from lchp.loop import load_checkpoint
 from lchp.networks import Classifier, ClassifierOutput
 from lchp.pseudo import algorithm_1
 from lchp.runs import CHECKPOINTS, read_config, stage1_folder, write_atomically

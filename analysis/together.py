@@ -133,6 +133,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         flags: Flags = parse(Flags, arguments, "together.py")
         if not flags.at_once or min(flags.at_once) < 1:
             raise ConfigError("--at-once: expected numbers of trainings, at least 1 each")
+        if not 0 < flags.seconds < float("inf"):
+            raise ConfigError(f"--seconds = {flags.seconds}: expected a finite number above 0")
         found: dict[str, dict[str, float]] = {"processes": {}, "localizers": {}}
         with tempfile.TemporaryDirectory() as folder:
             for n in flags.at_once:

@@ -21,7 +21,7 @@ from lchp.context import Context
 from lchp.data.images import batches as read_batches
 from lchp.data.images import in_order
 from lchp.distributed import average_gradients
-from lchp.errors import DataError
+from lchp.errors import ConfigError, DataError
 from lchp.inference import see
 from lchp.loop import Stage, epoch_seed, fit, make_schedule
 from lchp.losses import foreground, regression_loss
@@ -86,8 +86,16 @@ def epochs_after_stage1(config: TrainConfig) -> dict[str, int]:
 
 
 def build_classifier(config: TrainConfig, found: Method, num_classes: int) -> nn.Module:
-    """The method's classifier at its start."""
-    return found.scheme.build(replace(config.model, head=found.head), num_classes)
+    """The method's classifier at its start. Raises ConfigError where its trunk leaves nothing of data.image_size."""
+    classifier = found.scheme.build(replace(config.model, head=found.head), num_classes)
+    size = config.data.image_size
+    try:
+        with torch.no_grad():
+            classifier.eval()(torch.zeros(1, 3, size, size))
+    except RuntimeError as error:  # a pooling or convolution larger than what is left to it
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"data.image_size = {size}: too small for {config.model.classifier} ({reason})") from None
+    return classifier.train()
 
 
 def box_source(config: TrainConfig, found: Method, classifier: nn.Module, context: Context) -> BoxSource:

@@ -7,23 +7,25 @@ keys of ``config.json``. Every choice that the paper leaves open is a field here
 import dataclasses
 import difflib
 import functools
-import math
+import os
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lchp.errors import ConfigError
 
 AUGMENTATIONS = ("scale", "translation", "flip")
+PARTS_SIZE = 72
+"""Side in px at which the data set `parts` is generated; the networks see a crop of it."""
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """Which images, and how they are read."""
 
-    name: Literal["parts", "cub", "tiny_imagenet", "imagenet", "folder"] = "parts"
+    name: Literal["parts", "cub", "tiny_imagenet", "imagenet", "folder", "wsol", "wsol_fullsup"] = "cub"
     """Data set. `parts` is generated; the others are read from `root` in their original layout."""
     root: str | None = None
     """Folder that holds the data set, e.g. the one that contains images.txt for CUB-200-2011."""
@@ -48,9 +50,9 @@ class ModelConfig:
     """Networks. The classifier's trunk and the localizer's backbone are chosen separately."""
 
     classifier: str = "inception_v3"
-    """Trunk of the classifier, cut at stride 16."""
+    """Trunk of the classifier, cut at stride 16: the name of a backbone, or timm:NAME for any model of timm."""
     localizer: str = "inception_v3"
-    """Backbone of the localizer."""
+    """Backbone of the localizer, by the same names."""
     head: Literal["bap", "gap"] = "bap"
     """Classifier head: bilinear attention pooling (WS-DAN), or global average pooling."""
     attention_maps: int = 32
@@ -64,7 +66,7 @@ class ModelConfig:
     pretrained: bool = True
     """Start from ImageNet weights. `False` must be said aloud: missing weights are an error, never a random start."""
     weights_dir: str | None = None
-    """Folder of NAME.safetensors in torchvision's parameter names; None: torchvision's own download."""
+    """Folder of NAME.safetensors in torchvision's (or timm's) parameter names; None: its own download."""
 
 
 @dataclass(frozen=True)
@@ -136,8 +138,13 @@ class RefinementConfig:
     """Colour of what the strong view brings in from outside the image (imgaug pads the raw image with zeros)."""
     labeller: Literal["online", "frozen", "ema"] = "online"
     """Whose box is the target: the current localizer's (FixMatch), LCHP-I's, or a moving average's (decay beta)."""
-    scheme: Literal["fixmatch"] = "fixmatch"
-    """Weight of each image in L_refine: FixMatch's hard threshold."""
+    scheme: Literal["fixmatch", "uda", "anchoring"] = "fixmatch"
+    """Weight of an image in L_refine: FixMatch's 1[confidence > tau] (the paper's), UDA's softer one, or FixMatch's on
+    several strong views of an image (ReMixMatch's anchoring)."""
+    temperature: float = 0.4
+    """Of UDA's sharpened confidence."""
+    views: int = 0
+    """Strong views of an image in a step; 0: as many as the scheme has."""
     targets: Literal["clipped", "unclipped"] = "clipped"
     """Box target whose view leaves the image: clipped to the view, or left outside."""
     vanished: Literal["dropped", "kept"] = "dropped"
@@ -154,6 +161,22 @@ class RefinementConfig:
     augmenter: Literal["auto", "tensor", "opencv", "imgaug"] = "auto"
     """Backend of the strong view and of stage 2's crop (which imgaug has no part in): torch on the batch's own device,
     OpenCV or imgaug on the CPU; `auto` is `opencv` on a CPU and `tensor` on a GPU, the fastest of each."""
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """Whose method it is: LCHP, or one that the paper's tables compare it with."""
+
+    name: str = "lchp"
+    """`lchp`, or a file of lchp/methods: cam, grad_cam, acol, psol, ..."""
+    threshold: float = 0.2
+    """Of a compared method's score map, stretched to [0, 1]: its box is around what is above (CAM's 20 %)."""
+    component: Literal["largest", "all"] = "largest"
+    """What the box is around: the largest connected component (CAM), or all that is above."""
+    localizer: bool = False
+    """Also regress a localizer on a compared method's boxes, with stage 1's epochs and rates (LCHP-I's column)."""
+    refine: bool = False
+    """Also refine that localizer by LCHP's stage 2 (LCHP-R's column)."""
 
 
 @dataclass(frozen=True)
@@ -180,6 +203,7 @@ class TrainConfig:
     initialization: InitializationConfig = field(default_factory=InitializationConfig)
     refinement: RefinementConfig = field(default_factory=RefinementConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -189,10 +213,18 @@ class TrainConfig:
     compile: bool = False
     """Run the networks through torch.compile: a minute or more of warm-up per network; analysis/benchmark.py --compile
     measures what it gains on a device."""
+    deterministic: bool = False
+    """On a GPU: only kernels that give the same bits every time, at the cost of speed; on a CPU all do."""
+    auto_batch: bool = False
+    """Where a GPU's memory does not suffice for a batch, take it in two parts, four, ... whose gradients are added up
+    (BatchNorm then sees a part at a time; metrics.jsonl says how many)."""
     tensorboard: bool = False
     """Also write TensorBoard scalars and sample pictures with boxes into the run folder."""
 
     def __post_init__(self) -> None:
+        """Lists become tuples and whole numbers floats where a field asks for it (JSON and sweeps hold them so); then
+        everything is checked. Raises ConfigError."""
+        _tidy(self)
         validate(self)
 
 
@@ -206,82 +238,174 @@ class Preset:
     taus: tuple[float, ...] = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9)
     localizers: tuple[str, ...] = ("vgg19_bn", "resnet50", "inception_v3")
     """Backbones of Table 5. The recipe's own delta, tau and localizer are in these lists: tables share cells."""
+    classifiers: tuple[str, ...] = ()
+    """More classifiers that the compared methods run on (sweeps/methods.py), beside the recipe's own."""
 
 
-# (field, predicate, what is allowed). Checked for every config that is built, also by replace() and from_dict().
+Rule = tuple[Callable[[Any], bool], str]
+"""Whether a value of the field's type is allowed, and what is, in words."""
+
+
+def _between(low: float, high: float) -> Rule:
+    return lambda v: low <= v <= high, f"in {low}..{high}" if isinstance(low, int) else f"in [{low:g}, {high:g}]"
+
+
+def _up_to(high: float) -> Rule:
+    return lambda v: 0 < v <= high, f"in (0, {high:g}]"
+
+
+def _below(high: float) -> Rule:
+    return lambda v: 0 <= v < high, f"in [0, {high:g})"
+
+
+def _is_path(value: str | None) -> bool:
+    if value is None:
+        return True
+    try:
+        return bool(value.strip()) and b"\0" not in os.fsencode(value)
+    except UnicodeEncodeError:
+        return False
+
+
+_PATH = (_is_path, "not empty, of characters that a path may have")
+_RATE = _between(0.0, 1.0)
 _POSITIVE = (lambda v: v > 0, "greater than 0")
-_RATE = (lambda v: 0 <= v <= 1, "in [0, 1]")
-_RULES: dict[str, tuple[Any, str]] = {
-    "data.resize": (lambda v: 8 <= v <= 4096, "in 8..4096"),
-    "data.image_size": (lambda v: 8 <= v <= 4096, "in 8..4096"),
-    "data.batch_size": (lambda v: v >= 1, "at least 1"),
-    "data.workers": (lambda v: v >= 0, "at least 0"),
-    "data.validation": (lambda v: 0 <= v <= 0.5, "in [0, 0.5]"),
-    "model.attention_maps": (lambda v: v >= 1, "at least 1"),
-    "model.bap_scale": _POSITIVE,
-    "initialization.epochs": (lambda v: v >= 1, "at least 1"),
+_FLOAT32 = 3e38
+"""What networks compute in ends a little above."""
+
+# Checked, after its type, for every config that is built: by the constructor, replace(), override() and from_dict().
+# Upper ends are far beyond use; beyond them memory, threads or float32 fail in ways that do not name the field.
+_RULES: dict[str, Rule] = {
+    "data.root": _PATH,
+    "data.resize": _between(8, 4096),
+    "data.image_size": _between(8, 4096),
+    "data.batch_size": _between(1, 65536),
+    "data.workers": _between(0, 1024),
+    "data.cache": (
+        lambda v: _is_path(v) and (v in ("auto", "off") or v.lower() not in ("auto", "off")),
+        "auto, off, or the path of a folder",
+    ),
+    "data.validation": _between(0.0, 0.5),
+    "model.attention_maps": _between(1, 4096),
+    "model.bap_scale": _up_to(1e6),
+    "model.weights_dir": _PATH,
+    "initialization.epochs": _between(1, 1000000),
     "initialization.delta": (lambda v: 0 < v < 1, "in (0, 1)"),
-    "initialization.alpha": (lambda v: v >= 0, "at least 0"),
-    "initialization.beta": (lambda v: 0 <= v < 1, "in [0, 1)"),
+    "initialization.alpha": _between(0.0, 1e6),
+    "initialization.beta": _below(1),
     "initialization.lr": _POSITIVE,
     "initialization.localizer_lr": _POSITIVE,
-    "initialization.lr_decay": (lambda v: 0 < v <= 1, "in (0, 1]"),
-    "initialization.momentum": (lambda v: 0 <= v < 1, "in [0, 1)"),
-    "initialization.weight_decay": (lambda v: v >= 0, "at least 0"),
-    "initialization.localizer_start": (lambda v: v >= 0, "at least 0"),
-    "refinement.epochs": (lambda v: v >= 1, "at least 1"),
+    "initialization.lr_decay": _up_to(1),
+    "initialization.momentum": _below(1),
+    "initialization.weight_decay": _between(0.0, 1.0),
+    "initialization.localizer_start": _between(0, 999999),
+    "refinement.epochs": _between(1, 1000000),
     "refinement.tau": _RATE,
     "refinement.lr": _POSITIVE,
-    "refinement.lr_decay": (lambda v: 0 < v <= 1, "in (0, 1]"),
-    "refinement.momentum": (lambda v: 0 <= v < 1, "in [0, 1)"),
-    "refinement.weight_decay": (lambda v: v >= 0, "at least 0"),
-    "refinement.loss_weight": _POSITIVE,
+    "refinement.lr_decay": _up_to(1),
+    "refinement.momentum": _below(1),
+    "refinement.weight_decay": _between(0.0, 1.0),
+    "refinement.loss_weight": _up_to(1e6),
     "refinement.augmentations": (
         lambda v: len(v) > 0 and len(set(v)) == len(v),
-        "one or more of scale, translation, flip",
+        "one or more of scale, translation, flip, each once",
     ),
     "refinement.scale": (lambda v: 0.1 <= v[0] <= v[1] <= 10, "two factors, 0.1 <= low <= high <= 10"),
-    "refinement.crop_margin": (lambda v: 0 <= v <= 1, "in [0, 1]"),
-    "refinement.translation": (lambda v: 0 <= v < 0.5, "in [0, 0.5)"),
+    "refinement.crop_margin": _RATE,
+    "refinement.temperature": _up_to(100),
+    "refinement.views": _between(0, 64),
+    "refinement.translation": _below(0.5),
     "refinement.translation_probability": _RATE,
     "refinement.flip_probability": _RATE,
-    "evaluation.batch_size": (lambda v: v >= 1, "at least 1"),
+    "evaluation.batch_size": _between(1, 65536),
+    "method.name": (lambda v: v.isidentifier(), "lchp, or the name of a file of lchp/methods"),
+    "method.threshold": _below(1),
     "evaluation.confidence": _RATE,
     "seed": (lambda v: 0 <= v < 2**31, "in 0..2^31-1"),
-    "threads": (lambda v: v >= 0, "at least 0"),
+    "threads": _between(0, 1024),
 }
+
+
+def allowed(name: str) -> str:
+    """What the field of this dotted name takes, in words: `a number, in (0, 1)`."""
+    return ", ".join([_describe(field_types()[name]), *([_RULES[name][1]] if name in _RULES else [])])
 
 
 def validate(config: TrainConfig) -> None:
     """Refuses a config that cannot run, with one line that names field, value and what is allowed."""
-    flat = to_flat(config)
+    for section, kind in _sections().items():
+        if not isinstance(getattr(config, section), kind):
+            raise ConfigError(f"{section} = {_said(getattr(config, section))}: expected a {kind.__name__}")
     hints = field_types()
-    for name, value in flat.items():
+    for name, value in to_flat(config).items():
         if not _fits(value, hints[name]):
-            raise ConfigError(f"{name} = {value!r}: expected {_describe(hints[name])}")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"{name} = {value!r}: expected a finite number")
+            raise ConfigError(f"{name} = {_said(value)}: expected {allowed(name)}")
+        if any(isinstance(v, float) and not abs(v) <= _FLOAT32 for v in (value if type(value) is tuple else (value,))):
+            raise ConfigError(f"{name} = {_said(value)}: expected a finite number")
         if name in _RULES and not _RULES[name][0](value):
-            raise ConfigError(f"{name} = {value!r}: expected {_RULES[name][1]}")
-    if config.data.image_size > config.data.resize:
-        raise ConfigError(
-            f"data.image_size = {config.data.image_size}: expected at most data.resize = {config.data.resize}, "
+            raise ConfigError(f"{name} = {_said(value)}: expected {_RULES[name][1]}")
+    contradiction = next(_contradictions(config), None)
+    if contradiction is not None:
+        raise ConfigError(contradiction)
+
+
+def _contradictions(config: TrainConfig) -> Iterator[str]:
+    """Fields that do not go together."""
+    data, model, stage1 = config.data, config.model, config.initialization
+    if data.name == "parts" and data.root is not None:
+        yield (
+            f"data.root = {_said(data.root)}: expected None, since parts is generated; --data.name says what lies there"
+        )
+    if data.name == "parts" and data.resize != PARTS_SIZE:
+        yield (
+            f"data.resize = {data.resize}: expected {PARTS_SIZE}, at which parts is generated (--preset parts goes "
+            "with it)"
+        )
+    if data.image_size > data.resize:
+        yield (
+            f"data.image_size = {data.image_size}: expected at most data.resize = {data.resize}, "
             "since images are resized first and cropped then"
         )
-    if (config.data.resize - config.data.image_size) % 2:
-        raise ConfigError(
-            f"data.image_size = {config.data.image_size}: expected an even difference to data.resize = "
-            f"{config.data.resize}, so that the centre crop falls on whole pixels"
+    if (data.resize - data.image_size) % 2:
+        yield (
+            f"data.image_size = {data.image_size}: expected an even difference to data.resize = "
+            f"{data.resize}, so that the centre crop falls on whole pixels"
         )
-    if config.initialization.localizer_start >= config.initialization.epochs:
-        raise ConfigError(
-            f"initialization.localizer_start = {config.initialization.localizer_start}: "
-            f"expected less than initialization.epochs = {config.initialization.epochs}"
+    if model.weights_dir is not None and not model.pretrained:
+        yield (
+            f"model.weights_dir = {_said(model.weights_dir)}: expected None, since model.pretrained = False starts "
+            "from random weights; leave one of them out"
         )
-    if config.model.head == "gap" and config.initialization.attention == "attention_maps":
-        raise ConfigError(
-            "initialization.attention = 'attention_maps': a GAP head has none; use features, or model.head bap"
+    if stage1.localizer_start >= stage1.epochs:
+        yield (
+            f"initialization.localizer_start = {stage1.localizer_start}: "
+            f"expected less than initialization.epochs = {stage1.epochs}"
         )
+    method = config.method
+    if method.refine and not method.localizer:
+        yield "method.refine = True: expected False, or method.localizer True, whose boxes it refines"
+    if method.name == "lchp" and method.localizer:
+        yield "method.localizer = True: expected False, since method.name = 'lchp' always has one"
+    if method.name == "lchp" and model.head == "gap" and stage1.attention == "attention_maps":
+        yield "initialization.attention = 'attention_maps': a GAP head has none; use features, or model.head bap"
+
+
+def _tidy(config: TrainConfig) -> None:
+    """Converts, in place of the frozen config that is being built, what `_coerce` converts."""
+    sections = {s: getattr(config, s) for s, kind in _sections().items() if isinstance(getattr(config, s), kind)}
+    for section, value in sections.items():
+        hints = field_types(type(value))
+        leaves = {leaf: _coerce(getattr(value, leaf), hint) for leaf, hint in hints.items()}
+        changed = {leaf: v for leaf, v in leaves.items() if v is not getattr(value, leaf)}
+        if changed:
+            object.__setattr__(config, section, dataclasses.replace(value, **changed))
+
+
+@functools.cache
+def _sections() -> Mapping[str, type]:
+    hints: dict[str, Any] = typing.get_type_hints(TrainConfig)
+    sections = {n: h for n, h in hints.items() if isinstance(h, type) and dataclasses.is_dataclass(h)}
+    return types.MappingProxyType(sections)
 
 
 @functools.cache
@@ -312,30 +436,82 @@ def to_dict(config: TrainConfig) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def from_dict(values: Mapping[str, Any]) -> TrainConfig:
-    """The inverse of `to_dict`. Raises ConfigError for a missing or unknown field, so that no record is misread."""
+def from_dict(values: Any) -> TrainConfig:
+    """The inverse of `to_dict`; fields that are newer than the record mean what they meant then (`complete`).
+
+    Raises ConfigError for a field that is unknown, missing, wrong or there twice, so that no record is misread.
+    """
+    return override(_PAPER, complete(flatten(values)))
+
+
+def flatten(values: Any) -> dict[str, Any]:
+    """A nested record, as `to_dict` makes it, by dotted name (which a record may hold as well). Raises ConfigError."""
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"a config is an object of sections and fields, found {_said(values)}")
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, Mapping) else {key: value}
-    missing = sorted(set(field_types()) - set(flat))
-    if missing:
-        raise ConfigError(f"config lacks {', '.join(missing)}; it was written by another version of lchp")
-    return override(TrainConfig(), flat)
+        if key in _sections() and not isinstance(value, Mapping):
+            raise ConfigError(f"{key} = {_said(value)}: expected an object with the fields of that section")
+        for name, v in ((f"{key}.{k}", v) for k, v in value.items()) if key in _sections() else [(key, value)]:
+            if name in flat:
+                raise ConfigError(f"{_name(name)} = {_said(v)}: is there twice")
+            flat[name] = v
+    return flat
+
+
+MEANING_BEFORE: Mapping[str, Any] = types.MappingProxyType(
+    {
+        "initialization.merge": "enclosing",
+        "refinement.vanished": "dropped",
+        "refinement.crop_margin": 0.0,
+        "refinement.scorer": "classifier",
+        "refinement.temperature": 0.4,
+        "refinement.views": 0,
+        "refinement.bn_statistics": "strong",
+        "evaluation.oracle": False,
+        "compile": False,
+        "deterministic": False,
+        **{f"method.{k}": v for k, v in dataclasses.asdict(MethodConfig()).items()},
+        "auto_batch": False,
+    }
+)
+"""Fields that came after the first records, and what a record without them was made with. A field that is added to the
+config is added here too, where older records have a meaning for it; without that they are refused."""
+
+
+def complete(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """A record's fields by dotted name, with MEANING_BEFORE of those that it lacks. Raises ConfigError for one that it
+    lacks and that has no such meaning."""
+    unread = sorted(field_types().keys() - flat.keys() - MEANING_BEFORE.keys())
+    if unread:
+        more = f" and {len(unread) - 3} more" if len(unread) > 3 else ""
+        raise ConfigError(f"config lacks {', '.join(unread[:3])}{more}; it was written by another version of lchp")
+    return {**MEANING_BEFORE, **flat}
+
+
+def unique_keys(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """An object_pairs_hook for json.loads, which without it takes the last of two values of a key in silence. Raises
+    ValueError."""
+    out: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in out:
+            raise ValueError(f"key {_said(key)} is there twice")
+        out[key] = value
+    return out
 
 
 def override(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
     """`config` with fields replaced by dotted name, e.g. ``{"initialization.delta": 0.6}``.
 
-    Lists become tuples and whole numbers become floats where the field asks for it; nothing else is converted.
     Raises ConfigError for a name that does not exist or a value that does not fit.
     """
     hints = field_types()
     sections: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
         if name not in hints:
-            raise ConfigError(f"{name}: no such field{suggest(name, hints)}")
+            raise ConfigError(f"{_name(name)}: no such field{suggest(str(name), [*hints, *_sections()])}")
         section, _, leaf = name.rpartition(".")
-        sections.setdefault(section, {})[leaf] = _coerce(value, hints[name])
+        sections.setdefault(section, {})[leaf] = value
     top = sections.pop("", {})
     return dataclasses.replace(
         config, **{s: dataclasses.replace(getattr(config, s), **leaves) for s, leaves in sections.items()}, **top
@@ -351,6 +527,7 @@ PLACES = frozenset(
         "model.weights_dir",
         "threads",
         "compile",
+        "deterministic",
         "tensorboard",
     }
 )
@@ -411,20 +588,38 @@ def suggest(name: str, known: typing.Iterable[str]) -> str:
     return f" (did you mean {close[0]}?)" if close else ""
 
 
+def _said(value: Any) -> str:
+    """A value for a message: on one line, and not too long."""
+    try:
+        text = " ".join(repr(value).splitlines())
+    except (ValueError, RecursionError):  # Python prints no whole number of thousands of digits
+        text = f"a whole number of {value.bit_length()} bits" if isinstance(value, int) else type(value).__name__
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def _name(name: Any) -> str:
+    """A field's name as it was given."""
+    return name if isinstance(name, str) and name.isprintable() and 0 < len(name) <= 60 else _said(name)
+
+
+_parts = functools.cache(lambda hint: (typing.get_origin(hint), typing.get_args(hint)))
+
+
 def _coerce(value: Any, hint: Any) -> Any:
     if isinstance(value, list):
         value = tuple(value)
-    if typing.get_origin(hint) is tuple and isinstance(value, tuple) and float in typing.get_args(hint):
-        return tuple(_coerce(v, float) for v in value)
-    if hint is float and type(value) is int and abs(value) < 2**53:
+    if isinstance(value, tuple) and _parts(hint)[0] is tuple and float in _parts(hint)[1]:
+        values = tuple(_coerce(v, float) for v in value)
+        return value if all(a is b for a, b in zip(value, values, strict=True)) else values
+    if hint is float and type(value) is int and abs(value) <= 2**53:
         return float(value)
     return value
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    origin, args = _parts(hint)
     if origin is Literal:
-        return value in args and not isinstance(value, bool)
+        return isinstance(value, str) and value in args
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, a) for a in args)
     if origin is tuple:
@@ -441,7 +636,7 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _describe(hint: Any) -> str:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    origin, args = _parts(hint)
     if origin is Literal:
         return "one of " + ", ".join(map(str, args))
     if origin in (typing.Union, types.UnionType):
@@ -453,12 +648,12 @@ def _describe(hint: Any) -> str:
     )
 
 
-_PAPER = TrainConfig(data=DataConfig(name="cub"))
+_PAPER = TrainConfig()
 
 PRESETS: dict[str, Preset] = {
     "parts": Preset(
         TrainConfig(
-            data=DataConfig(name="parts", resize=72, image_size=64, batch_size=32),
+            data=DataConfig(name="parts", resize=PARTS_SIZE, image_size=64, batch_size=32),
             model=ModelConfig(
                 classifier="tiny", localizer="tiny_coarse", attention_maps=8, bap_scale=10.0, pretrained=False
             ),

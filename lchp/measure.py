@@ -13,8 +13,9 @@ from lchp.data.base import Split
 from lchp.data.images import Images
 from lchp.evaluate import FRAMES, GroundTruth, best_iou, consistency, ground_truth, hits, percent, unboxed
 from lchp.inference import Models, Predictions, predict, view_boxes
+from lchp.loop import DivergedError
 from lchp.records import frame_table, summarize, write_predictions
-from lchp.runs import SUMMARY
+from lchp.runs import SUMMARY, require_claimed
 from lchp.stages import Networks
 
 TAUS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -22,7 +23,8 @@ TAUS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 def _predict(models: Models, context: Context, images: Images, *frames: str) -> dict[str, Predictions]:
-    return predict(
+    """Raises DivergedError where weights, finite as they are, give boxes or scores that are not."""
+    found = predict(
         models,
         images,
         frames,
@@ -33,6 +35,11 @@ def _predict(models: Models, context: Context, images: Images, *frames: str) -> 
         autocast=context.autocast,
         show_progress=context.show_progress,
     )
+    for p in found.values():
+        for name, values in (*p.boxes.items(), ("confidence", p.confidence), ("top5_score", p.top5_score)):
+            if not np.isfinite(values).all():
+                raise DivergedError(f"predictions: {name} is not finite; training diverged, lower the learning rate")
+    return found
 
 
 def _truth(split: Split, images: Images, frame: str, config: TrainConfig) -> GroundTruth | None:
@@ -64,6 +71,7 @@ def record_predictions(run: Path, models: Models, context: Context) -> dict[str,
         )
     table = pa.concat_tables(tables)
     if distributed.rank() == 0:
+        require_claimed(run)
         write_predictions(run, table)
     summary = summarize(table)
     if split.boxes is None or config.evaluation.consistency:

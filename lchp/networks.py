@@ -38,12 +38,13 @@ def bilinear_attention_pooling(attention_maps: Tensor, features: Tensor) -> Tens
 class Classifier(nn.Module):
     """Trunk and head; images B x 3 x H x W in [0, 1] to `ClassifierOutput`."""
 
-    def __init__(self, config: ModelConfig, num_classes: int) -> None:
+    def __init__(self, config: ModelConfig, num_classes: int, image_size: int = 160) -> None:
+        """image_size: side in px of the images to come; ConfigError where the trunk leaves nothing of them."""
         super().__init__()
         self.trunk = build_trunk(
             config.classifier, "classifier", pretrained=config.pretrained, weights_dir=config.weights_dir
         )
-        channels = _output_shape(self.trunk, 160)[0]
+        channels = _output_shape(self.trunk, image_size)[0]
         self.head, self.scale = config.head, config.bap_scale
         if config.head == "bap":
             m = config.attention_maps
@@ -82,6 +83,7 @@ class Localizer(nn.Module):
             config.localizer, "localizer", pretrained=config.pretrained, weights_dir=config.weights_dir
         )
         channels, h, w = _output_shape(self.backbone, image_size)
+        self.pixels, self.image_size = h * w, image_size
         if config.localizer_head == "spatial":
             squeezed = nn.Conv2d(channels, self.HEAD_CHANNELS, 1, bias=False)
             last = nn.Linear(self.HEAD_CHANNELS * h * w, 4)
@@ -108,7 +110,12 @@ class Localizer(nn.Module):
         return _mean(self.backbone)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Boxes (B x 4) of B x 3 x H x W images in [0, 1]."""
+        """Boxes (B x 4) of B x 3 x H x W images in [0, 1]. ConfigError for a batch that BatchNorm cannot train on."""
+        if self.training and len(x) * self.pixels == 1:
+            raise ConfigError(
+                f"data.batch_size = {len(x)}: expected at least 2 images in a batch, since at data.image_size = "
+                f"{self.image_size} the localizer's features are one pixel, and BatchNorm needs two values"
+            )
         box = self.head(self.backbone(x)).float()
         return box.sigmoid() if self.sigmoid else box
 

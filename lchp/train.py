@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -89,6 +89,8 @@ def train(
             raise ConfigError("--resume needs --output DIR, the run folder to go on with")
         output = Path("runs") / f"{config.data.name}-seed{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     run = Path(output)
+    if stage not in get_args(StageChoice):
+        raise ConfigError(f"stage = {stage!r}: expected one of {', '.join(get_args(StageChoice))}")
     if (stage == "refine") != (source is not None):
         raise ConfigError("stage = 'refine' needs the run folder of its stage 1 (--from DIR), and only it takes one")
     if stage == "refine" and source is not None:
@@ -265,7 +267,9 @@ def build(config: TrainConfig, num_classes: int, device: torch.device) -> Networ
     torch.manual_seed(config.seed)
     compared = chosen(config)
     classifier: Any = (
-        Classifier(config.model, num_classes) if compared is None else build_classifier(config, compared, num_classes)
+        Classifier(config.model, num_classes, config.data.image_size)
+        if compared is None
+        else build_classifier(config, compared, num_classes)
     )
     localizer = Localizer(config.model, config.data.image_size)
     layout = {"device": device, "memory_format": torch.channels_last}

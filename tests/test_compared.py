@@ -119,6 +119,11 @@ def test_labels() -> None:
 def test_mistakes_are_one_line(root: Path) -> None:
     with pytest.raises(ConfigError, match=r"method.name = 'camm': expected lchp, acol, .*did you mean cam"):
         train(small_config(root, {"method.name": "camm"}), output="never")
+    small = {"model.classifier": "vgg16", "data.image_size": 8, "data.resize": 12}
+    with pytest.raises(ConfigError, match=r"data.image_size = 8: too small for vgg16 \("):
+        train(override(config_of(root, "cam"), small), output="never")
+    with pytest.raises(ConfigError, match=r"stage = 'first': expected one of both, init, refine"):
+        train(config_of(root, "cam"), output="never", stage="first")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ConfigError, match=r"method.refine = True: expected False, or method.localizer True"):
         config_of(root, "cam", refine=True)
     with pytest.raises(ConfigError, match=r"method.localizer = True: expected False, since method.name = 'lchp'"):

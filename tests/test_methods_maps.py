@@ -192,5 +192,7 @@ def test_schemes_of_one_name_are_one_scheme() -> None:
 
 def test_an_unknown_method_is_refused_with_the_nearest() -> None:
     assert method("cam").map is cam.cam
-    with pytest.raises(ConfigError, match=r"method.name = 'grad-cam': expected lchp, .*cam.*\(did you mean grad_cam\?\)"):
+    with pytest.raises(
+        ConfigError, match=r"method.name = 'grad-cam': expected lchp, .*cam.*\(did you mean grad_cam\?\)"
+    ):
         method("grad-cam")

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torchvision.transforms.v2.functional import normalize
 
+from lchp import networks
 from lchp.backbones import IMAGENET, SYMMETRIC, Normalize, build_trunk
 from lchp.config import ModelConfig
 from lchp.errors import ConfigError
@@ -52,6 +53,14 @@ def test_bap_classifier() -> None:
     torch.testing.assert_close(out.logits, 7.0 * pooled @ net.linear.weight.T)
     torch.testing.assert_close(out.attention("attention_maps"), out.attention_maps.mean(1))
     torch.testing.assert_close(out.attention("features"), out.features.mean(1))
+
+
+def test_an_image_of_which_the_trunk_leaves_nothing(monkeypatch) -> None:
+    monkeypatch.setattr(networks, "build_trunk", lambda *_, **__: nn.Sequential(nn.Conv2d(3, 4, 1), nn.MaxPool2d(16)))
+    with pytest.raises(ConfigError, match=r"^data\.image_size = 8: too small for this backbone \(.*\)$"):
+        Classifier(ModelConfig(**TINY), 4, image_size=8)
+    with pytest.raises(ConfigError, match=r"^data\.image_size = 8: too small"):
+        Localizer(ModelConfig(**TINY), 8)
 
 
 def test_gap_classifier() -> None:

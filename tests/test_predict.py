@@ -17,10 +17,11 @@ from PIL import Image
 from lchp import TrainConfig, override, runs
 from lchp.backbones import _move_strides, backbone, build_trunk
 from lchp.cli import main
+from lchp.config import MEANING_BEFORE
 from lchp.errors import ConfigError, DataError, LchpError, RunError
 from lchp.formats import Prediction, open_writer
 from lchp.predict import TrainedRun, find_images, load_run, predict, predict_to
-from lchp.records import read_predictions
+from lchp.records import read_predictions, write_predictions
 from lchp.train import train
 
 CPU = torch.device("cpu")
@@ -98,6 +99,30 @@ def test_networks_come_from_the_checkpoint_alone(run_copy: Path) -> None:
     values["model"] |= {"pretrained": True, "weights_dir": str(run_copy / "gone")}
     runs.write_json(run_copy / runs.CONFIG, values)
     assert load_run(run_copy, CPU).result == "lchp_r"
+
+
+def test_a_run_folder_of_an_older_version_serves(run_copy: Path, squares_root: Path, tmp_path: Path, capsys) -> None:
+    """Its config lacks the fields that came later, its predictions the scores, its summary what is made of them."""
+    values = runs.read_json(run_copy / runs.CONFIG)
+    for name in MEANING_BEFORE:
+        section, _, leaf = name.rpartition(".")
+        del (values[section] if section else values)[leaf]
+    runs.write_json(run_copy / runs.CONFIG, values)
+    table = read_predictions(run_copy).drop_columns(["crop_score", "masked_score"])
+    write_predictions(run_copy, table)
+    summary = {k: v for k, v in runs.read_json(run_copy / runs.SUMMARY).items() if k != "unboxed"}
+    runs.write_json(run_copy / runs.SUMMARY, summary)
+    assert main(["evaluate", "--run", str(run_copy)]) == 0
+    assert "summary.json says the same" in capsys.readouterr().out
+    assert main(["predict", str(squares_root), "--run", str(run_copy), "--output", str(tmp_path / "boxes")]) == 0
+    assert len(lines(tmp_path / "boxes" / "predictions.jsonl")) == 24
+    assert load_run(run_copy, CPU).config.refinement.bn_statistics == "strong"
+    del values["refinement"]["tau"]
+    runs.write_json(run_copy / runs.CONFIG, values)
+    with pytest.raises(
+        RunError, match=r"config\.json: config lacks refinement\.tau; it was written by another version"
+    ):
+        load_run(run_copy, CPU)
 
 
 def test_a_run_of_stage_2_alone_finds_its_stage_1(squares_config: TrainConfig, run_copy: Path, tmp_path: Path) -> None:

@@ -59,6 +59,30 @@ def test_constant_attention() -> None:
     assert not attention_boxes(a, (8, 8), replace(NATIVE, normalization="minmax"))[1].item()
 
 
+@pytest.mark.parametrize("resolution", ["native", "input"])
+@pytest.mark.parametrize("normalization", ["max", "minmax"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_attention_that_is_not_finite_has_no_foreground(value, normalization, resolution) -> None:
+    """One such pixel leaves no range to compare with; the other maps of the batch do not mind."""
+    a = torch.stack([rectangle((4, 4, 8, 8)), rectangle((4, 4, 8, 8))])
+    a[0, 5, 5] = value
+    config = InitializationConfig(delta=0.5, normalization=normalization, resolution=resolution)
+    boxes, found = attention_boxes(a, (16, 16), config)
+    assert found.tolist() == [False, True]
+    assert boxes.tolist() == [[0, 0, 1, 1], [0.25, 0.25, 0.5, 0.5]]
+
+
+@pytest.mark.parametrize("resolution", ["native", "input"])
+def test_one_pixel_of_foreground_is_a_box_of_one_pixel(resolution) -> None:
+    config = InitializationConfig(delta=0.99, resolution=resolution)
+    assert box_of(rectangle((15, 3, 16, 4)), config) == [15 / 16, 3 / 16, 1, 4 / 16]
+
+
+def test_a_delta_that_float32_rounds_to_one_leaves_no_foreground() -> None:
+    boxes, found = attention_boxes(rectangle((4, 4, 8, 8))[None], (16, 16), replace(NATIVE, delta=1 - 2**-53))
+    assert (boxes.tolist(), found.tolist()) == ([[0, 0, 1, 1]], [False])
+
+
 def test_max_and_minmax_differ_by_the_floor() -> None:
     a = rectangle((4, 4, 8, 8)) + rectangle((2, 2, 10, 10), value=0.5) + 0.5  # 0.5 around, 1.0, then 2.0 within
     assert box_of(a, replace(NATIVE, delta=0.4)) == [2 / 16, 2 / 16, 10 / 16, 10 / 16]  # threshold 0.8
@@ -102,6 +126,11 @@ def test_mask_out_fills_pixels_whose_centre_is_inside() -> None:
     expected[0, :, 4:8, 2:6] = MEAN[:, None, None]
     assert torch.equal(masked[0], expected[0])
     assert torch.equal(masked[1], images[1])  # 0.3 of 8 px reaches two centres across, 0.05 none down
+
+
+def test_a_box_without_area_masks_nothing() -> None:
+    images = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(mask_out(images, torch.tensor([[0.5, 0.5, 0.5, 0.5]]), MEAN), images)
 
 
 def brightness(images: Tensor) -> Tensor:
@@ -165,6 +194,25 @@ def test_a_fully_masked_image_keeps_the_whole_view(second_pass) -> None:
     pseudo = algorithm_1(brightness, ones, replace(BLACK, second_pass=second_pass), MEAN)
     assert pseudo.masked.abs().max() == 0
     assert pseudo.box[0].tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("second_pass", ["own", "raw"])
+@pytest.mark.parametrize("normalization", ["max", "minmax"])
+def test_a_constant_image_is_one_box_and_fully_masked(normalization, second_pass) -> None:
+    """With foreground everywhere or nowhere, L_r is the whole view, and nothing that L_m could be changes the merge."""
+    config = replace(NATIVE, normalization=normalization, second_pass=second_pass)
+    pseudo = algorithm_1(brightness, torch.full((1, 3, 8, 8), 0.25), config, MEAN)
+    assert torch.equal(pseudo.masked, MEAN.view(1, 3, 1, 1).expand(1, 3, 8, 8))
+    assert pseudo.l_r[0].tolist() == pseudo.box[0].tolist() == [0, 0, 1, 1]
+
+
+def test_a_second_pass_that_is_not_finite_leaves_the_first_box() -> None:
+    def attend(images: Tensor) -> Tensor:  # the masked image, whose part is black, gives no number
+        whole = images[:, :1, 2:6, 4:8].amax((1, 2, 3)) > 0
+        return torch.where(whole[:, None, None], images[:, 0], torch.nan)
+
+    pseudo = algorithm_1(attend, scene(), BLACK, MEAN)
+    assert pseudo.l_m[0].tolist() == pseudo.box[0].tolist() == PART
 
 
 def test_no_gradient_reaches_the_teacher() -> None:

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from report_records import key, known, seal, store, write_grid, write_run, write_sweep
 
-from lchp.config import TrainConfig, field_types, override, preset, to_flat
+from lchp.config import MEANING_BEFORE, TrainConfig, field_types, override, preset, to_flat
 from lchp.errors import RunError
-from lchp.report.collect import MEANING_BEFORE, ORIGIN, SWEEP, SWEEP_VERSION, clean, collect
+from lchp.report.collect import ORIGIN, SWEEP, SWEEP_VERSION, clean, collect
 
 
 def edit(path: Path, **values: Any) -> None:
@@ -166,7 +166,8 @@ VERSIONS = {
     "missing": ({"initialization__beta": None}, "lacks initialization.beta"),
     "other value": ({"refinement__labeller": "oracle"}, "refinement.labeller = 'oracle'"),
     "other type": ({"initialization__delta": "0.5"}, "initialization.delta = '0.5'"),
-    "nested": ({"refinement__scale": [[0.8], [1.2]]}, "unhashable type"),
+    "nested": ({"refinement__scale": [[0.8], [1.2]]}, "refinement.scale = ((0.8,), (1.2,)): expected 2 values"),
+    "out of range, beside a run within it": ({"initialization__delta": 1.5}, "initialization.delta = 1.5"),
     "not finite": ({"initialization__delta": math.nan}, "initialization.delta = nan"),
 }
 
@@ -247,11 +248,11 @@ def test_whether_a_sweep_runs_is_read_off_its_lock(tmp_path: Path) -> None:
 def test_the_harness_writes_the_record_that_is_read() -> None:
     from lchp.harness import sweep
     from lchp.harness.storage import DONE
-    from lchp.loop import fit
+    from lchp.loop import _refuse_broken
     from lchp.report import collect as ours
 
     assert (sweep.SWEEP, sweep.VERSION, DONE) == (SWEEP, SWEEP_VERSION, ours.DONE)
-    assert ours.DIVERGED in "".join(c for c in fit.__code__.co_consts if isinstance(c, str))
+    assert ours.DIVERGED in "".join(c for c in _refuse_broken.__code__.co_consts if isinstance(c, str))
 
 
 @pytest.mark.slow

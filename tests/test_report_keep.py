@@ -43,16 +43,16 @@ def seal_without_folders(run: Path) -> None:
 
 @pytest.fixture
 def storage(tmp_path: Path) -> Path:
-    """Three deltas of `parts` in a sweep, with folders of a machine in its configs, its command and an error."""
+    """Three deltas of `cub50_cpu` in a sweep, with folders of a machine in its configs, its command and an error."""
     root = tmp_path / "results"
     places = {"data.root": str(tmp_path / "sets" / "birds"), "model.weights_dir": str(tmp_path / "weights")}
-    base, cells = override(preset("parts"), places), []
-    for n, delta in enumerate((0.1, 0.3, 0.5)):
+    base, cells = override(preset("cub50_cpu"), places), []
+    for n, delta in enumerate((0.2, 0.3, 0.4)):
         values = {"initialization.delta": delta}
         config = override(base, values)
         finished(root, config, 3 + n)
         cells.append((values, config, "done", None))
-    values = {"initialization.delta": 0.7}
+    values = {"initialization.delta": 0.5}
     cells.append((values, override(base, values), "failed", f"no file {tmp_path}/sets/birds/images.txt"))
     cells.append(
         ({"seed": 1}, override(base, {"seed": 1}), "failed", "in /usr/lib/somewhere/module.py: https://a.b/c/d")
@@ -86,7 +86,7 @@ def test_a_copy_makes_the_same_tables_without_the_machines_paths(storage: Path, 
             assert "/usr/lib" not in path.read_text(), path
     assert "module.py: https://a.b/c/d" in (out / "sweeps" / "all_tables" / "sweep.json").read_text()
     paper = read_paper(PAPER)
-    texts = [to_markdown(table(collect([s]), 3, PRESETS["parts"], paper)) for s in (storage, out)]
+    texts = [to_markdown(table(collect([s]), 3, PRESETS["cub50_cpu"], paper)) for s in (storage, out)]
     birds = str(tmp_path / "sets" / "birds").replace("_", r"\_")
     assert texts[1] == texts[0].replace(birds, "birds").replace("/usr/lib/somewhere/", "")
     for folder in collect([storage]).runs["folder"]:

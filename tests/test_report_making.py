@@ -77,6 +77,7 @@ def test_an_empty_storage_gives_tables_of_what_was_not_run(main, tmp_path: Path,
 
 
 MISTAKES = {
+    "--storage": "--storage: expected at least one folder",
     "--storage /nowhere": "/nowhere: no such folder; name the storage of a sweep or a run folder by --storage",
     "--table 8": "--table 8: the paper has Tables 1 to 6, and 7 is of the choices it leaves open",
     "--preset cup": "did you mean cub?",

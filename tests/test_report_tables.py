@@ -139,12 +139,16 @@ def other_value(name: str, value: Any) -> Any:
 def test_fields_that_count_are_those_of_the_training_identity() -> None:
     from lchp.train import refinement_identity
 
-    base = override(preset("parts"), {"initialization.attention": "features", "initialization.localizer_start": 0})
+    # a compared method, for which alone the fields of `method` count
+    fixed = {"model.pretrained": False, "model.localizer": "tiny", "model.classifier": "tiny"}
+    fixed |= {"initialization.attention": "features", "method.name": "cam", "method.localizer": True}
+    base = override(preset("folder"), fixed)
     before = refinement_identity(base, "data")
     for name, value in to_flat(base).items():
         values = {name: other_value(name, value)}
-        if values[name] is None:
+        if values[name] is None or name == "model.weights_dir":  # of which there is none without pretrained weights
             continue
+        values |= {"method.name": {name: "has"}, "data.name": {name: "cub"}}.get(name, {})
         if name in ("data.image_size", "data.resize"):
             values = {"data.image_size": base.data.image_size, "data.resize": base.data.resize} | values
         if name == "initialization.localizer_start":
@@ -443,7 +447,7 @@ def test_signs_are_escaped(grid: Records, paper: Paper) -> None:
     made = replace(table(grid, 6, PARTS, paper), caption=r"50 % of_a & <b> ~^\ {x} #1 $2 |", notes=("*note*",))
     assert r"50 \% of\_a \& \textless{}b\textgreater{} " in to_latex(made)
     assert "50 % of_a &amp; &lt;b&gt;" in to_html(made)
-    assert r"of\_a & \<b\>" in to_markdown(made)
+    assert r"of\_a \& \<b\> \~^\\ {x} #1 \$2 \|" in to_markdown(made)
     assert r"\*note\*" in to_markdown(made)
 
 

@@ -128,6 +128,31 @@ def test_a_vanished_box_teaches_nothing_and_is_counted(targets) -> None:
     assert out["loss"].item() == pytest.approx((0.8**2 + 0.8**2) / 2)
 
 
+@pytest.mark.parametrize("augmenter", ["tensor", "opencv", "imgaug"])
+def test_a_batch_of_which_every_box_vanished_teaches_nothing(augmenter) -> None:
+    nets = networks([0.0, 0.0, 0.2, 1.0])
+    before = nets.localizer.box.clone()
+    out = refine(nets, images_of((1, 0, 0), (0, 1, 0)), shifted(2, left=-0.25), lr=1.0, tau=0.0, augmenter=augmenter)
+    assert out["vanished"].item() == 100
+    assert out["loss"].item() == 0
+    assert torch.equal(nets.localizer.box, before)
+
+
+@pytest.mark.parametrize(
+    "point", [[0.5, 0.5, 0.5, 0.5], [0.3, 0.0, 0.3, 1.0], [1.0, 1.0, 1.0, 1.0], [2.0, 2.0, 3.0, 3.0]]
+)
+def test_a_box_without_area_is_scored_but_teaches_nothing(point) -> None:
+    """Its crop is a pixel; a box beyond the view has none left in it."""
+    nets = networks(point)
+    out = refine(nets, images_of((1, 0, 0)), shifted(1), lr=1.0, tau=0.0)
+    assert out["vanished"].item() == 100
+    assert out["box_area"].item() == out["loss"].item() == 0
+    assert out["confidence"].item() == pytest.approx(100 * torch.tensor([1.0, 0, 0]).softmax(0)[0].item())
+    assert nets.localizer.box.tolist() == pytest.approx(point)
+    kept = refine(networks(point), images_of((1, 0, 0)), shifted(1, flip=True), tau=0.0, vanished="kept")
+    assert kept["loss"].isfinite()
+
+
 @pytest.mark.parametrize("labeller", ["online", "frozen", "ema"])
 def test_labellers(labeller) -> None:
     nets = networks()
@@ -211,6 +236,18 @@ def test_initialization_step_by_hand() -> None:
     assert nets.classifier.weight.item() == pytest.approx(weight.item())
     assert nets.teacher.weight.item() == pytest.approx((0.9 * teacher.weight + 0.1 * weight).item())
     assert nets.teacher.weight.grad is None
+
+
+@pytest.mark.parametrize("normalization", ["max", "minmax"])
+def test_an_image_without_a_difference_is_a_box_over_all_and_fully_masked(normalization) -> None:
+    nets = networks()
+    optimizers = tuple(torch.optim.SGD(n.parameters(), lr=0.1) for n in (nets.classifier, nets.localizer))
+    config = InitializationConfig(delta=0.5, normalization=normalization)
+    images = images_of((0.5, 0.5, 0.5), (0, 0, 0))
+    out = initialization_step(nets, optimizers, images, torch.tensor([0, 1]), config, nullcontext())
+    assert out["pseudo_area"].item() == 100
+    assert all(v.isfinite() for v in out.values())
+    assert all(p.isfinite().all() for n in (nets.classifier, nets.localizer) for p in n.parameters())
 
 
 def test_the_localizer_can_start_later() -> None:

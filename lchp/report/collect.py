@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from lchp.config import field_types, from_dict, suggest, to_flat
+from lchp.config import MEANING_BEFORE, field_types, flatten, from_dict, suggest, to_flat, unique_keys
 from lchp.errors import ConfigError, RunError
 from lchp.evaluate import FRAMES, RESULTS
 from lchp.runs import CONFIG, ENVIRONMENT, PREDICTIONS, SUMMARY, read_json
@@ -26,18 +26,6 @@ SWEEP, SWEEP_VERSION = "sweep.json", 1
 DONE = "DONE"
 DIVERGED = "training diverged"
 """What the error of a training says whose loss or weights became infinite (`lchp.loop.DivergedError`)."""
-
-MEANING_BEFORE: Mapping[str, Any] = {
-    "initialization.merge": "enclosing",
-    "refinement.vanished": "dropped",
-    "refinement.crop_margin": 0.0,
-    "refinement.scorer": "classifier",
-    "refinement.bn_statistics": "strong",
-    "evaluation.oracle": False,
-    "compile": False,
-}
-"""Config fields that came after the first records, and what a record without them was made with. A field that is added
-to the config is added here too, where older records have a meaning for it; without that they are refused."""
 
 ORIGIN = ("folder", "storage", "key", "version", "date", "git_revision", "data_fingerprint", "recipe", "classes")
 """Columns of `Records.runs` that are neither config nor figures. date: ISO 8601, UTC; None where nothing recorded it.
@@ -49,8 +37,17 @@ FIGURES = (
 )
 """What every summary holds; null where there are no boxes."""
 
-RESOLVED = ("environment/precision", "environment/device")
-"""Columns of what `auto` became on the machine."""
+METHOD = "environment/method"
+"""Column of the row that a run is of in Tables 1 and 2."""
+RESOLVED = ("environment/precision", "environment/device", METHOD)
+"""Columns of what `auto` became on the machine, and the method's name as the tables have it."""
+
+
+def result_of(flat: Mapping[str, Any]) -> str:
+    """The result that a finished run of a config (by dotted name) is about: its last."""
+    if flat["method.name"] == "lchp" or flat["method.refine"]:
+        return "lchp_r"
+    return "lchp_i" if flat["method.localizer"] else "pseudo_label"
 
 
 @dataclass(frozen=True)
@@ -152,14 +149,14 @@ def collect(storages: Sequence[Path]) -> Records:
         except RunError as error:
             problems.append(str(error))
     notes += reader.notes()
-    problems = sorted(set(problems))
+    problems = sorted({clean(line) for line in problems})
     return Records(
         _frame(rows),
         tuple(problems),
         tuple(there),
         _frame(failures, ("error", "diverged")),
         tuple(sweeps),
-        tuple(notes),
+        tuple(map(clean, notes)),
     )
 
 
@@ -182,13 +179,10 @@ def _run_folders(storage: Path) -> Iterator[tuple[Path, bool]]:
 
 
 class _Reader:
-    """Reads run folders. A config is checked in full only where it holds a value of a kind that no valid config before
-    it held: a check takes 2 ms, and a storage may hold ten thousand."""
+    """Reads run folders, and notes which are of older versions."""
 
     def __init__(self) -> None:
         self.hints = field_types()
-        self.seen: set[tuple[str, Any]] = set()
-        self.known: set[tuple[str, Any]] = set()
         self.older: dict[tuple[str, ...], list[Path]] = {}
 
     def run(self, folder: Path, *, stored: bool) -> dict[str, Any] | None:
@@ -203,23 +197,25 @@ class _Reader:
         results = summary.get("results")
         if not isinstance(results, dict) or not isinstance(summary.get("floors"), dict):
             raise RunError(f"{folder / SUMMARY}: lacks results or floors; was it written by another version of lchp?")
-        if "lchp_r" not in results:
+        flat = self.flat(_read(folder / CONFIG, checksums), folder / CONFIG)
+        if result_of(flat) not in results:
             return None
         for figure in FIGURES:
-            _require(summary, figure, folder / SUMMARY)
-        flat = self.flat(_read(folder / CONFIG, checksums), folder / CONFIG)
+            if figure[0] != "results" or figure[1] in results or flat["method.name"] == "lchp":
+                _require(summary, figure, folder / SUMMARY)
         environment = _read(folder / ENVIRONMENT, checksums)
         row: dict[str, Any] = {
             "key": folder.name,
-            "version": (environment.get("versions") or {}).get("lchp"),
-            "date": environment.get("written"),
-            "git_revision": environment.get("git_revision"),
+            "version": _text((environment.get("versions") or {}).get("lchp")),
+            "date": _text(environment.get("written")),
+            "git_revision": _text(environment.get("git_revision")),
             "data_fingerprint": environment.get("data_fingerprint"),
             "recipe": environment.get("recipe"),
             "classes": len(environment.get("class_names") or ()),
             **flat,
             "environment/precision": environment.get("precision"),
             "environment/device": environment.get("device"),
+            METHOD: _text(environment.get("method")) or "LCHP",
         }
         _figures(summary, "", row, folder / SUMMARY)
         _figures({"wall_seconds": environment.get("wall_seconds") or {}}, "", row, folder / ENVIRONMENT)
@@ -228,31 +224,20 @@ class _Reader:
 
     def flat(self, config: Any, path: Path) -> dict[str, Any]:
         """config.json by dotted name. RunError for a field that is unknown, wrong, or missing without a meaning."""
-        values: dict[str, Any] = {}
-        for key, value in config.items() if isinstance(config, dict) else ():
-            values |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
-        for name in values:
-            if name not in self.hints:
-                raise RunError(
-                    f"{path}: {name} is a field this version of lchp does not know{suggest(name, self.hints)}; "
-                    "read it with the version that wrote it"
-                )
-        missing = [name for name in self.hints if name not in values]
-        for name in missing:
-            if name not in MEANING_BEFORE:
-                raise RunError(f"{path}: lacks {name}; it was written by another version of lchp")
-        flat = {n: MEANING_BEFORE[n] if n in missing else _plain(values[n], h) for n, h in self.hints.items()}
         try:
-            new = flat.items() - self.seen
-            kinds = {(name, _kind(value)) for name, value in new}
-            if not kinds <= self.known:
-                flat = to_flat(from_dict(flat))
-        except (ConfigError, TypeError) as error:  # TypeError: a list or an object where no field has one
+            values = flatten(config)
+            for name in values:
+                if name not in self.hints:
+                    raise ConfigError(
+                        f"{name} is a field this version of lchp does not know{suggest(name, self.hints)}; "
+                        "read it with the version that wrote it"
+                    )
+            flat = to_flat(from_dict(values))
+        except ConfigError as error:
             raise RunError(f"{path}: {error}") from None
-        self.known |= kinds
-        self.seen |= new
+        missing = tuple(name for name in self.hints if name not in values)
         if missing:
-            self.older.setdefault(tuple(missing), []).append(path.parent)
+            self.older.setdefault(missing, []).append(path.parent)
         return flat
 
     def notes(self) -> list[str]:
@@ -271,6 +256,10 @@ def clean(text: str) -> str:
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split()))
 
 
+def _text(value: Any) -> str | None:
+    return None if value is None else clean(str(value))
+
+
 def _require(summary: dict[str, Any], figure: tuple[str, ...], path: Path) -> None:
     """Raises RunError for a figure that is not there; null, for data without boxes, is."""
     there: Any = summary
@@ -278,22 +267,6 @@ def _require(summary: dict[str, Any], figure: tuple[str, ...], path: Path) -> No
         if not isinstance(there, dict) or name not in there:
             raise RunError(f"{path}: lacks {'/'.join(figure)}; was it written by another version of lchp?")
         there = there[name]
-
-
-def _plain(value: Any, hint: Any) -> Any:
-    """As a config holds it: lists are tuples, and whole numbers floats where the field is one."""
-    if isinstance(value, list):
-        return tuple(value)
-    return float(value) if hint is float and type(value) is int else value
-
-
-def _kind(value: Any) -> Any:
-    """What decides whether a value is valid, short of the range of a number."""
-    if isinstance(value, tuple):
-        return tuple(_kind(v) for v in value)
-    if isinstance(value, float):
-        return float, math.isfinite(value)
-    return int if type(value) is int else (type(value), str(value))
 
 
 def _checksums(folder: Path) -> dict[str, str]:
@@ -322,7 +295,7 @@ def _whole(path: Path) -> bool:
 def _read(path: Path, checksums: Mapping[str, str] | None) -> dict[str, Any]:
     try:
         data = path.read_bytes()
-        value = json.loads(data)
+        value = json.loads(data, object_pairs_hook=unique_keys)
     except FileNotFoundError:
         raise RunError(f"{path}: no such file; half-written, or damaged") from None
     except (OSError, ValueError) as error:

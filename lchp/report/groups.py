@@ -128,8 +128,7 @@ def choose(records: Records, preset: Preset, axis: str | None, where: Mapping[st
 
     Of the preset's data set only; `where` demands values of fields, and a run that has them is no less the recipe's.
     """
-    runs = canonical(records.runs)
-    runs = rows(runs, (name == preset.config.data.name for name in runs["data.name"]))
+    runs = _of_preset(records, preset)
     conditions = {name: value for name, value in (where or {}).items() if name != axis}
     wanted = runs
     for name, value in conditions.items():
@@ -143,6 +142,14 @@ def choose(records: Records, preset: Preset, axis: str | None, where: Mapping[st
 
     chosen = min(split(wanted, axis), key=order, default=None)
     return Choice(None if chosen is None else _once(chosen), _others(chosen, split(runs, axis)))
+
+
+def _of_preset(records: Records, preset: Preset) -> pd.DataFrame:
+    """Runs on the preset's data by its method: LCHP's tables are of LCHP."""
+    runs, config = canonical(records.runs), preset.config
+    for name, value in (("data.name", config.data.name), ("method.name", config.method.name)):
+        runs = rows(runs, (v == value for v in runs[name]))
+    return runs
 
 
 @dataclass(frozen=True)
@@ -170,8 +177,7 @@ def choose_around(
     base = dict(choice.group.base)
     if len(away) == 1:
         base[away[0]] = to_flat(preset.config)[away[0]]
-    runs = canonical(records.runs)
-    runs = rows(runs, (name == preset.config.data.name for name in runs["data.name"]))
+    runs = _of_preset(records, preset)
     found: dict[str | None, list[Any]] = {None: [], **{name: [] for name in fields}}
     others = []
     for group in split(runs, None):

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import tyro
 
+from lchp.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class Source:
@@ -17,3 +19,7 @@ class Source:
     """Recipe that tables and figures are about; by default the one that the records follow."""
     where: tyro.conf.UseAppendAction[Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD=VALUE")]] = ()
     """What the runs must have, e.g. initialization.attention=features; may be given several times."""
+
+    def __post_init__(self) -> None:
+        if not self.storage:
+            raise ConfigError("--storage: expected at least one folder")

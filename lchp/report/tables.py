@@ -15,11 +15,11 @@ from typing import Any
 
 import pandas as pd
 
-from lchp.config import AUGMENTATIONS, PRESETS, Preset, to_flat
+from lchp.config import AUGMENTATIONS, PRESETS, Preset, override, to_flat
 from lchp.errors import ConfigError
 from lchp.evaluate import FRAMES, RESULTS
 from lchp.records import METRICS, TITLES
-from lchp.report.collect import Records
+from lchp.report.collect import METHOD, Records, result_of
 from lchp.report.groups import (
     DELTA,
     IDENTITY,
@@ -59,6 +59,11 @@ BACKBONES = {
     "vgg19_bn": "VGG19-BN",
     "densenet161": "DenseNet161",
     "mobilenet_v2": "MobileNetV2",
+    "vgg16": "VGG16",
+    "vgg16_gap": "VGG16-GAP",
+    "googlenet": "GoogLeNet",
+    "googlenet_gap": "GoogLeNet-GAP",
+    "se_resnet50": "ResNet50-SE",
 }
 """Names as the paper prints them."""
 
@@ -297,22 +302,30 @@ def _recipe_table(
         recipe = preset if name == own else PRESETS[name]
         choice = choose(records, recipe, None, where)
         lost = lost_cells(records, choice, recipe, None)
+        compared = _compared(records, recipe, where)
         known = number == 2 or name in CLASSES
         prefix = {"cub": "CUB ", "imagenet": "ImageNet "}.get(name, "") if number == 1 else ""
         here = tuple(replace(m, paper=prefix + m.paper) for m in measures)
         for frame in FRAMES:
             methods = paper.rows(number) if known and frame == PAPER_FRAME else tuple(TITLES[r] for r in RESULTS)
             rows = []
-            for method in methods:
+            # the paper's first, then what is in the records besides
+            for method in dict.fromkeys((*methods, *compared)):
                 result = next((r for r, title in TITLES.items() if title == method), None)
+                group = choice.group if result is not None else None
+                if method in compared:
+                    group, result = compared[method]
                 cells = []
                 for m in here:
                     m = replace(m, result=result)
                     printed = paper.value(number, method, m.paper) if known and frame == PAPER_FRAME else None
-                    runs = choice.group.runs if choice.group is not None and result is not None else None
+                    runs = group.runs if group is not None else None
                     path = f"results/{result}/{m.path.format(frame=frame)}"
-                    cells.append(cell_of(runs, lost, path, m, frame, printed))
-                backbone = _backbone(paper.value(number, method, "backbone") if known else None, result, choice.group)
+                    cells.append(
+                        cell_of(runs, lost if group is choice.group else lost.iloc[:0], path, m, frame, printed)
+                    )
+                printed = paper.value(number, method, "backbone") if known else None
+                backbone = _backbone(printed, result, group)
                 rows.append(Row((method, backbone) if number == 1 else (method,), tuple(cells)))
             sections.append(Section(DATA[name], frame, ranked_rows(rows, here, paper, number), part_of(choice.group)))
         text = caption_of(records, choice, recipe, PRESETS[name] if known else PRESETS["cub"], axis=None)
@@ -324,12 +337,28 @@ def _recipe_table(
     return Table(number, title, " ".join([*texts, PROTOCOL]), head, columns, tuple(sections), tuple(notes))
 
 
+def _compared(records: Records, recipe: Preset, where: Mapping[str, Any] | None) -> dict[str, tuple[Group, str]]:
+    """The compared methods of which there are runs on the recipe's data: row title -> the runs nearest to the recipe,
+    and which of their results is the method's."""
+    found = {}
+    runs = rows_of(records.runs, (name == recipe.config.data.name for name in records.runs["data.name"]))
+    for title in sorted({t for t, name in zip(runs[METHOD], runs["method.name"], strict=True) if name != "lchp"}):
+        mine = replace(records, runs=rows_of(records.runs, (t == title for t in records.runs[METHOD])))
+        first = mine.runs.to_dict("records")[0]
+        like = override(recipe.config, {n: v for n, v in first.items() if str(n).startswith("method.")})
+        group = choose(mine, replace(recipe, config=like), None, where).group
+        if group is not None:
+            found[title] = group, result_of(to_flat(like))
+    return found
+
+
 def _backbone(printed: str | None, result: str | None, group: Group | None) -> str:
     """The paper's backbone of a method; ours where it is another or the paper has none."""
     if result is None or group is None:
         return printed or NOT_GIVEN
     base = group.base
-    head = f"-{base['model.head'].upper()}" if result == "pseudo_label" else ""
+    head = base["model.head"] if base["method.name"] == "lchp" else "gap"
+    head = f"-{head.upper()}" if result == "pseudo_label" else ""
     ours = backbone_title(base["model.classifier" if result == "pseudo_label" else LOCALIZER]) + head
     return ours if printed in (None, ours) else f"{printed} (ours: {ours})"
 

@@ -1,0 +1,77 @@
+"""What a training step of each compared method's classifier costs, as a multiple of plain classification's.
+
+python analysis/method_costs.py                                     # CPU: MobileNetV2 at 160 px; a few minutes
+python analysis/method_costs.py --device cuda --backbone inception_v3 --size 448
+
+LCHP's is its whole stage 1, localizer included. Methods that share a scheme share its classifier: CAM, Grad-CAM,
+LayerCAM, InfoCAM and PSOL cost what plain classification does.
+"""
+
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import benchmark
+from tabulate import tabulate
+from torch import nn
+
+from lchp.cli import guarded, parse
+from lchp.compared import build_classifier
+from lchp.methods import METHODS, Batch, Method
+from lchp.runs import write_json
+
+
+def step_of(bench: benchmark.Bench, found: Method) -> Callable[[], Any]:
+    """A step of the method's classifier on one ready batch."""
+    classifier: nn.Module = build_classifier(bench.config, found, bench.flags.classes)
+    classifier.to(bench.device).train()
+    optimizer = bench.optimizer(classifier)
+    images, labels = bench.views(0)
+    batch = Batch(images, labels, benchmark.generator(0), 0.5)
+
+    def step() -> None:
+        with bench.amp():
+            loss = found.scheme.loss(classifier, batch)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measures, prints, writes --json; the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+
+    def body() -> int:
+        flags: benchmark.Flags = parse(benchmark.Flags, arguments, "method_costs.py")
+        schemes = {m.scheme.name: m for m in METHODS.values()}
+        names = ["plain", *sorted(schemes.keys() - {"plain"})]
+        with tempfile.TemporaryDirectory() as folder:
+            bench = benchmark.open_bench(replace(flags, images=max(flags.images, flags.batch_size)), Path(folder))
+            stage1, view = benchmark.ours_stage1(bench, bench.networks()), bench.views(0)
+            bodies = [*(step_of(bench, schemes[name]) for name in names), lambda: stage1(*view)]
+            times = benchmark.in_turns(bench, *bodies)
+        plain = times[0].seconds
+        ratios = {
+            name: [t / p for t, p in zip(found.seconds, plain, strict=True)]
+            for name, found in zip([*names, "lchp"], times, strict=True)
+        }
+        rows = [
+            [name, f"{1e3 * found.median:.0f}", f"{statistics.median(each):.1f} ({min(each):.1f}-{max(each):.1f})"]
+            for (name, each), found in zip(ratios.items(), times, strict=True)
+        ]
+        print(tabulate(rows, ["scheme", "ms per step", "to plain (min-max)"], colalign=("left", "right", "right")))
+        if flags.json:
+            write_json(flags.json, {name: statistics.median(each) for name, each in ratios.items()})
+        return 0
+
+    return guarded(body)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
