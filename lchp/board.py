@@ -1,5 +1,6 @@
 """TensorBoard: every metric of every epoch, and sample pictures with boxes after each stage."""
 
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from lchp.evaluate import ground_truth
 from lchp.inference import Models, predict_batch, see
 from lchp.pictures import BLACK, STYLES, WHITE, draw_box
 from lchp.records import TITLES
+from lchp.runs import make_folder, unwritable
 
 FOLDER = "tensorboard"
 SAMPLES = 16
@@ -26,8 +28,13 @@ LEGEND = 24  # px
 
 @dataclass(frozen=True)
 class Board:
-    """A writer into RUN/tensorboard; `shown`: the positions of the test images that it shows, the same every time."""
+    """A file of events in RUN/tensorboard; `shown`: positions of the test images that it shows, the same every time.
 
+    Written by tensorboardX's plain writer: the thread of its SummaryWriter dies on a full disk, and training then waits
+    for it for ever. Both methods raise RunError where the file cannot be written.
+    """
+
+    folder: Path
     writer: Any
     images: Images
     shown: np.ndarray
@@ -35,30 +42,53 @@ class Board:
 
     def scalars(self, metrics: Mapping[str, Any]) -> None:
         """Every number of an epoch's metrics as the scalar `stage/name`."""
-        for name, value in metrics.items():
-            if isinstance(value, (int, float)) and not isinstance(value, bool) and name not in ("epoch", "epochs"):
-                self.writer.add_scalar(f"{metrics['stage']}/{name}", value, metrics["epoch"])
-        self.writer.flush()
+        from tensorboardX.summary import scalar
+
+        numbers = {
+            f"{metrics['stage']}/{name}": value
+            for name, value in metrics.items()
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and name not in ("epoch", "epochs")
+        }
+        self._write([scalar(tag, value) for tag, value in numbers.items()], metrics["epoch"])
 
     def pictures(self, stage: str, epoch: int, models: Models, autocast: AbstractContextManager[None]) -> None:
         """A grid of test images in the frame `full_image`, with the boxes of `models` and the ground truth."""
+        from tensorboardX.summary import image
+
         grid = sample_grid(models, self.images, self.shown, self.size, autocast)
-        self.writer.add_image(f"{stage}/boxes", grid, epoch, dataformats="HWC")
-        self.writer.flush()
+        self._write([image(f"{stage}/boxes", grid, dataformats="HWC")], epoch)
+
+    def _write(self, summaries: Sequence[Any], step: int) -> None:
+        from tensorboardX.proto import event_pb2
+
+        made: Any = event_pb2  # its classes are built when it is imported
+        try:
+            for summary in summaries:
+                self.writer.write_event(made.Event(wall_time=time.time(), step=step, summary=summary))
+            self.writer.flush()
+        except OSError as error:
+            raise unwritable(self.folder, error) from None
 
     def close(self) -> None:
-        """Ends the writer's thread."""
+        """Closes the file."""
         self.writer.close()
 
 
 def open_board(run: Path, images: Images, size: int, seed: int) -> Board:
-    """The board of a run folder, over the test images. Raises ConfigError where tensorboardX is missing."""
+    """The board of a run folder, over the test images. Raises ConfigError where tensorboardX is missing, and RunError
+    where the folder cannot be written."""
     try:
-        from tensorboardX import SummaryWriter
+        from tensorboardX.event_file_writer import EventsWriter
     except ImportError:
         raise ConfigError("tensorboard = True needs tensorboardX: pip install tensorboardX") from None
     shown = np.random.default_rng(seed).choice(len(images), min(SAMPLES, len(images)), replace=False)
-    return Board(SummaryWriter(str(run / FOLDER)), images, np.sort(shown), size)
+    folder = run / FOLDER
+    make_folder(folder)
+    try:
+        writer = EventsWriter(str(folder / "events"))
+    except OSError as error:
+        raise unwritable(folder, error) from None
+    return Board(folder, writer, images, np.sort(shown), size)
 
 
 @torch.inference_mode()

@@ -28,6 +28,8 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     def write(file: Any) -> None:
         torch.save(state, file)
         if path.exists():
+            file.flush()
+            os.fsync(file.fileno())  # a disk that fills up shows it here, at the latest
             _keep(path)
 
     write_atomically(path, write)

@@ -17,7 +17,7 @@ import tyro
 
 from lchp import __version__
 from lchp.config import PRESETS, TrainConfig, allowed, field_types, override, preset, suggest
-from lchp.errors import ConfigError, LchpError
+from lchp.errors import ConfigError, LchpError, printable
 from lchp.interrupt import Interrupted, on_signals
 
 INTERRUPTED = 130
@@ -376,7 +376,7 @@ def guarded(body: Callable[[], int], stopped: str = "stopped", *, error: str = "
         with on_signals():
             return body()
     except LchpError as fault:
-        print(f"{error}: {fault}", file=sys.stderr)
+        print(f"{error}: " + "\n".join(map(printable, str(fault).split("\n"))), file=sys.stderr)  # a list has lines
         return 2
     except KeyboardInterrupt as stop:
         print(f"\n{stopped}", file=sys.stderr)
@@ -385,7 +385,8 @@ def guarded(body: Callable[[], int], stopped: str = "stopped", *, error: str = "
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else flushing at exit fails once more
         return 1
     except OSError as fault:  # a full disk, a folder that vanished
-        print(f"{error}: {fault.filename or 'file'}: {fault.strerror or fault}", file=sys.stderr)
+        said = f"{fault.filename or 'file'}: {fault.strerror or fault}"
+        print(f"{error}: {printable(said)}", file=sys.stderr)
         return 2
 
 

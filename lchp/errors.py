@@ -19,3 +19,9 @@ class WeightsError(LchpError):
 
 class RunError(LchpError):
     """A run folder or checkpoint that is missing, damaged, or belongs to another config."""
+
+
+def printable(text: str) -> str:
+    """`text` with control characters and undecodable bytes as escapes: what a stranger named a file can then neither
+    break a message's line nor steer the terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

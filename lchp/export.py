@@ -58,7 +58,8 @@ def export(trained: TrainedRun, output: str | Path, format: ExportFormat = "torc
     """Writes the file and returns the metadata that it carries. `trained`: on the CPU.
 
     Before the file takes its name, what it holds is loaded again and run on noise, and on test images of the run where
-    they can still be read; LchpError, and no file, if any output is off by more than TOLERANCE. The batch is dynamic.
+    they can still be read; LchpError, and no file, if any output is off by more than TOLERANCE. RunError where the file
+    cannot be written. The batch is dynamic.
     """
     output = Path(output)
     if output.is_dir():
@@ -81,10 +82,7 @@ def export(trained: TrainedRun, output: str | Path, format: ExportFormat = "torc
             f"export as {format}: outputs differ from the networks' by {difference:.2g}, more than {TOLERANCE}; "
             f"{output} was not written"
         )
-    try:
-        write_atomically(output, lambda file: file.write(content))
-    except OSError as error:
-        raise ConfigError(f"output = {str(output)!r}: cannot be written ({error.strerror})") from None
+    write_atomically(output, lambda file: file.write(content))
     return metadata | {"largest_difference": difference}
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -61,6 +62,8 @@ def _opened(folder: Path | None, name: str) -> Iterator[TextIO]:
     else:
         with (folder / name).open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
             yield file
+            file.flush()
+            os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
@@ -87,8 +90,11 @@ def _csv(folder: Path | None, class_names: tuple[str, ...]) -> Iterator[Write]: 
 def _coco(folder: Path | None, class_names: tuple[str, ...]) -> Iterator[Write]:
     categories = [{"id": k + 1, "name": name, "supercategory": ""} for k, name in enumerate(class_names)]
     info = {"description": "classes and boxes predicted by lchp; score is the confidence of Eq. 4"}
-    # images go straight into the file, annotations into a spool that is appended at the end
-    with _opened(folder, "annotations.json") as file, tempfile.TemporaryFile("w+", encoding="utf-8") as spool:
+    # images go straight into the file, annotations into a nameless spool beside it that is appended at the end
+    with (
+        _opened(folder, "annotations.json") as file,
+        tempfile.TemporaryFile("w+", encoding="utf-8", dir=folder) as spool,
+    ):
         head = {"info": info, "licenses": [], "categories": categories}
         file.write(json.dumps(head).removesuffix("}") + ',\n"images": [')
         count = 0

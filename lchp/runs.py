@@ -1,17 +1,21 @@
 """The run folder: config.json, metrics.jsonl, predictions.parquet, summary.json, environment.json, checkpoints/.
 
-Every file is written beside its place and renamed, so that a reader never sees half of one.
+Every file is written beside its place, synced and renamed, so that a reader never sees half of one and a crash of the
+machine leaves the old one or the new. What the system refuses to write is a RunError of one line.
 """
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lchp.config import TrainConfig, from_dict, to_dict
+from lchp.config import TrainConfig, from_dict, to_dict, unique_keys
 from lchp.errors import ConfigError, RunError
 
 CONFIG, METRICS, PREDICTIONS, SUMMARY, ENVIRONMENT = (
@@ -22,22 +26,78 @@ CONFIG, METRICS, PREDICTIONS, SUMMARY, ENVIRONMENT = (
     "environment.json",
 )
 CHECKPOINTS = "checkpoints"
+_TEMPORARY = re.compile(r"\..+\.(?:json|jsonl|parquet|pt)-\w{8}")
+"""A file of `write_atomically` before it is renamed."""
+
+
+_AGAIN = "then give the command again (a training, sweep or search with --resume)"
+_REMEDIES: Mapping[int | None, str] = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room"),
+    errno.EFBIG: "raise the limit on the size of files",
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "make the folder writable or name another"),
+    **dict.fromkeys(
+        (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EIO, errno.ESTALE, errno.ENOTCONN),
+        "a folder on the way is missing, is none, or has lost its disk: see to that",
+    ),
+}
+
+
+def unwritable(path: Path, error: OSError) -> RunError:
+    """The error to raise where the system refuses to write `path`: one line with its reason and what to do."""
+    remedy = _REMEDIES.get(error.errno, "see to that")
+    return RunError(f"{path}: cannot be written ({error.strerror or error}); {remedy}, {_AGAIN}")
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Calls `write` on a temporary file in the same folder, syncs it to disk, and renames it to `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    """Calls `write` on a temporary file in the same folder, which is made if need be; syncs it, renames it to `path`,
+    and syncs the folder.
+
+    Raises RunError, see `unwritable`; what stood at `path` is then still there, and the temporary file is gone.
+    """
+    make_folder(path.parent)
     try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # mkstemp's 0600 would hide results from a group that shares the storage
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(name, 0o644)  # mkstemp's 0600 would hide results from a group that shares the storage
+            os.replace(name, path)
+        except BaseException:
+            with contextlib.suppress(OSError):  # where the folder is gone, so is the file
+                os.unlink(name)
+            raise
+        sync_folder(path.parent)
+    except OSError as error:
+        raise unwritable(path, error) from None
+    except RuntimeError as error:  # torch.save's writer raises one over the file's own error
+        if not isinstance(error.__context__, OSError):
+            raise
+        raise unwritable(path, error.__context__) from None
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder and those above it, where they are missing, and syncs their names to disk. Raises RunError."""
+    try:
+        missing = [one for one in (folder, *folder.parents) if not one.is_dir()]
+        folder.mkdir(parents=True, exist_ok=True)
+        for made in missing:
+            sync_folder(made.parent)
+    except OSError as error:
+        raise unwritable(folder, error) from None
+
+
+def sync_folder(folder: Path) -> None:
+    """Waits until the names in a folder are on disk, without which a crash may undo a rename. Raises OSError."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems have no such call
+            raise
+    finally:
+        os.close(handle)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -49,16 +109,34 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Reads JSON; raises RunError naming the file."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(), object_pairs_hook=unique_keys)
     except FileNotFoundError:
         raise RunError(f"{path}: no such file; is {path.parent} a run folder?") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path}: cannot be read ({error})") from None
 
 
 def write_config(run: Path, config: TrainConfig) -> None:
-    """Writes config.json, complete, so that it round-trips."""
+    """Writes config.json, complete, so that it round-trips; by this a training makes the run folder its own.
+
+    Temporary files that a killed one left there are removed.
+    """
     write_json(run / CONFIG, to_dict(config))
+    for left in (*run.glob(".*"), *(run / CHECKPOINTS).glob(".*")):
+        if _TEMPORARY.fullmatch(left.name):
+            left.unlink(missing_ok=True)
+
+
+def require_claimed(run: Path) -> None:
+    """Raises RunError where a run folder has lost its config.json while a training writes into it.
+
+    Its disk is no longer mounted, or somebody removed or replaced it: to write on would leave half of a run behind.
+    """
+    if not (run / CONFIG).is_file():
+        raise RunError(
+            f"{run}: the run folder is gone or was replaced (it lacks {CONFIG}); is its disk still mounted? "
+            "Once it is back, give the same command with --resume"
+        )
 
 
 def read_config(run: Path) -> TrainConfig:
@@ -71,7 +149,11 @@ def read_config(run: Path) -> TrainConfig:
 
 
 def append_metrics(run: Path, line: Mapping[str, Any]) -> None:
-    """Adds one line (an epoch of a stage) in place of a line of the same epoch that an earlier, cut-off try left."""
+    """Adds one line (an epoch of a stage) in place of a line of the same epoch that an earlier, cut-off try left.
+
+    Raises RunError where the run folder is no longer there (see `require_claimed`) or cannot be written.
+    """
+    require_claimed(run)
     path = run / METRICS
     kept = [old for old in read_metrics(run) if (old["stage"], old["epoch"]) != (line["stage"], line["epoch"])]
     text = "".join(json.dumps(entry) + "\n" for entry in [*kept, line])

@@ -119,7 +119,7 @@ def train(
         for net in (nets.classifier, nets.teacher, nets.localizer):
             net.compile()  # in place: the names of the weights stay
     if writes:
-        _claim(run, config)  # only now: a config that cannot start leaves no folder behind
+        runs.write_config(run, config)  # only now: a config that cannot start leaves no folder behind
         runs.write_json(run / ENVIRONMENT, environment)  # a stopped run needs its class names too
     board = _open_board(run, context) if config.tensorboard and writes else None
     options = {"resume": resume, "record": record, "on_epoch": on_epoch, "show_progress": show_progress, "stop": stop}
@@ -457,14 +457,6 @@ def _trained_by(config: TrainConfig) -> dict[str, Any]:
     """The fields that a training depends on; the others may differ when it is resumed."""
     flat = to_flat(config)
     return {k: v for k, v in flat.items() if k not in PLACES and not k.startswith("evaluation.")}
-
-
-def _claim(run: Path, config: TrainConfig) -> None:
-    """Makes the run folder ours by writing config.json into it."""
-    try:
-        runs.write_config(run, config)
-    except OSError as error:
-        raise RunError(f"{run}: cannot be written ({error.strerror or error})") from None
 
 
 def _open_board(run: Path, context: Context) -> Any:

@@ -55,3 +55,13 @@ def small_values(root: Path) -> dict[str, Any]:
 def small_config(root: Path, values: dict[str, Any] | None = None) -> TrainConfig:
     """The small config, with other values by dotted name."""
     return override(preset("folder"), small_values(root) | (values or {}))
+
+
+def small_flags(values: dict[str, Any]) -> list[str]:
+    """Values by dotted name as the flags of `lchp train` over the preset `folder`."""
+    out = ["--preset", "folder"]
+    for name, value in values.items():
+        section, _, leaf = name.replace("_", "-").rpartition(".")
+        flag = f"--{section}." if section else "--"
+        out += [f"{flag}{'' if value else 'no-'}{leaf}"] if isinstance(value, bool) else [f"{flag}{leaf}", str(value)]
+    return out

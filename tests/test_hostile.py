@@ -34,9 +34,8 @@ from lchp.cli import main
 from lchp.config import DataConfig
 from lchp.context import open_context
 from lchp.data import DATASETS, fingerprint, load, read, training_fingerprint
-from lchp.data.base import printable
 from lchp.data.images import open_dataset, open_images
-from lchp.errors import DataError, WeightsError
+from lchp.errors import DataError, WeightsError, printable
 from lchp.train import train
 
 # --- images

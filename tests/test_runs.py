@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from lchp import runs
+from lchp.checkpoints import load_checkpoint
 from lchp.config import TrainConfig, preset
 from lchp.errors import RunError
-from lchp.checkpoints import load_checkpoint, previous
 from lchp.loop import DivergedError, Stage, epoch_seed, fit, make_schedule
 
 

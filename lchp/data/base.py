@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lchp.errors import DataError
+from lchp.errors import DataError, printable
 
 
 @dataclass(frozen=True)
@@ -89,12 +89,6 @@ class DataSet:
 Loader = Callable[[Path], DataSet]
 """Reads a data set's lists and boxes from its root (no image is opened), collecting faults instead of raising; raises
 DataError only where nothing can be read at all (no such folder, wrong layout)."""
-
-
-def printable(text: str) -> str:
-    """`text` with control characters and undecodable bytes as escapes: what a stranger named a file can then neither
-    break a message's line nor steer the terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def require_regular(path: Path) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFile
 
-from lchp.data.base import printable, require_regular
-from lchp.errors import DataError
+from lchp.data.base import require_regular
+from lchp.errors import DataError, printable
 
 # Named, so that content decides rather than the extension, and none of Pillow's exotic readers (EPS starts Ghostscript)
 # is reached. JPEG includes MPO, which many phones write; GIF only ever shows up under another extension.

@@ -23,7 +23,10 @@ from lchp.runs import (
     METRICS,
     PREDICTIONS,
     SUMMARY,
+    make_folder,
     read_json,
+    sync_folder,
+    unwritable,
     write_atomically,
     write_json,
 )
@@ -49,14 +52,17 @@ def keep(storages: Sequence[Path], out: Path) -> Kept:
     mentions them. Every summary is computed again from its predictions first, and a run whose summary does not follow
     from them is left out. Predictions are the same values, compressed harder.
 
-    Raises RunError where `out` exists, or where there is nothing to keep.
+    Raises RunError where `out` exists or cannot be written, or where there is nothing to keep.
     """
     if out.exists():
         raise RunError(f"{out}: exists already; name another --out, or remove it")
     records = collect(storages)
     problems = list(records.problems)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    make_folder(out.parent)
+    try:
+        work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    except OSError as error:
+        raise unwritable(out, error) from None
     try:
         kept: dict[str, Path] = {}
         for folder in map(Path, records.runs["folder"]):
@@ -80,6 +86,9 @@ def keep(storages: Sequence[Path], out: Path) -> Kept:
             _keep_sweep(sweep.folder, work / "sweeps" / name, sweep.storage)
         work.chmod(0o755)
         work.rename(out)
+        sync_folder(out.parent)
+    except OSError as error:
+        raise unwritable(out, error) from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
@@ -118,7 +127,8 @@ def _keep_run(folder: Path, to: Path, storages: Sequence[Path]) -> None:
     for name, value in ((CONFIG, config), (ENVIRONMENT, environment), (SUMMARY, summary)):
         write_json(to / name, _renamed(value, places))
     if (folder / METRICS).exists():
-        shutil.copyfile(folder / METRICS, to / METRICS)
+        metrics = (folder / METRICS).read_bytes()
+        write_atomically(to / METRICS, lambda file: file.write(metrics))
     write_atomically(
         to / PREDICTIONS, lambda file: pq.write_table(table, file, compression="zstd", compression_level=19)
     )

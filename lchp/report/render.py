@@ -1,7 +1,12 @@
-"""Tables as Markdown, LaTeX (booktabs), CSV, HTML and text. The best of a column is bold, the second underlined."""
+"""Tables as Markdown, LaTeX (booktabs), CSV, HTML and text. The best of a column is bold, the second underlined.
+
+Whatever a record holds - a name, a path, an error - is text in all of them: on one line, without control characters,
+and with what the format takes for its own escaped.
+"""
 
 import csv
 import io
+import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 
@@ -9,6 +14,7 @@ import jinja2
 from markupsafe import Markup, escape
 from tabulate import tabulate
 
+from lchp.report.collect import clean
 from lchp.report.tables import Row, Section, Table
 
 RANKS = ("-", "best", "second")
@@ -22,13 +28,22 @@ LATEX = str.maketrans(
         "<": r"\textless{}",
         ">": r"\textgreater{}",
         "|": r"\textbar{}",
+        "`": r"\textasciigrave{}",
         '"': "''",
         **{c: f"\\{c}" for c in "&%$#_{}"},
     }
 )
 
+_NOT_IN_OT1 = "\u00ab\u00bb\u00d0\u00de\u00f0\u00fe"
+"""Of Latin-1, what LaTeX's default fonts lack; like all beyond it, such a letter is named by its code point."""
+_NUMBER = re.compile(r"[+-]?[\d.]+")
+
 HTML = jinja2.Environment(
-    autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+    finalize=lambda value: value if isinstance(value, Markup) else clean(str(value)),
 ).from_string(
     """\
 <figure class="lchp-table" id="table-{{ t.number }}">
@@ -75,10 +90,9 @@ def to_text(table: Table, width: int = 120) -> str:
     """For a terminal: caption and notes are wrapped at `width` characters."""
     parts = [_wrapped(f"Table {table.number}. {table.title}. {table.caption}", width)]
     for section in table.sections:
-        body = _grid(table, section, lambda text, rank: f"{text}{('', ' *', ' +')[rank]}", str)
-        parts.append(
-            f"{section.title}\n" + tabulate(body, _head(table, str), disable_numparse=True, colalign=_align(table))
-        )
+        body = _grid(table, section, lambda text, rank: f"{text}{('', ' *', ' +')[rank]}", clean)
+        grid = tabulate(body, _head(table, clean), disable_numparse=True, colalign=_align(table))
+        parts.append(f"{clean(section.title)}\n{grid}")
     legend = "* best, + second best of a column, ours and the paper's apart"
     parts.append("\n".join(_wrapped(f"- {note}", width, "  ") for note in (*table.notes, legend)))
     return "\n\n".join(parts) + "\n"
@@ -86,18 +100,20 @@ def to_text(table: Table, width: int = 120) -> str:
 
 def to_csv(table: Table) -> str:
     """A line per cell: table, data, frame, the row's labels, column, mean, sd, n, paper, difference, rank, paper_rank.
-    Where there is no mean, the reason stands in its place."""
+    Where there is no mean, the reason stands in its place. A text that a spreadsheet would run as a formula (`=`, `+`,
+    `-` or `@` first) gets a `'` before it, which spreadsheets take for the mark of a text."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     figures = ("mean", "sd", "n", "paper", "difference", "rank", "paper_rank")
-    writer.writerow(["table", "data", "frame", *table.head, "column", *figures])
+    writer.writerow(["table", "data", "frame", *map(_csv, table.head), "column", *figures])
     for section in table.sections:
         for row in section.rows:
             for name, c in zip(table.columns, row.cells, strict=True):
-                mean = c.ours if c.mean is None else f"{c.mean:.4f}"
+                mean = _csv(c.ours) if c.mean is None else f"{c.mean:.4f}"
                 sd = "-" if c.sd is None else f"{c.sd:.4f}"
                 values = (mean, sd, c.n or "-", c.paper, c.difference, RANKS[c.rank], RANKS[c.paper_rank])
-                writer.writerow([table.number, section.data, section.frame, *row.labels, name, *values])
+                texts = map(_csv, (section.data, section.frame, *row.labels, name))
+                writer.writerow([table.number, *texts, *values])
     return out.getvalue()
 
 
@@ -182,15 +198,17 @@ def _grid(
 
 def _plain(text: str) -> str:
     """Text that Markdown shows as it stands."""
-    for sign in "\\`*_|<>[]":
-        text = text.replace(sign, f"\\{sign}")
-    return text
+    return re.sub(r"([\\`*_|<>\[\]~$&])", r"\\\1", clean(text))
+
+
+def _csv(text: str) -> str:
+    text = clean(text)
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@") and len(text) > 1 and not _NUMBER.fullmatch(text) else text
 
 
 def _latex(text: str) -> str:
-    # what an 8-bit font lacks is named by its code point
-    text = "".join(c if ord(c) < 256 else f"[U+{ord(c):04X}]" for c in text)
-    text = text.translate(LATEX).replace("--", "-{}-")  # a command's flags keep both hyphens
+    text = "".join(c if ord(c) < 256 and c not in _NOT_IN_OT1 else f"[U+{ord(c):04X}]" for c in clean(text))
+    text = re.sub("-(?=-)", "-{}", text.translate(LATEX))  # a command's flags keep both hyphens
     return f"$-${text[1:]}" if text[:1] == "-" and text[1:2].isdigit() else text
 
 
@@ -207,4 +225,4 @@ def _html_mark(text: str, rank: int) -> str:
 
 
 def _wrapped(text: str, width: int, indent: str = "") -> str:
-    return textwrap.fill(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return textwrap.fill(clean(text), width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)

@@ -59,9 +59,9 @@ def follow(run: Path, config: TrainConfig, pixels: np.ndarray, seed: int) -> Ste
     import torch
 
     from lchp.augment import crop, sample_strong, strong_view
+    from lchp.checkpoints import load_checkpoint
     from lchp.devices import autocast, resolve_precision
     from lchp.inference import see
-    from lchp.loop import load_checkpoint
     from lchp.losses import confidence, foreground
     from lchp.predict import load_run
     from lchp.pseudo import make_teacher, upsample

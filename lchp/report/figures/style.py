@@ -20,6 +20,7 @@ from matplotlib.patheffects import withStroke
 
 from lchp import pictures
 from lchp.records import TITLES
+from lchp.report.collect import clean
 from lchp.runs import write_atomically
 
 COLUMN, PAGE = 3.5, 7.16
@@ -80,11 +81,15 @@ CURVES = {
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure. `name`: of its files; `caption`: what it shows and of which records, in sentences."""
+    """A figure. `name`: of its files; `caption`: what it shows and of which records, in sentences. It alone names
+    what a record may have put any sign into: in the figure itself matplotlib would take `$` for mathematics."""
 
     name: str
     caption: str
     figure: Figure
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "caption", clean(self.caption))
 
 
 @contextmanager
