@@ -10,6 +10,7 @@ import optuna
 import pytest
 import small
 
+from lchp.checkpoints import previous, save_checkpoint
 from lchp.cli import parse
 from lchp.config import OPEN_CHOICES, PRESETS, TrainConfig, alternatives, override, preset, to_flat
 from lchp.errors import ConfigError, RunError
@@ -93,6 +94,16 @@ def test_publishing_over_a_damaged_result_replaces_it(tmp_path: Path) -> None:
     (folder / "summary.json").write_text("changed")
     finished(store, text="second")
     assert (folder / "summary.json").read_text() == "second"
+
+
+def test_a_published_result_has_no_second_copies_of_checkpoints(tmp_path: Path) -> None:
+    store, checkpoint = Store(tmp_path), tmp_path / "work" / "checkpoints" / "initialization.pt"
+    for content in (b"older", b"newest"):
+        save_checkpoint(checkpoint, {"content": content})
+    assert previous(checkpoint).exists()
+    folder = store.publish(tmp_path / "work", 1, "k")
+    assert [p.name for p in (folder / "checkpoints").iterdir()] == ["initialization.pt"]
+    assert store.find(1, "k") == folder
 
 
 def test_a_lock_names_its_holder(tmp_path: Path) -> None:
@@ -419,6 +430,43 @@ def test_sharing_may_be_switched_between_two_starts(tmp_path: Path) -> None:
     assert [r["state"] for r in said if r["state"] != "running"] == ["done", "done"]
 
 
+@pytest.mark.parametrize("damaged", [["newest"], ["newest", "previous"]])
+def test_a_work_folder_is_kept_as_long_as_a_checkpoint_of_each_stage_is_intact(
+    tmp_path: Path, damaged: list[str]
+) -> None:
+    config = pinned(small.config(small.make_folder(tmp_path / "images"), first=3, second=1), gpu=False)
+    job = next(j for j in jobs_of(expand(Sweep("s", config, [{}]))).values() if j.stage == 1)
+    setting = Setting(str(tmp_path / "results"), str(tmp_path / "work"))
+
+    def stop(result: dict[str, object]) -> None:
+        if result.get("done_epochs") == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_job(job, setting, stop)
+    newest = tmp_path / "work" / job.name / "checkpoints" / "initialization.pt"
+    for name, path in (("newest", newest), ("previous", previous(newest))):
+        if name in damaged:
+            path.write_bytes(path.read_bytes()[:-100])
+    epochs: list[object] = []
+    run_job(job, setting, lambda result: epochs.append(result.get("done_epochs")))
+    assert epochs == ([2, 3, None] if damaged == ["newest"] else [1, 2, 3, None])
+
+
+def test_a_fresh_start_refuses_unfinished_trainings_whose_record_is_gone(tmp_path: Path) -> None:
+    from lchp.harness import run
+    from lchp.harness.search import Search, search
+
+    begun = tmp_path / "sweeps" / "s" / "work" / "stage1-0123" / "metrics.jsonl"
+    begun.parent.mkdir(parents=True)
+    begun.write_text("{}")
+    base = preset("parts")
+    for start in (lambda o: run(Sweep("s", base, [{}]), o), lambda o: search(Search("s", base, lambda _: {}), o)):
+        with pytest.raises(RunError, match=r"holds unfinished trainings of a sweep already; .* --resume, or take"):
+            start(Options(tmp_path))
+    assert begun.exists()
+
+
 def test_overhead_is_what_training_does_not_explain() -> None:
     timing = Timing(wall=60, training=100, places=2)
     assert timing.overhead == pytest.approx(20)
@@ -485,12 +533,29 @@ def test_a_source_that_failed_meanwhile_fails_who_lost_it() -> None:
     schedule.done(first)
     schedule.lost_source(others[0])
     assert schedule.jobs[first].state == "waiting"
-    schedule.failed(first, "its worker died")
-    schedule.failed(first, "out of memory")  # Ray tells the text only afterwards
+    schedule.failed(first, "out of memory")
     assert "out of memory" in (schedule.jobs[others[0]].error or "")
     schedule.lost_source(others[1])
     assert {p.state for p in schedule.jobs.values()} == {"failed"}
     assert schedule.next() == FINISHED
+
+
+def test_a_job_whose_worker_dies_is_run_again_until_it_no_longer_gets_on() -> None:
+    schedule = Schedule(jobs())
+    for epoch in range(1, 9):  # it finishes an epoch between any two deaths
+        assert take(schedule) == "stage1-a"
+        schedule.finished_epoch("stage1-a", epoch)
+        schedule.died("stage1-a", "killed", 1)
+    assert take(schedule) == "stage1-a"
+    schedule.finished_epoch("stage1-a", 8)  # the same one again
+    schedule.died("stage1-a", "no room for 9 GB", 1)
+    assert schedule.jobs["stage1-a"].state == "failed"
+    said = "its worker died 2 times without finishing an epoch in between: no room for 9 GB"
+    assert schedule.jobs["stage1-a"].error == said
+    assert said in (schedule.jobs["stage2-x"].error or "")
+    assert take(schedule) == "stage1-b"
+    schedule.died("stage1-b", "killed", 0)
+    assert schedule.jobs["stage1-b"].error == "its worker died: killed"
 
 
 def test_a_damaged_source_is_trained_again_a_few_times_at_most() -> None:

@@ -7,6 +7,7 @@ import signal
 import textwrap
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import small
@@ -64,22 +65,40 @@ def test_kill_the_driver_at_a_random_moment_and_resume(root: Path, tmp_path: Pat
         assert (alone.run / runs.PREDICTIONS).read_bytes() == found[cell.stage2]
 
 
-def test_ctrl_c_ends_at_once_and_says_how_to_go_on(root: Path, tmp_path: Path) -> None:
-    script, storage = program(tmp_path, root, first=200, second=1), tmp_path / "results"
-    process = start(script, "--storage", str(storage))
-    wait_for(lambda: list((storage / "sweeps" / "grid").glob("work/stage1-*/checkpoints/*.pt")), process)
-    begin = time.monotonic()
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to everybody in the foreground
-    _, err = process.communicate(timeout=60)
-    assert time.monotonic() - begin < 15
-    assert process.returncode == 130
-    lines = [line for line in err.splitlines() if line.strip()]
-    assert len(lines) == 1, err
-    assert "stopped; finished epochs are kept, go on with: python" in lines[0]
-    assert lines[0].endswith("--resume")
-    wait_until_gone(process.pid, 10)
-    record = runs.read_json(storage / "sweeps" / "grid" / "sweep.json")
-    assert len(record["cells"]) == 4
+def test_ctrl_c_and_sigterm_end_at_once_and_say_how_to_go_on(root: Path, tmp_path: Path) -> None:
+    script, storage = program(tmp_path, root, first=2000, second=1), tmp_path / "results"
+    folder = storage / "sweeps" / "grid"
+
+    def epochs() -> dict[str, list[dict[str, Any]]]:
+        return {work.name: runs.read_metrics(work) for work in folder.glob("work/stage1-*") if work.is_dir()}
+
+    def stopped(signum: int, status: int, *flags: str) -> dict[str, list[dict[str, Any]]]:
+        """Starts the sweep, stops it once it has trained on; the epochs that it leaves."""
+        before, begin = epochs(), time.monotonic()
+        process = start(script, "--storage", str(storage), *flags)
+        wait_for(lambda: any(len(v) > len(before.get(k, [])) for k, v in epochs().items()), process)
+        told = time.monotonic()
+        if signum == signal.SIGINT:
+            os.killpg(process.pid, signum)  # as a terminal does, to everybody in the foreground
+        else:
+            process.send_signal(signum)  # as a batch system does, which knows the program alone
+        _, err = process.communicate(timeout=200)
+        # a loaded machine takes longer to stop, but to start as well
+        assert time.monotonic() - told < max(10, told - begin)
+        assert process.returncode == status
+        lines = [line for line in err.splitlines() if line.strip()]
+        assert len(lines) == 1, err
+        assert "stopped; finished epochs are kept, go on with: python" in lines[0]
+        assert lines[0].endswith("--resume")
+        wait_until_gone(process.pid)
+        assert len(runs.read_json(folder / "sweep.json")["cells"]) == 4
+        after = epochs()
+        assert all(after[name][: len(lines)] == lines for name, lines in before.items())
+        return after
+
+    first = stopped(signal.SIGINT, 130)
+    second = stopped(signal.SIGTERM, 143, "--resume")
+    assert sum(map(len, second.values())) > sum(map(len, first.values()))
 
 
 def test_no_cluster_at_an_address(root: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The harness on real Ray, in this process: sharing, wrappers, packing, faults, searching. Everything here is slow."""
 
 import os
+import random
 import shutil
 import signal
 import threading
@@ -195,6 +196,42 @@ def test_a_killed_worker_is_tried_again_from_its_checkpoint(root: Path, tmp_path
     assert lines[: max(1, len(seen) - 1)] == seen[: max(1, len(seen) - 1)]
 
 
+def kill_at_random(storage: Path, killed: list[int]) -> None:
+    """SIGKILLs a process that trains, drawn at random, within a second of the start and of every second result."""
+    draw = random.Random(0)
+    for results in (0, 2, 4, 6):
+        while len(list(storage.glob("store/*/*/DONE"))) < results:
+            time.sleep(0.01)
+        time.sleep(draw.random())
+        living: list[int] = []
+        while not living:
+            holders = {int(w[1]) for f in storage.glob("sweeps/*/work/*.lock") if len(w := f.read_text().split()) > 1}
+            living = sorted(p for p in holders if Path(f"/proc/{p}").exists() and p not in killed)
+            time.sleep(0.01)
+        killed.append(draw.choice(living))
+        os.kill(killed[-1], signal.SIGKILL)
+
+
+def test_killing_workers_at_random_loses_nothing(straight: SweepResult, root: Path, tmp_path: Path) -> None:
+    """All cells end with whole records, bitwise those of an undisturbed sweep, and nothing is left lying about."""
+    killed: list[int] = []
+    killer = threading.Thread(target=kill_at_random, args=(tmp_path, killed), daemon=True)
+    killer.start()
+    cells = grid({"initialization.delta": [0.2, 0.4], "refinement.tau": [0.0, 0.1, 0.3, 0.5]})
+    result = run(Sweep("killed", small.config(root), cells), Options(tmp_path, max_failures=20))
+    assert len(killed) == 4
+    assert len(result.cells) == 8
+    found, undisturbed = predictions(result), predictions(straight)
+    assert {k: found[k] for k in undisturbed} == undisturbed
+    store = Store(tmp_path)
+    for name in jobs(result):
+        stage, key = name.removeprefix("stage").split("-")
+        assert store.find(int(stage), key, look_only=True) is not None
+    assert {p.name for p in result.folder.iterdir()} == {"sweep.json", "lock"}
+    assert not list((tmp_path / "store").rglob(".*"))
+    assert not (tmp_path / "store" / "damaged").exists()
+
+
 def with_stage_1(straight: SweepResult, storage: Path) -> None:
     """Puts stage 1 of `straight` into a storage."""
     shutil.copytree(straight.folder.parents[1] / "store" / "stage1", storage / "store" / "stage1")
@@ -228,10 +265,13 @@ def test_both_wrappers_give_identical_predictions_and_gpus_are_packed(
 
 
 def test_two_workers_share_a_training(straight: SweepResult, root: Path, tmp_path: Path) -> None:
-    """DDP through Ray Train: the records are whole, and near those of one worker."""
+    """DDP through Ray Train: the records are whole, and near those of one worker. A mistake is not tried again."""
     with_stage_1(straight, tmp_path)
-    result = run(Sweep("ddp", small.config(root), CELLS[:1]), Options(tmp_path, workers_per_trial=2))
-    (cell,) = result.cells
+    cells = [CELLS[0], CELLS[0] | {"refinement.lr": 1e30}]
+    result = run(Sweep("ddp", small.config(root), cells), Options(tmp_path, workers_per_trial=2))
+    cell, mistaken = result.cells
+    assert "training diverged, lower the learning rate" in (mistaken.error or "")
+    assert jobs(result)[f"stage2-{mistaken.cell.stage2}"]["attempts"] == 1
     assert cell.state == "done", cell.error
     assert cell.run is not None
     other = next(c for c in straight.cells if c.cell.stage2 == cell.cell.stage2)

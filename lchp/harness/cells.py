@@ -7,11 +7,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from lchp.compared import epochs_after_stage1, stage1_of
 from lchp.config import DataConfig, EvaluationConfig, RefinementConfig, TrainConfig, from_dict, override, to_dict
 from lchp.data import fingerprint, load
 from lchp.devices import resolve_device, resolve_precision
 from lchp.runs import digest
-from lchp.train import initialization_identity, refinement_identity
+from lchp.train import INITIALIZATION, initialization_identity, refinement_identity
 
 Overrides = dict[str, Any]
 """Dotted field name -> value, over the sweep's base config."""
@@ -56,8 +57,19 @@ class Job:
     @property
     def epochs(self) -> int:
         """Epochs to train, over both stages where it trains both."""
-        first, second = self.config.initialization.epochs, self.config.refinement.epochs
-        return first if self.stage == 1 else second + (first if self.source is None else 0)
+        return sum(self._trainings.values())
+
+    def finished_epochs(self, stage: str, epoch: int) -> int:
+        """Epochs that are done when `stage` has finished its `epoch`."""
+        names = list(self._trainings)
+        return epoch + sum(self._trainings[name] for name in names[: names.index(stage)])
+
+    @property
+    def _trainings(self) -> dict[str, int]:
+        first = {INITIALIZATION: self.config.initialization.epochs}
+        if self.stage == 1:
+            return first
+        return (first if self.source is None else {}) | epochs_after_stage1(self.config)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for a trial's config."""
@@ -116,7 +128,7 @@ def jobs_of(cells: Sequence[Cell], *, share: bool = True) -> dict[str, Job]:
 def _stage1_config(config: TrainConfig) -> TrainConfig:
     """What cells that share a stage 1 have in common: its record does not depend on which of them came first."""
     evaluation = EvaluationConfig(batch_size=config.evaluation.batch_size)
-    return replace(config, refinement=RefinementConfig(), evaluation=evaluation)
+    return replace(config, refinement=RefinementConfig(), evaluation=evaluation, method=stage1_of(config))
 
 
 def pinned(config: TrainConfig, *, gpu: bool) -> TrainConfig:

@@ -11,12 +11,13 @@ from typing import Annotated, Any
 
 import tyro
 
-from lchp.cli import INTERRUPTED, chosen_preset, guarded, parse
+from lchp.cli import chosen_preset, guarded, parse
 from lchp.config import PRESETS, Preset, TrainConfig, override, show, to_flat
 from lchp.errors import ConfigError
 from lchp.harness.cells import Overrides, Sweep
 from lchp.harness.sweep import Options, SweepResult, make_plan, run
 from lchp.harness.tables import closing_table, dry_run_text, timing_line
+from lchp.interrupt import SIGNALS
 
 Cells = Callable[[Preset], Sequence[Overrides]]
 """What a sweep varies, given the preset with its lists of deltas, taus and localizers."""
@@ -74,7 +75,7 @@ def main(
 ) -> int:
     """Runs a sweep's script: parses the common flags, runs, prints the closing table (and what `closing` adds).
 
-    Returns the exit status: 0, 1 where cells failed, 2 for a user's mistake, 130 for Ctrl-C.
+    Returns the exit status: 0, 1 where cells failed, 2 for a user's mistake, 130 for Ctrl-C, 143 for SIGTERM.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
 
@@ -97,7 +98,7 @@ def main(
 
 
 def to_go_on(arguments: Sequence[str]) -> str:
-    """What to say after Ctrl-C."""
+    """What to say after Ctrl-C or SIGTERM."""
     again = [sys.argv[0], *arguments] + ([] if "--resume" in arguments else ["--resume"])
     return f"stopped; finished epochs are kept, go on with: python {shlex.join(again)}"
 
@@ -123,10 +124,11 @@ def described(flags: type[Any], about: str | None) -> type[Any]:
 
 
 def leave(status: int) -> None:
-    """Ends the program with an exit status, past threads of Ray's that would hold it after Ctrl-C."""
+    """Ends the program with an exit status, past threads of Ray's that would hold it after Ctrl-C or SIGTERM."""
     sys.stdout.flush()
     sys.stderr.flush()
-    if status == INTERRUPTED:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if status in (128 + s for s in SIGNALS):
+        for signum in SIGNALS:
+            signal.signal(signum, signal.SIG_IGN)
         os._exit(status)
     sys.exit(status)

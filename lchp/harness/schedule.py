@@ -12,13 +12,15 @@ FINISHED = "finished"
 
 @dataclass
 class Progress:
-    """What is known of one job: `found` in the store without training; facts are what its trial reported last."""
+    """What is known of one job: `found` in the store without training; `deaths`: how often its worker has died since it
+    last finished an epoch; facts are what its trial reported last."""
 
     job: Job
     state: State = "waiting"
     found: bool = False
     error: str | None = None
     attempts: int = 0
+    deaths: int = 0
     epoch: int = 0
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -62,6 +64,23 @@ class Schedule:
         progress.epoch = progress.job.epochs
         progress.facts |= facts or {}
 
+    def finished_epoch(self, name: str, epoch: int) -> None:
+        """A job reports so many finished epochs. One that gets on may lose a worker as often as it likes."""
+        progress = self.jobs[name]
+        if epoch > progress.epoch:
+            progress.epoch, progress.deaths = epoch, 0
+
+    def died(self, name: str, error: str, max_failures: int) -> None:
+        """A job's worker died, or raised what is no user's mistake. The job is to be run again, unless that has
+        happened more than `max_failures` times since it last finished an epoch."""
+        progress = self.jobs[name]
+        progress.deaths += 1
+        if progress.deaths <= max_failures:
+            progress.state = "waiting"
+            return
+        times = "" if progress.deaths == 1 else f" {progress.deaths} times without finishing an epoch in between"
+        self.failed(name, f"its worker died{times}: {error}")
+
     def stopped(self, name: str, facts: dict[str, Any] | None = None) -> None:
         """A scheduler ended a job early; it has no record."""
         progress = self.jobs[name]
@@ -72,12 +91,9 @@ class Schedule:
         """A job failed for good. What needs its result fails with it."""
         progress = self.jobs[name]
         progress.state, progress.error = "failed", error
-        reason = f"its stage 1 ({progress.job.key}) failed: "
         for other in self.jobs.values():
-            # the text may be known only when it is called a second time
-            told = other.state == "failed" and (other.error or "").startswith(reason)
-            if progress.job.stage == 1 and other.job.source == progress.job.key and (told or other.state == "waiting"):
-                other.state, other.error = "failed", reason + error
+            if progress.job.stage == 1 and other.job.source == progress.job.key and other.state == "waiting":
+                other.state, other.error = "failed", f"its stage 1 ({progress.job.key}) failed: {error}"
 
     def lost_source(self, name: str) -> None:
         """A stage-2 job found its stage-1 result damaged: both are to be run again, a few times at most."""

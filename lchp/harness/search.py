@@ -21,7 +21,7 @@ from lchp.harness.cells import Job, Overrides, Sweep, jobs_of, make_cell, pinned
 from lchp.harness.schedule import Progress, Schedule
 from lchp.harness.storage import Store, locked
 from lchp.harness.sweep import (
-    SWEEP,
+    WORK,
     Options,
     Plan,
     SweepResult,
@@ -29,6 +29,7 @@ from lchp.harness.sweep import (
     gpus_per_worker,
     outcomes_of,
     recorded_cells,
+    require_new,
     run_trials,
     write_record,
 )
@@ -70,10 +71,8 @@ def search(spec: Search, options: Options | None = None, *, show_progress: bool 
     storage = options.storage.absolute()
     folder = storage / "sweeps" / checked_name(spec.name)
     with locked(folder / "lock"):
-        if (folder / SWEEP).exists() and not options.resume:
-            raise RunError(f"{folder}: holds a search already; go on with it by --resume, or take another --name")
         if not options.resume:
-            shutil.rmtree(folder / "work", ignore_errors=True)
+            require_new(folder)
         plan = Plan(
             Sweep(spec.name, base, []), options, recorded_cells(folder, base), Schedule([]), Store(storage), folder
         )
@@ -104,7 +103,7 @@ def search(spec: Search, options: Options | None = None, *, show_progress: bool 
             )
         finally:
             write_record(plan)
-        for rest in ("ray", "work"):  # of trials that were stopped, too
+        for rest in ("ray", WORK):  # of trials that were stopped, too
             shutil.rmtree(folder / rest, ignore_errors=True)
         return SweepResult(folder, outcomes_of(plan), plan.timing)
 

@@ -1,5 +1,6 @@
 """The Ray Tune side of a `Schedule`: it hands out jobs as trials, and hears what became of them."""
 
+import json
 import logging
 import pickle
 from collections.abc import Callable
@@ -38,18 +39,17 @@ class StageSearcher(Searcher):
         if not isinstance(job, Job):
             return Searcher.FINISHED
         self.names[trial_id] = job.name
-        return {"job": job.to_dict(), "setting": self.setting}
+        # the job as text: Tune copies, flattens and keeps all fields of a config, once per report and trial
+        return {"name": job.name, "job": json.dumps(job.to_dict()), "setting": self.setting}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Moves the job to its last state; the text of an error comes by `Tracker`, which sees the trial."""
+        """Moves the job to its last state; what became of one with an error says `Tracker`, which sees the trial."""
         name = self.names.pop(trial_id, None)
-        if name is None:
+        if name is None or error:
             return
         result = result or {}
         state = result.get("state")
-        if error:
-            self.schedule.failed(name, self.schedule.jobs[name].error or "its worker died")
-        elif state == "failed":
+        if state == "failed":
             self.schedule.failed(name, result["error"])
         elif state == "lost_source":
             source = self.schedule.jobs[name].job.source
@@ -71,13 +71,16 @@ class StageSearcher(Searcher):
 
 
 class Tracker(Callback):
-    """Notes what trials report in the schedule, and calls `changed` with each job that has news."""
+    """Notes what trials report in the schedule, and calls `changed` with each job that has news.
 
-    def __init__(self, schedule: Schedule, changed: Callable[[Progress], None]) -> None:
-        self.schedule, self.changed = schedule, changed
+    Whether a job is tried again the schedule decides, not Tune (its max_failures is 0), which gives up a trial whose
+    worker dies just before it begins, and counts failures over all its time."""
+
+    def __init__(self, schedule: Schedule, max_failures: int, changed: Callable[[Progress], None]) -> None:
+        self.schedule, self.max_failures, self.changed = schedule, max_failures, changed
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
-        """A first or repeated start."""
+        """A start of a job, which may be its second."""
         progress = self._of(trial)
         progress.attempts += 1
         self.changed(progress)
@@ -92,7 +95,7 @@ class Tracker(Callback):
     ) -> None:
         """An epoch, or the end."""
         progress = self._of(trial)
-        progress.epoch = result.get("done_epochs", progress.epoch)
+        self.schedule.finished_epoch(progress.job.name, result.get("done_epochs", 0))
         progress.facts |= facts(result)
         self.changed(progress)
 
@@ -101,13 +104,13 @@ class Tracker(Callback):
         self.changed(self._of(trial))
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
-        """A trial that is not tried again."""
+        """A trial whose worker died."""
         progress = self._of(trial)
-        self.schedule.failed(progress.job.name, describe_error(trial))
+        self.schedule.died(progress.job.name, describe_error(trial), self.max_failures)
         self.changed(progress)
 
     def _of(self, trial: Trial) -> Progress:
-        return self.schedule.jobs[trial.config["job"]["name"]]
+        return self.schedule.jobs[trial.config["name"]]
 
 
 def facts(result: dict[str, Any]) -> dict[str, Any]:
@@ -122,4 +125,6 @@ def describe_error(trial: Trial) -> str:
     file = trial.error_file
     lines = Path(file).read_text(errors="replace").split("\n") if file and Path(file).exists() else []
     said = [line.strip() for line in lines if line.strip()]
-    return said[-1][:500] if said else "its worker died"
+    if not said or "worker process has died" in said[-1]:  # Ray lists what may have been, at length
+        return "its process was killed or crashed, as it is where memory runs out"
+    return said[-1][:500]

@@ -8,13 +8,17 @@ import signal
 import socket
 import tempfile
 import threading
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-from lchp.errors import ConfigError
+from lchp.errors import ConfigError, RunError
+from lchp.harness.storage import locked
+from lchp.interrupt import SIGNALS, Interrupted
 
 QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own tables; lchp.harness.progress draws instead
@@ -29,11 +33,18 @@ QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C reaches us, and ends the sweep at once
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # stage-1 trials report no objective
+    "TUNE_GLOBAL_CHECKPOINT_S": "1e9",  # snapshots of all trials, which grow with them and which nobody reads
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
 OBJECT_STORE = 128 * 2**20
 """Bytes; nothing large goes through it."""
+
+
+LOCK = "lock"
+"""File in Ray's folder, held by the program whose folder it is."""
+YOUNG = 60.0
+"""Seconds for which a folder is left alone: its program may be about to take the lock."""
 
 
 @dataclass(frozen=True)
@@ -62,15 +73,21 @@ def cluster(address: str | None = None, *, dashboard: bool = False, **local: Any
         return
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
     address = address or os.environ.get("RAY_ADDRESS")
-    folder: str | None = None
-    if address:
-        _require_answer(address)
-        common |= {"address": address, "runtime_env": {"env_vars": QUIET}}
-    else:
-        folder = tempfile.mkdtemp(prefix="lchp-", dir=_short_folder())
-        common |= {"_temp_dir": folder, "include_dashboard": dashboard, "object_store_memory": OBJECT_STORE, **local}
-        os.environ.pop("RAY_ADDRESS", None)
-    try:
+    with contextlib.ExitStack() as stack:
+        if address:
+            _require_answer(address)
+            common |= {"address": address, "runtime_env": {"env_vars": QUIET}}
+        else:
+            folder = stack.enter_context(_folder_of_ray())
+            common |= {
+                "_temp_dir": folder,
+                "include_dashboard": dashboard,
+                "object_store_memory": OBJECT_STORE,
+                **local,
+            }
+            os.environ.pop("RAY_ADDRESS", None)
+        take_signals = stack.enter_context(_signals())
+        stack.callback(ray.shutdown)
         try:
             ray.init(**common)
         except (ConnectionError, RuntimeError, ValueError) as error:
@@ -78,25 +95,55 @@ def cluster(address: str | None = None, *, dashboard: bool = False, **local: Any
             what = f"the Ray cluster at {address} could not be joined" if address else "Ray could not be started"
             raise ConfigError(f"{what}: {reason}") from None
         logging.getLogger("ray").setLevel(logging.ERROR)
-        with _terminated_as_interrupted():
-            yield _resources()
-    finally:
-        ray.shutdown()
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+        logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)  # "Trials did not complete", which we say better
+        take_signals()
+        yield _resources()
 
 
 @contextlib.contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM (of a batch system, say) ends a sweep as Ctrl-C does; Ray's own handler prints stack traces."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+def _signals() -> Iterator[Callable[[], None]]:
+    """Gives what, once Ray has started, lets SIGINT and SIGTERM (of a batch system, say) end the block by Interrupted.
+
+    Ray's own handler of SIGTERM prints stack traces, and while Ray waits it makes a plain KeyboardInterrupt of whatever
+    a handler raises."""
+    # who started the program in the background of a shell has SIGINT ignored, and means it
+    before = {s: h for s in SIGNALS if (h := signal.getsignal(s)) is not signal.SIG_IGN}
+    came: list[int] = []
+
+    def handle(signum: int, _frame: FrameType | None) -> None:
+        came.append(signum)
+        raise Interrupted(signum)
+
+    def take() -> None:
+        if mine:
+            for signum in before:
+                signal.signal(signum, handle)
+
+    mine = threading.current_thread() is threading.main_thread()  # elsewhere Python has no signals to handle
     try:
-        yield
+        yield take
+    except KeyboardInterrupt:
+        raise Interrupted(came[0] if came else signal.SIGINT) from None
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+        if mine:
+            for signum, handler in before.items():
+                signal.signal(signum, signal.SIG_DFL if handler is None else handler)
+
+
+@contextlib.contextmanager
+def _folder_of_ray() -> Iterator[str]:
+    """A temporary folder for Ray's sockets and logs. Those whose program was killed are removed as well."""
+    folder = Path(tempfile.mkdtemp(prefix="lchp-", dir=_short_folder()))
+    try:
+        with locked(folder / LOCK):
+            for lock in folder.parent.glob(f"lchp-*/{LOCK}"):
+                with contextlib.suppress(RunError, OSError):  # in use, or another user's
+                    if time.time() - lock.stat().st_mtime > YOUNG:
+                        with locked(lock):
+                            shutil.rmtree(lock.parent, ignore_errors=True)
+            yield str(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _require_answer(address: str) -> None:

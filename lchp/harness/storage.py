@@ -18,8 +18,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from lchp.checkpoints import previous
 from lchp.errors import RunError
-from lchp.runs import write_json
+from lchp.runs import CHECKPOINTS, write_json
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +57,13 @@ class Store:
         return None
 
     def publish(self, work: Path, stage: int, key: str) -> Path:
-        """Moves a finished run folder into the store. Where another sweep was first, its copy stays and ours goes."""
+        """Moves a finished run folder into the store, without second copies of its checkpoints. Where another sweep was
+        first, its copy stays and ours goes."""
         target = self.path(stage, key)
+        for newest in (work / CHECKPOINTS).glob("*.pt"):
+            previous(newest).unlink(missing_ok=True)
+        for left in work.glob(f".{DONE}-*"):  # by a process that was killed just here
+            left.unlink(missing_ok=True)
         write_json(work / DONE, {"key": key, "files": checksums(work)})
         _sync(work)
         target.parent.mkdir(parents=True, exist_ok=True)

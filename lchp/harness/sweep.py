@@ -31,9 +31,12 @@ from lchp.harness.trainable import Setting
 log = logging.getLogger(__name__)
 
 SWEEP = "sweep.json"
+WORK = "work"
 VERSION = 1
 DRIVER_CPU = 0.01  # a trial that drives Ray Train must ask for little, or drivers starve their own workers
 ROUNDS = 3
+RECORD_EVERY = 20.0
+"""Time between two writings of sweep.json, in times of what one takes: with 1,000 cells that is 0.05 s per writing."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Options:
     max_concurrent: int = 0
     """Trainings at once; 0: as many as fit."""
     max_failures: int = 2
-    """Times a training is tried again when its worker dies."""
+    """Times a training is tried again when its worker dies; counted anew whenever it has finished an epoch."""
     address: str | None = None
     """Ray cluster to run on; $RAY_ADDRESS by default, else this machine."""
     share: bool = True
@@ -146,7 +149,7 @@ class Plan:
     @property
     def work(self) -> Path:
         """Folder of unfinished trainings."""
-        return self.folder / "work"
+        return self.folder / WORK
 
 
 def run(sweep: Sweep, options: Options | None = None, *, show_progress: bool = False) -> SweepResult:
@@ -157,13 +160,9 @@ def run(sweep: Sweep, options: Options | None = None, *, show_progress: bool = F
     options = options or Options()
     folder = options.storage.absolute() / "sweeps" / checked_name(sweep.name)
     with locked(folder / "lock"):
-        if (folder / SWEEP).exists() and not options.resume:
-            raise RunError(
-                f"{folder}: holds a sweep already; go on with it or add to it by --resume, or take another --name"
-            )
-        plan = make_plan(sweep, options)
         if not options.resume:
-            shutil.rmtree(plan.work, ignore_errors=True)
+            require_new(folder)
+        plan = make_plan(sweep, options)
         write_record(plan)
         try:
             if plan.schedule.next_exists():
@@ -175,6 +174,15 @@ def run(sweep: Sweep, options: Options | None = None, *, show_progress: bool = F
         if not any(o.state == "failed" for o in outcomes):
             shutil.rmtree(plan.work, ignore_errors=True)
         return SweepResult(folder, outcomes, plan.timing)
+
+
+def require_new(folder: Path) -> None:
+    """Raises RunError where a sweep's folder holds a record, or unfinished trainings whose record is gone."""
+    for there, what in ((folder / SWEEP, "a sweep"), (folder / WORK, "unfinished trainings of a sweep")):
+        if there.is_file() or any(there.glob("*/")):
+            raise RunError(
+                f"{folder}: holds {what} already; go on with it or add to it by --resume, or take another --name"
+            )
 
 
 def make_plan(sweep: Sweep, options: Options, *, look_only: bool = False) -> Plan:
@@ -239,7 +247,8 @@ def _moved(base: TrainConfig, now: TrainConfig) -> TrainConfig:
     if base.data.name != now.data.name:
         return base
     data = replace(base.data, root=now.data.root, cache=now.data.cache, workers=now.data.workers)
-    return replace(base, data=data, model=replace(base.model, weights_dir=now.model.weights_dir))
+    weights_dir = now.model.weights_dir if base.model.pretrained else None
+    return replace(base, data=data, model=replace(base.model, weights_dir=weights_dir))
 
 
 def write_record(plan: Plan) -> None:
@@ -361,11 +370,17 @@ def _tune(plan: Plan, setting: Setting, places: int, display: Display, hooks: di
     from lchp.harness.searcher import StageSearcher, Tracker
     from lchp.harness.trainable import plain_trial, ray_train_trial
 
+    news, due = False, 0.0  # of sweep.json: whether it is behind, and when it may be written again
+
     def changed(progress: Progress) -> None:
+        nonlocal news, due
         if "changed" in hooks:
             hooks["changed"](progress)
-        if progress.state in ("done", "failed", "stopped"):
+        news |= progress.state in ("done", "failed", "stopped")
+        begin = time.monotonic()
+        if news and begin >= due:
             write_record(plan)
+            news, due = False, time.monotonic() + RECORD_EVERY * (time.monotonic() - begin)
         display.changed(progress)
 
     if setting.wrapper == "plain":
@@ -389,8 +404,7 @@ def _tune(plan: Plan, setting: Setting, places: int, display: Display, hooks: di
         run_config=tune.RunConfig(
             name=f"{time.time_ns()}",
             storage_path=str(plan.folder / "ray"),
-            failure_config=tune.FailureConfig(max_failures=plan.options.max_failures),
-            callbacks=[Tracker(plan.schedule, changed)],
+            callbacks=[Tracker(plan.schedule, plan.options.max_failures, changed)],
             verbose=0,
         ),
     )

@@ -5,6 +5,7 @@ that another sweep has published meanwhile is taken instead of training it.
 """
 
 import contextlib
+import json
 import os
 import shutil
 import socket
@@ -54,9 +55,7 @@ def run_job(job: Job, setting: Setting, report: Report) -> None:
 
     def on_epoch(metrics: dict[str, Any]) -> None:
         last.update(metrics)
-        done = metrics["epoch"]
-        if job.stage == 2 and job.source is None and metrics["stage"] == "refinement":
-            done += job.config.initialization.epochs
+        done = job.finished_epochs(metrics["stage"], metrics["epoch"])
         report(here | _scalars(metrics, setting) | {"state": "running", "done_epochs": done})
 
     def finish(state: str, **facts: Any) -> None:
@@ -111,20 +110,31 @@ def _held(lock: Path) -> Iterator[None]:
 
 def _can_resume(work: Path, config: TrainConfig) -> bool:
     """Whether a work folder holds a beginning of this training. One that cannot be used is cleared away."""
-    from lchp.loop import load_checkpoint
+    from lchp.checkpoints import previous
 
     if not work.exists():
         return False
     try:
         if runs.read_config(work) == config:
-            for checkpoint in (work / runs.CHECKPOINTS).glob("*.pt"):
-                load_checkpoint(checkpoint)
             runs.read_metrics(work)
-            return True
+            there = set((work / runs.CHECKPOINTS).glob("*.pt"))
+            newest = there - {previous(c) for c in there}
+            if all(_intact(c) or (previous(c) in there and _intact(previous(c))) for c in newest):
+                return True
     except RunError:
         pass  # damaged, or never begun in earnest: training it again is always right
     shutil.rmtree(work)
     return False
+
+
+def _intact(checkpoint: Path) -> bool:
+    from lchp.checkpoints import load_checkpoint
+
+    try:
+        load_checkpoint(checkpoint)
+    except RunError:
+        return False
+    return True
 
 
 def _scalars(metrics: dict[str, Any], setting: Setting) -> dict[str, Any]:
@@ -146,16 +156,17 @@ def plain_trial(config: dict[str, Any]) -> None:
     """A Tune trial without Ray Train: one process."""
     from ray import tune
 
-    run_job(Job.from_dict(config["job"]), Setting(**config["setting"]), tune.report)
+    run_job(_job_of(config), Setting(**config["setting"]), tune.report)
 
 
 def ray_train_trial(config: dict[str, Any]) -> None:
     """A Tune trial that runs the job on Ray Train's workers (DDP where there are several)."""
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray import tune
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    job, setting = Job.from_dict(config["job"]), Setting(**config["setting"])
+    job, setting = _job_of(config), Setting(**config["setting"])
     resources = {"CPU": setting.cpus} | ({"GPU": setting.gpus} if setting.gpus else {})
     trainer = TorchTrainer(
         _worker,
@@ -168,14 +179,24 @@ def ray_train_trial(config: dict[str, Any]) -> None:
         run_config=RunConfig(
             name=f"{job.name}-{time.time_ns()}",
             storage_path=str(Path(setting.work) / "ray_train"),
-            failure_config=FailureConfig(max_failures=0),  # Tune counts the failures
+            failure_config=FailureConfig(max_failures=0),  # the schedule counts them
             callbacks=[TuneReportCallback()],
         ),
     )
-    trainer.fit()
+    try:
+        trainer.fit()
+    except WorkerGroupError as error:
+        mistakes = [e for e in error.worker_failures.values() if isinstance(e, LchpError)]
+        if not mistakes:
+            raise
+        tune.report({"job": job.name, "state": "failed", "error": str(mistakes[0])})
 
 
 def _worker(config: dict[str, Any]) -> None:
     import ray.train
 
-    run_job(Job.from_dict(config["job"]), Setting(**config["setting"]), ray.train.report)
+    run_job(_job_of(config), Setting(**config["setting"]), ray.train.report)
+
+
+def _job_of(config: dict[str, Any]) -> Job:
+    return Job.from_dict(json.loads(config["job"]))
