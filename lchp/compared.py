@@ -24,10 +24,11 @@ from lchp.distributed import average_gradients
 from lchp.errors import ConfigError, DataError
 from lchp.inference import see
 from lchp.loop import Stage, epoch_seed, fit, make_schedule
-from lchp.losses import foreground, regression_loss
+from lchp.losses import foreground
 from lchp.methods import METHODS, Batch, Method, method
 from lchp.methods.base import ScoreMap
 from lchp.methods.ddt import Descriptors, Transform, largest_component_boxes
+from lchp.methods.psol import localizer_loss
 from lchp.pseudo import enclosing_boxes, upsample
 from lchp.stages import Networks
 from lchp.views import epoch_order, general_batches, images_of
@@ -220,8 +221,8 @@ def train_classifier(
 def regress(
     nets: Networks, context: Context, checkpoint: Path, identity: str, source: BoxSource, **options: Any
 ) -> None:
-    """Trains the localizer in place on the method's boxes of the training views, each of the image's own class (Eq. 3
-    without the classifier's part; PSOL's second half)."""
+    """Trains the localizer in place on the method's boxes of the training views, each of the image's own class: PSOL's
+    second half, by its loss."""
     config, first = context.config, context.config.initialization
     rates: dict[str, Any] = {"momentum": first.momentum, "weight_decay": first.weight_decay}
     optimizer = torch.optim.SGD(nets.localizer.parameters(), lr=first.localizer_lr, **rates)
@@ -233,8 +234,8 @@ def regress(
         images, labels, _ = batch
         with context.autocast:
             box = source(images, labels)
-            loss = regression_loss(nets.localizer(images), box)
-        (first.alpha * loss).backward()
+            loss = localizer_loss(nets.localizer(images), box)
+        loss.backward()
         average_gradients([optimizer])
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -261,7 +262,7 @@ def regress(
             count=lambda batch: len(batch[0]),
             images=lambda epoch, step: images_of(context, REGRESSION, epoch, step),
             describe=lambda m: (
-                f"regression epoch {m['epoch']}/{m['epochs']}  L_reg {m['loss']:.5f}  pseudo box area "
+                f"regression epoch {m['epoch']}/{m['epochs']}  loss {m['loss']:.5f}  pseudo box area "
                 f"{m['pseudo_area']:.1f} %  lr {m['lr_localizer']:.2e}  {m['images_per_second']:.0f} images/s"
             ),
         ),

@@ -113,21 +113,6 @@ def test_the_box_is_the_largest_component_s(drawing, box) -> None:
     assert (4 * largest_component_boxes(mask[None])).tolist() == [list(box)]
 
 
-def test_boxes_of_maps_follow_cam_s_rule() -> None:
-    """Above a fifth of the maximum, the largest region alone, whatever the map's scale; a map that is nowhere positive
-    has none."""
-    maps = torch.zeros(3, 8, 8)
-    maps[0, 2:5, 1:4] = 1.0
-    maps[0, 6:8, 6:8] = 1.0  # smaller
-    maps[1] = 100 * maps[0]
-    maps[2] = -1.0
-    boxes = psol.map_boxes(maps, (8, 8))
-    assert (8 * boxes[:2]).tolist() == [[1, 2, 4, 5]] * 2
-    assert boxes[2].tolist() == [0, 0, 1, 1]
-    maps[0, 4, 1:4] = 0.19
-    assert (8 * psol.map_boxes(maps, (8, 8))[0]).tolist() == [1, 2, 4, 4]
-
-
 def test_the_localizer_s_loss_is_the_squared_error_of_corner_and_sides() -> None:
     box_hat = torch.tensor([[0.1, 0.2, 0.5, 0.9]], requires_grad=True)  # x y w h: 0.1 0.2 0.4 0.7
     box = torch.tensor([[0.2, 0.2, 0.8, 0.8]])  # 0.2 0.2 0.6 0.6

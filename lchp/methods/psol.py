@@ -2,8 +2,8 @@
 
 Pseudo boxes of the training images, without training: DDT on ImageNet features (ddt.py). A localizer regresses them;
 the class comes from a classifier of its own, trained plainly. So there is no score map. What the boxes come from is
-open in the paper too (it tries several): `map_boxes` makes them of CAM's or any other method's maps of the training
-images' own labels, and the localizer is trained the same way.
+open in the paper too (it tries several): with `method.localizer` any other method's boxes of the training images' own
+labels serve, and the localizer is trained the same way (`lchp.compared`).
 
 The loss is the code's (tzzcl/PSOL, PSOL_training.py): 50 times the mean squared error of x, y, width and height as
 shares of the view. It departs in the localizer, which is `lchp.networks.Localizer` (`localizer_head = "gap"` and
@@ -15,16 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lchp.losses import foreground
 from lchp.methods.base import Method
 from lchp.methods.cam import PLAIN
-from lchp.methods.ddt import largest_component_boxes
-from lchp.pseudo import upsample
 
 WEIGHT = 50.0
 """Of the regression loss."""
-DELTA = 0.2
-"""Share of a map's maximum above which CAM takes it for foreground (Zhou et al. 2016, section 3.2)."""
 
 
 def sides(boxes: Tensor) -> Tensor:
@@ -35,12 +30,6 @@ def sides(boxes: Tensor) -> Tensor:
 def localizer_loss(box_hat: Tensor, pseudo_box: Tensor) -> Tensor:
     """The localizer's loss; both B x 4, x1 y1 x2 y2 in [0, 1]."""
     return WEIGHT * F.mse_loss(sides(box_hat), sides(pseudo_box))
-
-
-def map_boxes(maps: Tensor, size: tuple[int, int], delta: float = DELTA) -> Tensor:
-    """Boxes of score maps B x h x w by CAM's rule: the largest connected region above `delta` of the maximum, at the
-    view's `size` (H, W). B x 4 in [0, 1], on the CPU."""
-    return largest_component_boxes(foreground(upsample(maps, size), delta, "max"))
 
 
 METHOD = Method("psol", "PSOL", PLAIN, None)
