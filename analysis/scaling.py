@@ -137,10 +137,12 @@ def drive(config: TrainConfig, cells: int, storage: Path, kill_every: float | No
 
 
 def training_processes(storage: Path) -> list[int]:
-    """The living processes, started from this one, that hold or held the lock of an unfinished training."""
+    """The living processes, started from this one, that hold the lock of a training or held it a moment ago."""
     found = set()
     for lock in (storage / "sweeps" / NAME / "work").glob("*.lock"):
         with contextlib.suppress(OSError, IndexError, ValueError):  # gone, or being written
+            if time.time() - lock.stat().st_mtime > 60:  # its process may be gone, and the number another's
+                continue
             pid = int(lock.read_text().split()[1])
             command = Path(f"/proc/{pid}/cmdline").read_bytes()
             if os.getsid(pid) == os.getsid(0) and command.startswith(b"ray::"):

@@ -58,7 +58,7 @@ def label(config: TrainConfig) -> str:
 
 def cells(preset: Preset) -> list[dict[str, Any]]:
     """A sweep's cells, as overrides: every method as published, on each of the preset's classifiers; and on the
-    recipe's own, localizers regressed on CAM's boxes and LCHP's refinement of PSOL's."""
+    recipe's own, a localizer regressed on CAM's boxes, and LCHP's refinement of PSOL."""
     own = preset.config.model.classifier
     found = []
     for backbone in dict.fromkeys((own, *preset.classifiers)):

@@ -384,6 +384,8 @@ def _contradictions(config: TrainConfig) -> Iterator[str]:
     method = config.method
     if method.refine and not method.localizer:
         yield "method.refine = True: expected False, or method.localizer True, whose boxes it refines"
+    if method.name != "lchp" and config.auto_batch:
+        yield f"auto_batch = True: expected False, since the method {_said(method.name)} takes batches whole"
     if method.name == "lchp" and method.localizer:
         yield "method.localizer = True: expected False, since method.name = 'lchp' always has one"
     if method.name == "lchp" and model.head == "gap" and stage1.attention == "attention_maps":

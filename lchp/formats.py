@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import io
 import json
 import os
 import shutil
@@ -57,8 +58,16 @@ def open_writer(format: Format, folder: Path | None, class_names: tuple[str, ...
 @contextlib.contextmanager
 def _opened(folder: Path | None, name: str) -> Iterator[TextIO]:
     if folder is None:
-        yield sys.stdout
-        sys.stdout.flush()
+        out = sys.stdout
+        errors = out.errors
+        if isinstance(out, io.TextIOWrapper):  # a file's name need not be UTF-8
+            out.reconfigure(errors="surrogateescape")
+        try:
+            yield out
+            out.flush()
+        finally:
+            if isinstance(out, io.TextIOWrapper):
+                out.reconfigure(errors=errors)
     else:
         with (folder / name).open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
             yield file

@@ -264,6 +264,7 @@ def _run_epoch(
 
                 def come(steps: int = steps, recent: list[Tensor] = recent) -> Within:
                     _refuse_infinite(stage, epoch, steps - 1, recent)
+                    _refuse_broken(stage, epoch, {})  # nothing that cannot be gone on from is kept
                     return Within(steps, sums, rates, before + time.perf_counter() - begin, _generators())
 
                 keep(come)

@@ -50,7 +50,8 @@ def attention_range(attention: Tensor, normalization: str) -> tuple[Tensor, Tens
 def above(attention: Tensor, delta: float, low: Tensor, high: Tensor) -> Tensor:
     """Normalised A > delta (Eq. 1): bool, as attention B x H x W. A map without range (constant under `minmax`, nowhere
     positive under `max`) has no foreground."""
-    return (attention - low > delta * (high - low)) & (high > low)
+    # interpolating a constant map leaves a range of rounding errors
+    return (attention - low > delta * (high - low)) & (high - low > 1e-6 * high.abs())
 
 
 def foreground(attention: Tensor, delta: float, normalization: str, reference: Tensor | None = None) -> Tensor:

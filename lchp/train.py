@@ -6,7 +6,7 @@ import sys
 import tempfile
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
@@ -385,7 +385,7 @@ def refine(nets: Networks, context: Context, checkpoint: Path, **options: Any) -
         count=lambda batch: len(batch[0]),
         images=lambda epoch, step: images_of(context, REFINEMENT, epoch, step),
         evaluate=evaluate,
-        judge=_refuse_idle(stage2.tau),
+        judge=_refuse_idle(stage2.tau, runs.read_metrics(checkpoint.parents[1]) if options.get("resume") else []),
         finish=lambda: settle_statistics(nets.localizer, context),
         chunks=chunks,
         describe=lambda m: (
@@ -398,8 +398,9 @@ def refine(nets: Networks, context: Context, checkpoint: Path, **options: Any) -
     fit(stage, seed=config.seed, checkpoint=checkpoint, identity=identity, **options)
 
 
-def _refuse_idle(tau: float) -> Callable[[Metrics], None]:
-    """Warns of an epoch in which tau rejected every box, and raises RunError after `IDLE_EPOCHS` of them in a row."""
+def _refuse_idle(tau: float, earlier: Sequence[Metrics]) -> Callable[[Metrics], None]:
+    """Warns of an epoch in which tau rejected every box, and raises RunError after `IDLE_EPOCHS` of them in a row,
+    those of a training that is gone on with (`earlier`, its metrics) included."""
     idle = 0
 
     def judge(metrics: Metrics) -> None:
@@ -415,6 +416,9 @@ def _refuse_idle(tau: float) -> Callable[[Metrics], None]:
             raise RunError(f"{said} for {idle} epochs; lower --refinement.tau, or train stage 1 for longer")
         log.warning("%s", said)
 
+    for line in earlier:
+        if line["stage"] == REFINEMENT:
+            judge(line)
     return judge
 
 

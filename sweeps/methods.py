@@ -11,7 +11,7 @@ PAPER = Path(__file__).parents[1] / "analysis" / "paper.csv"
 
 
 def cells(preset: Preset) -> list[Overrides]:
-    """LCHP, then each method on the preset's classifiers, then LCHP's refinement of PSOL's and of CAM's boxes."""
+    """LCHP, each method on the preset's classifiers, a localizer on CAM's boxes, and LCHP's refinement of PSOL."""
     return [{}, *cells_of_methods(preset)]
 
 

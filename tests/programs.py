@@ -18,7 +18,7 @@ from lchp.harness import grid, main
 from lchp.harness.cli import leave
 
 if __name__ == "__main__":
-    axes = {{"initialization.delta": [0.2, 0.4], "refinement.tau": [0.0, 0.5]}}
+    axes = {{"initialization.delta": [0.2, 0.4], "refinement.tau": [0.0, 0.2]}}
     leave(main("grid", lambda _: grid(axes), argv=[*{flags!r}, *sys.argv[1:]]))
 """
 

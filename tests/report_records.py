@@ -80,6 +80,7 @@ def write_run(
     fingerprint: str = "0" * 16,
     written: str | None = None,
     recipe: int | None = None,
+    method: str | None = None,
 ) -> Path:
     """Writes a finished run folder without predictions; `stored`: with DONE, as in the store of a sweep."""
     folder.mkdir(parents=True)
@@ -94,7 +95,7 @@ def write_run(
         "class_names": [f"class_{i}" for i in range(classes)],
         "wall_seconds": {"total": 60.0, "refinement": 30.0},
     }
-    more = {"written": written, "recipe": recipe}
+    more = {"written": written, "recipe": recipe, "method": method}
     write_json(folder / "environment.json", environment | {k: v for k, v in more.items() if v is not None})
     if stored:
         seal(folder)

@@ -261,3 +261,34 @@ def test_deterministic_asks_torch_for_it_on_a_gpu_only(monkeypatch: pytest.Monke
         assert torch.backends.cudnn.benchmark
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+def test_a_run_that_tau_made_fail_fails_again_when_resumed(config: TrainConfig, tmp_path: Path) -> None:
+    never = override(config, {"refinement.tau": 1.0, "refinement.epochs": 5})
+    for resume in (False, True):
+        with pytest.raises(RunError, match=r"refinement, epoch 3: no box was more confident"):
+            train(never, output=tmp_path / "run", resume=resume)
+
+
+def test_weights_that_are_not_finite_are_never_kept(config: TrainConfig, tmp_path: Path) -> None:
+    """A signal after a step whose loss was finite and whose weights are not: the checkpoint before it stays."""
+    from lchp.loop import DivergedError
+
+    stop, steps = Stop(), iter(range(100))
+    real = stages.average_gradients
+
+    def spoil(optimizers: Any) -> None:
+        real(optimizers)
+        if next(steps) == 4:  # the second epoch's second step
+            for group in list(optimizers)[1].param_groups:
+                for p in group["params"]:
+                    p.grad.fill_(float("inf"))
+            stop.ask(signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages, "average_gradients", spoil)
+        with pytest.raises(DivergedError, match="weights of the localizer are not finite"):
+            train(config, output=tmp_path / "run", stop=stop)
+    state = load_checkpoint(tmp_path / "run" / "checkpoints" / "initialization.pt")
+    assert (state["epoch"], state["within"]) == (1, None)
+    assert all(v.isfinite().all() for m in state["modules"].values() for v in m.values())

@@ -26,7 +26,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small.make_folder(tmp_path_factory.mktemp("images"))
 
 
-CELLS = grid({"initialization.delta": [0.2, 0.4], "refinement.tau": [0.0, 0.5]})
+CELLS = grid({"initialization.delta": [0.2, 0.4], "refinement.tau": [0.0, 0.2]})
 
 
 def test_kill_the_driver_at_a_random_moment_and_resume(root: Path, tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_a_node_killed_mid_sweep_loses_no_cell(root: Path, tmp_path: Path) -> No
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
     base = small.config(Path({str(root)!r}), first=30, second=2)
-    cells = grid({{"initialization.delta": [0.2, 0.4], "refinement.tau": [0.0, 0.5]}})
+    cells = grid({{"initialization.delta": [0.2, 0.4], "refinement.tau": [0.0, 0.2]}})
     result = run(Sweep("cluster", base, cells), Options(storage, address=nodes.address))
     states = [c.state for c in result.cells]
     print(json.dumps({{"states": states, "killed": not killer.is_alive(), "nodes": len(landed)}}))

@@ -26,7 +26,7 @@ from lchp.train import train
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600), pytest.mark.usefixtures("on_ray")]
 
-CELLS = grid({"initialization.delta": [0.2, 0.4], "refinement.tau": [0.0, 0.5]})
+CELLS = grid({"initialization.delta": [0.2, 0.4], "refinement.tau": [0.0, 0.2]})
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +217,7 @@ def test_killing_workers_at_random_loses_nothing(straight: SweepResult, root: Pa
     killed: list[int] = []
     killer = threading.Thread(target=kill_at_random, args=(tmp_path, killed), daemon=True)
     killer.start()
-    cells = grid({"initialization.delta": [0.2, 0.4], "refinement.tau": [0.0, 0.1, 0.3, 0.5]})
+    cells = grid({"initialization.delta": [0.2, 0.4], "refinement.tau": [0.0, 0.1, 0.15, 0.2]})
     result = run(Sweep("killed", small.config(root), cells), Options(tmp_path, max_failures=20))
     assert len(killed) == 4
     assert len(result.cells) == 8

@@ -194,11 +194,12 @@ def test_every_trial_has_its_figures_time_and_curves(grid_storage: Path, grid_pa
 
 
 def test_curves_are_capped_and_the_page_says_so(grid_storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trials, "MOST_CURVES", 3)
-    parsed = Parsed(page_of(grid_storage))
     total = len(collect([grid_storage]).runs)
-    assert f"Curves are drawn for the first 3 of {total} trials" in parsed.text
-    assert 0 < len(parsed.named("svg")) <= 6
+    cap = total // 2 + 1  # every other trial has curves, whichever come first
+    monkeypatch.setattr(trials, "MOST_CURVES", cap)
+    parsed = Parsed(page_of(grid_storage))
+    assert f"Curves are drawn for the first {cap} of {total} trials" in parsed.text
+    assert 0 < len(parsed.named("svg")) <= 2 * cap
     assert len(parsed.tables["trials-parts"]) == total + 1
 
 

@@ -146,7 +146,8 @@ def test_fields_that_count_are_those_of_the_training_identity() -> None:
     before = refinement_identity(base, "data")
     for name, value in to_flat(base).items():
         values = {name: other_value(name, value)}
-        if values[name] is None or name == "model.weights_dir":  # of which there is none without pretrained weights
+        # there are no weights to choose without pretrained ones; compared methods take batches whole
+        if values[name] is None or name in ("model.weights_dir", "auto_batch"):
             continue
         values |= {"method.name": {name: "has"}, "data.name": {name: "cub"}}.get(name, {})
         if name in ("data.image_size", "data.resize"):
@@ -155,6 +156,9 @@ def test_fields_that_count_are_those_of_the_training_identity() -> None:
             values[name] = 1
         changed = refinement_identity(override(base, values), "data") != before
         assert changed == (name in IDENTITY or name == "seed"), name
+    lchp = override(base, {"method.name": "lchp", "method.localizer": False})
+    parts = override(lchp, {"auto_batch": True})
+    assert refinement_identity(parts, "data") != refinement_identity(lchp, "data")
     assert set(IDENTITY) | WITHOUT_EFFECT | {"seed"} == set(field_types())
 
 
@@ -497,3 +501,23 @@ def test_letters_that_latex_lacks_are_named_by_their_code_point() -> None:
 def test_a_condition_that_no_run_meets_is_refused(grid: Records) -> None:
     with pytest.raises(ConfigError, match=r"--where refinement.tau=0.123: no run has it; there are 0, 0.5, 0.6"):
         require(grid, {"refinement.tau": 0.123})
+
+
+def test_compared_methods_have_rows_of_their_own_and_never_lchp_s(tmp_path: Path, paper: Paper) -> None:
+    lchp = preset("parts")
+    store(tmp_path, lchp)
+    cam = override(lchp, {"method.name": "cam"})
+    for threshold, known_ in ((0.1, 11.0), (0.2, 70.0), (0.5, 55.0)):
+        config = override(cam, {"method.threshold": threshold})
+        figures = {"pseudo_label": known_}
+        store(tmp_path, config, figures, method="CAM")
+    records = collect([tmp_path])
+    made = table(records, 1, PARTS, paper)
+    assert cell(made, "CAM", "GT-Known", data="parts").ours == "70.00 (1)"  # at the recipe's threshold
+    assert cell(made, "LCHP-R", "GT-Known", data="parts").n == 1
+    assert cell(table(records, 3, PARTS, paper), "0.5", "LCHP-R").n == 1
+    longer = override(cam, {"initialization.epochs": 9})
+    store(tmp_path / "other", longer, {"pseudo_label": 60.0}, method="CAM")
+    alone = table(collect([tmp_path / "other"]), 1, PARTS, paper)
+    assert "CAM: with initialization.epochs 9" in " ".join(alone.notes)
+    assert "nothing of ours was run" not in alone.caption.split("CUB-200-2011")[0]

@@ -102,15 +102,23 @@ class Tracker(Callback):
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
         """The searcher has moved the job to its last state before this is called."""
         self.changed(self._of(trial))
+        _release(trial)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
         """A trial whose worker died."""
         progress = self._of(trial)
         self.schedule.died(progress.job.name, describe_error(trial), self.max_failures)
         self.changed(progress)
+        _release(trial)
 
     def _of(self, trial: Trial) -> Progress:
         return self.schedule.jobs[trial.config["name"]]
+
+
+def _release(trial: Trial) -> None:
+    """Tune keeps every trial to the end, with statistics of each number it reported: 30 KB that nobody asks for."""
+    trial.run_metadata.metric_analysis.clear()
+    trial.run_metadata.metric_n_steps.clear()
 
 
 def facts(result: dict[str, Any]) -> dict[str, Any]:

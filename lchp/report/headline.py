@@ -133,6 +133,7 @@ def _sentences(records: Records, group: Group | None, recipe: Preset, name: str,
     if group is None:
         return [f"No finished trial of {data} is in the storages: the tables show the paper's values only."]
     runs = canonical(records.runs)
+    runs = rows(runs, (name == "lchp" for name in runs["method.name"]))
     seeds, versions = len(set(runs["seed"])), sorted({str(v) for v in runs["version"]})
     days = sorted({str(d)[:10] for d in runs["date"] if d is not None})
     span = f", trained {' to '.join(dict.fromkeys((days[0], days[-1])))}" if days else ""
@@ -164,6 +165,7 @@ def _sentences(records: Records, group: Group | None, recipe: Preset, name: str,
 def _settings(records: Records, data: str | None) -> dict[tuple[Any, ...], dict[int, float]]:
     """Setting (values of the fields that vary) -> seed -> LCHP-R's GT-Known in the paper's frame."""
     runs = canonical(records.runs)
+    runs = rows(runs, (name == "lchp" for name in runs["method.name"]))
     if data is not None:
         runs = rows(runs, (n == data for n in runs["data.name"]))
     vary = [n for n in (*IDENTITY, FINGERPRINT, RECIPE) if len(set(runs[n])) > 1]

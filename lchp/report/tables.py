@@ -22,6 +22,7 @@ from lchp.records import METRICS, TITLES
 from lchp.report.collect import METHOD, Records, result_of
 from lchp.report.groups import (
     DELTA,
+    FINGERPRINT,
     IDENTITY,
     LOCALIZER,
     SUBSET,
@@ -302,7 +303,7 @@ def _recipe_table(
         recipe = preset if name == own else PRESETS[name]
         choice = choose(records, recipe, None, where)
         lost = lost_cells(records, choice, recipe, None)
-        compared = _compared(records, recipe, where)
+        compared = _compared(records, recipe, where, choice.group)
         known = number == 2 or name in CLASSES
         prefix = {"cub": "CUB ", "imagenet": "ImageNet "}.get(name, "") if number == 1 else ""
         here = tuple(replace(m, paper=prefix + m.paper) for m in measures)
@@ -328,24 +329,51 @@ def _recipe_table(
                 backbone = _backbone(printed, result, group)
                 rows.append(Row((method, backbone) if number == 1 else (method,), tuple(cells)))
             sections.append(Section(DATA[name], frame, ranked_rows(rows, here, paper, number), part_of(choice.group)))
-        text = caption_of(records, choice, recipe, PRESETS[name] if known else PRESETS["cub"], axis=None)
+        captioned = choice
+        if choice.group is None and compared:  # LCHP itself was not run
+            captioned = Choice(next(iter(compared.values()))[0], choice.others)
+        text = caption_of(records, captioned, recipe, PRESETS[name] if known else PRESETS["cub"], axis=None)
         texts.append(text)
-        notes += [f"{DATA[name]}: {n}" if len(names) > 1 else n for n in _notes(choice, lost, None)]
+        about = [*_notes(choice, lost, None), *_notes_on_compared(records, recipe, compared)]
+        notes += [f"{DATA[name]}: {n}" if len(names) > 1 else n for n in about]
     title = f"{', '.join(METRICS[m] for m in RECIPE_METRICS[number])} (%) on {' and '.join(DATA[n] for n in names)}"
     head = ("method", "backbone") if number == 1 else ("method",)
     columns = tuple(m.title for m in measures)
     return Table(number, title, " ".join([*texts, PROTOCOL]), head, columns, tuple(sections), tuple(notes))
 
 
-def _compared(records: Records, recipe: Preset, where: Mapping[str, Any] | None) -> dict[str, tuple[Group, str]]:
-    """The compared methods of which there are runs on the recipe's data: row title -> the runs nearest to the recipe,
-    and which of their results is the method's."""
+def _notes_on_compared(records: Records, recipe: Preset, compared: Mapping[str, tuple[Group, str]]) -> list[str]:
+    """What differs from the recipe in a compared method's row, and cells of such methods that failed."""
+    notes = []
+    for title, (group, _) in compared.items():
+        like = override(recipe.config, {n: group.base[n] for n in OF_ROW})
+        away = differences(group.base, like)
+        if away:
+            notes.append(f"{title}: with " + ", ".join(f"{n} {show(v)}" for n, v in away.items()))
+    lost = canonical(records.failures)
+    of_data = recipe.config.data.name
+    mine = [d == of_data and m != "lchp" for d, m in zip(lost["data.name"], lost["method.name"], strict=True)]
+    return [*notes, *lost_notes(rows_of(lost, mine).drop_duplicates("key"), None)]
+
+
+OF_ROW = ("method.name", "method.localizer", "method.refine")
+"""What tells the rows of compared methods apart."""
+
+
+def _compared(
+    records: Records, recipe: Preset, where: Mapping[str, Any] | None, lchp: Group | None
+) -> dict[str, tuple[Group, str]]:
+    """The compared methods of which there are runs on the recipe's data, and on the very images of LCHP's where it was
+    run: row title -> the runs nearest to the recipe, and which of their results is the method's."""
     found = {}
     runs = rows_of(records.runs, (name == recipe.config.data.name for name in records.runs["data.name"]))
+    if lchp is not None:
+        runs = rows_of(runs, (f == lchp.base[FINGERPRINT] for f in runs[FINGERPRINT]))
     for title in sorted({t for t, name in zip(runs[METHOD], runs["method.name"], strict=True) if name != "lchp"}):
-        mine = replace(records, runs=rows_of(records.runs, (t == title for t in records.runs[METHOD])))
+        mine = replace(records, runs=rows_of(runs, (t == title for t in runs[METHOD])))
         first = mine.runs.to_dict("records")[0]
-        like = override(recipe.config, {n: v for n, v in first.items() if str(n).startswith("method.")})
+        # the row's method; its threshold is the recipe's where there are several
+        like = override(recipe.config, {n: first[n] for n in OF_ROW})
         group = choose(mine, replace(recipe, config=like), None, where).group
         if group is not None:
             found[title] = group, result_of(to_flat(like))

@@ -35,6 +35,7 @@ def rank(records: Records, where: Mapping[str, Any] | None = None) -> tuple[Sett
     Raises RunError where no run is left.
     """
     runs = canonical(records.runs)
+    runs = rows(runs, (name == "lchp" for name in runs["method.name"]))
     for name, value in (where or {}).items():
         runs = rows(runs, (v == value for v in runs[name]))
     columns = {part: f"unboxed/{FRAME}/{part}" for part in PARTS}
