@@ -41,7 +41,6 @@ class Train:
 
     def run(self) -> int:
         """Carries the command out; the exit status."""
-        from lchp.compared import label
         from lchp.records import summary_table
         from lchp.train import train
 
@@ -56,10 +55,22 @@ class Train:
                 stop=stop,
             )
         print(f"\n{summary_table(result.summary)}")
-        if result.config.method.name != "lchp":
-            print(f"method: {label(result.config)}; Pseudo Label is the box of its map, LCHP-I its localizer")
+        if (said := _method_line(result.config)) is not None:
+            print(said)
         print(f"\nrun folder: {result.run}")
         return 0
+
+
+def _method_line(config: TrainConfig) -> str | None:
+    """What the results of a compared method's run are; None for LCHP's."""
+    from lchp.compared import label
+
+    if config.method.name == "lchp":
+        return None
+    parts = ["Pseudo Label is the box of its map, of the class that the image is taken for"]
+    parts += ["LCHP-I the localizer regressed on such boxes"] if config.method.localizer else []
+    parts += ["LCHP-R that after LCHP's stage 2"] if config.method.refine else []
+    return f"method: {label(config)} (method.threshold {config.method.threshold:g}); {', '.join(parts)}"
 
 
 @dataclass
@@ -90,7 +101,7 @@ class Evaluate:
             raise ConfigError("--ten-crop: expected --classifier DIR, whose crops they are")
 
         from lchp.records import macro_gt_known, read_predictions, summarize, summary_table
-        from lchp.runs import SUMMARY, read_json
+        from lchp.runs import SUMMARY, read_config, read_json
 
         predictions = read_predictions(self.run_folder)
         computed = summarize(predictions)
@@ -99,6 +110,8 @@ class Evaluate:
         summary = computed | {k: v for k, v in recorded.items() if k not in computed}
         extra = {"gt_known_macro": macro_gt_known(predictions)} if self.macro else {}
         print(json.dumps(summary | extra, indent=2) if self.json else summary_table(summary))
+        if not self.json and (said := _method_line(read_config(self.run_folder))) is not None:
+            print(said)
         if self.macro and not extra["gt_known_macro"]:
             raise ConfigError("--macro: the test images have no ground-truth boxes")
         if self.macro and not self.json:

@@ -272,8 +272,8 @@ def in_memory(boxes: np.ndarray, size: int = 20) -> tuple[DataSet, TrainConfig]:
     """One test image of noise with several boxes (px), seen whole or cut to 16 px."""
     pixels = np.random.default_rng(0).integers(0, 255, (1, size, size, 3), dtype=np.uint8)
     split = Split(("image_0",), np.zeros(1, np.int64), images=pixels, boxes=(boxes.astype(np.float32),))
-    config = override(preset("parts"), {"data.resize": 20, "data.image_size": 16})
-    return DataSet("parts", ("a",), split, split), config
+    config = override(preset("folder"), {"data.resize": 20, "data.image_size": 16})
+    return DataSet("folder", ("a",), split, split), config
 
 
 def test_every_ground_truth_box_is_drawn_and_the_ious_are_written() -> None:

@@ -16,7 +16,7 @@ from lchp.records import TITLES
 from lchp.report.collect import Records
 from lchp.report.figures.run_files import metrics_of
 from lchp.report.groups import AXES, DELTA, IDENTITY, TAU, canonical, place, rows
-from lchp.report.tables import DATA, NO_BOXES, diverged
+from lchp.report.tables import DATA, NO_BOXES, NOT_GIVEN, diverged
 from lchp.runs import ENVIRONMENT, METRICS, read_json, stage1_folder
 
 MOST_CURVES = 500
@@ -173,7 +173,8 @@ def _table(name: str, runs: pd.DataFrame, recipe: Mapping[str, Any], reader: _Re
             values.append(Value(", ".join(away) or "-"))
         values.append(Value(str(row["seed"]), row["seed"]))
         values += [_known(row, r, "center_crop", reader) for r in RESULTS]
-        values += [_percent(row, "results/lchp_r/center_crop/top1_loc", NO_BOXES)]
+        boxless = math.isnan(float(row["floors/center_crop/full_box"]))
+        values += [_percent(row, "results/lchp_r/center_crop/top1_loc", NO_BOXES if boxless else NOT_GIVEN)]
         values += [_known(row, "lchp_r", "full_image", reader)]
         values += [_percent(row, "classification/top1"), _percent(row, "kept/share")]
         values += [_percent(row, "consistency/lchp_r")] if consistent else []
@@ -200,8 +201,9 @@ def _percent(row: Mapping[str, Any], path: str, absent: str = "-") -> Value:
 
 
 def _known(row: Mapping[str, Any], result: str, frame: str, reader: _Reader) -> Value:
-    found = _percent(row, f"results/{result}/{frame}/gt_known", NO_BOXES)
     floor = float(row[f"floors/{frame}/full_box"])
+    # where the images have boxes, a result that is not there is one that the method has not
+    found = _percent(row, f"results/{result}/{frame}/gt_known", NO_BOXES if math.isnan(floor) else NOT_GIVEN)
     if found.order is None or not diverged(found.order, floor):
         return found
     reader.low += 1
