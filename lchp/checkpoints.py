@@ -37,7 +37,9 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 def _keep(path: Path) -> None:
     second = previous(path)
-    beside = second.with_name(f".{second.name}")
+    if second.exists() and second.samefile(path):
+        return  # a kill came between the two names last time; renaming one file's link to another does nothing
+    beside = second.with_name(f".{second.name}-previous")  # a name by which lchp.runs knows a temporary file
     beside.unlink(missing_ok=True)
     try:
         os.link(path, beside)

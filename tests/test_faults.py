@@ -59,15 +59,16 @@ def test_killed_at_random_moments_and_resumed_it_ends_as_if_nothing_had_happened
     assert process.exitcode == 0
     assert moments > 60
     assert comparable(tmp_path / "whole") == whole
-    for number in range(KILLS):
+    for number in range(2 * KILLS):
         run = tmp_path / f"run{number}"
         last = draw.randrange(3, 6)
         for attempt in range(last + 1):
             # one in four at a moment of the clock; the others at one of the moments, evenly
             timed = attempt < last and draw.random() < 0.25
-            at = draw.randrange(moments) if attempt < last and not timed else None
+            # what is left of a run that was killed before is shorter
+            at = draw.randrange(moments // (3 if attempt else 1)) if attempt < last and not timed else None
             process = killed.start(killed.body, config, run, at, count, (600.0, 0.0)[number % 2])
-            process.join(draw.uniform(0, seconds) if timed else None)
+            process.join(draw.uniform(0, seconds / 3) if timed else None)
             process.kill()
             process.join()
             kills += process.exitcode == -signal.SIGKILL
@@ -75,7 +76,7 @@ def test_killed_at_random_moments_and_resumed_it_ends_as_if_nothing_had_happened
                 break
             assert process.exitcode == -signal.SIGKILL
         assert comparable(run) == whole
-        assert not [p for p in run.rglob(".*") if p.name != ".initialization.previous.pt"], "a temporary file is left"
+        assert not list(run.rglob(".*")), "a temporary file is left"
         if kills >= KILLS:
             break
     assert kills >= KILLS
