@@ -162,7 +162,7 @@ def test_what_a_record_without_a_field_means_is_what_the_default_means() -> None
 
 
 VERSIONS = {
-    "unknown": ({"refinement__temperature": 0.5}, "refinement.temperature is a field this version"),
+    "unknown": ({"refinement__softness": 0.5}, "refinement.softness is a field this version"),
     "missing": ({"initialization__beta": None}, "lacks initialization.beta"),
     "other value": ({"refinement__labeller": "oracle"}, "refinement.labeller = 'oracle'"),
     "other type": ({"initialization__delta": "0.5"}, "initialization.delta = '0.5'"),
