@@ -5,7 +5,7 @@ Stage 1 is the classifier, which methods of one scheme share. Stage 2 is the res
 regression, `method.refine` LCHP's refinement after it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -170,48 +170,25 @@ def train_classifier(
 ) -> None:
     """Trains the classifier in place by the method's loss, with stage 1's rates and epochs."""
     config, first = context.config, context.config.initialization
-    rates: dict[str, Any] = {"momentum": first.momentum, "weight_decay": first.weight_decay}
-    optimizer = torch.optim.SGD(nets.classifier.parameters(), lr=first.lr, **rates)
     steps = len(epoch_order(context, torch.Generator()))
     nets.classifier.train()
 
-    def batches(epoch: int, generator: torch.Generator, start: int) -> Any:
+    def batches(epoch: int, generator: torch.Generator, start: int) -> Iterator[Batch]:
         for n, (images, labels, _) in enumerate(general_batches(context, generator, start), start):
             # a generator of its own, so that an epoch gone on with draws what it would have
             draws = torch.Generator().manual_seed(epoch_seed(config.seed, f"{found.scheme.name} {epoch}", n))
             yield Batch(images, labels, draws, (epoch + n / steps) / first.epochs)
 
-    def step(batch: Batch, _epoch: int) -> dict[str, Tensor]:
-        with context.autocast:
-            loss = found.scheme.loss(nets.classifier, batch)
-        loss.backward()
-        average_gradients([optimizer])
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return {"loss": loss.detach()}
+    def values(batch: Batch) -> dict[str, Tensor]:
+        return {"loss": found.scheme.loss(nets.classifier, batch)}
 
-    fit(
-        Stage(
-            CLASSIFICATION,
-            first.epochs,
-            steps * min(config.data.batch_size, len(context.images)),
-            {"classifier": nets.classifier},
-            {"classifier": optimizer},
-            {
-                "classifier": make_schedule(
-                    optimizer, first.schedule, decay=first.lr_decay, epochs=first.epochs, steps_per_epoch=steps
-                )
-            },
-            batches,
-            step,
-            count=lambda batch: len(batch.images),
-            images=lambda epoch, step: images_of(context, CLASSIFICATION, epoch, step),
-            describe=lambda m: (
-                f"{found.scheme.name} epoch {m['epoch']}/{m['epochs']}  loss {m['loss']:.4f}  "
-                f"lr {m['lr_classifier']:.2e}  {m['images_per_second']:.0f} images/s"
-            ),
-        ),
-        seed=config.seed,
+    _fit_one(
+        context,
+        (CLASSIFICATION, "classifier", nets.classifier),
+        (first.lr, first.schedule),
+        batches,
+        values,
+        count=lambda batch: len(batch.images),
         checkpoint=checkpoint,
         identity=identity,
         **options,
@@ -223,51 +200,74 @@ def regress(
 ) -> None:
     """Trains the localizer in place on the method's boxes of the training views, each of the image's own class: PSOL's
     second half, by its loss."""
-    config, first = context.config, context.config.initialization
-    rates: dict[str, Any] = {"momentum": first.momentum, "weight_decay": first.weight_decay}
-    optimizer = torch.optim.SGD(nets.localizer.parameters(), lr=first.localizer_lr, **rates)
-    steps = len(epoch_order(context, torch.Generator()))
+    first = context.config.initialization
     nets.classifier.eval()
     nets.localizer.train()
 
-    def step(batch: tuple[Tensor, Tensor, None], _epoch: int) -> dict[str, Tensor]:
+    def values(batch: tuple[Tensor, Tensor, None]) -> dict[str, Tensor]:
         images, labels, _ = batch
+        box = source(images, labels)
+        return {"loss": localizer_loss(nets.localizer(images), box), "pseudo_area": 100 * area(box).mean()}
+
+    _fit_one(
+        context,
+        (REGRESSION, "localizer", nets.localizer),
+        (first.localizer_lr, first.localizer_schedule),
+        lambda _epoch, generator, start: general_batches(context, generator, start),
+        values,
+        count=lambda batch: len(batch[0]),
+        checkpoint=checkpoint,
+        identity=identity,
+        **options,
+    )
+
+
+def _fit_one(
+    context: Context,
+    what: tuple[str, str, nn.Module],
+    rate: tuple[float, str],
+    batches: Callable[[int, torch.Generator, int], Iterable[Any]],
+    values: Callable[[Any], dict[str, Tensor]],
+    *,
+    count: Callable[[Any], int],
+    **options: Any,
+) -> None:
+    """`fit` of one network by the `loss` among the scalars that `values` gives for a batch, with stage 1's epochs.
+
+    what: the stage's name, the network's, and the network; rate: the learning rate and the name of its schedule.
+    """
+    config, first = context.config, context.config.initialization
+    (stage, name, net), (lr, schedule) = what, rate
+    optimizer = torch.optim.SGD(net.parameters(), lr=lr, momentum=first.momentum, weight_decay=first.weight_decay)
+    steps = len(epoch_order(context, torch.Generator()))
+
+    def step(batch: Any, _epoch: int) -> dict[str, Tensor]:
         with context.autocast:
-            box = source(images, labels)
-            loss = localizer_loss(nets.localizer(images), box)
-        loss.backward()
+            found = values(batch)
+        found["loss"].backward()
         average_gradients([optimizer])
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return {"loss": loss.detach(), "pseudo_area": 100 * area(box).mean()}
+        return {k: v.detach() for k, v in found.items()}
 
+    scheduled = make_schedule(optimizer, schedule, decay=first.lr_decay, epochs=first.epochs, steps_per_epoch=steps)
     fit(
         Stage(
-            REGRESSION,
+            stage,
             first.epochs,
             steps * min(config.data.batch_size, len(context.images)),
-            {"localizer": nets.localizer},
-            {"localizer": optimizer},
-            {
-                "localizer": make_schedule(
-                    optimizer,
-                    first.localizer_schedule,
-                    decay=first.lr_decay,
-                    epochs=first.epochs,
-                    steps_per_epoch=steps,
-                )
-            },
-            lambda _epoch, generator, start: general_batches(context, generator, start),
+            {name: net},
+            {name: optimizer},
+            {name: scheduled},
+            batches,
             step,
-            count=lambda batch: len(batch[0]),
-            images=lambda epoch, step: images_of(context, REGRESSION, epoch, step),
+            count=count,
+            images=lambda epoch, step: images_of(context, stage, epoch, step),
             describe=lambda m: (
-                f"regression epoch {m['epoch']}/{m['epochs']}  loss {m['loss']:.5f}  pseudo box area "
-                f"{m['pseudo_area']:.1f} %  lr {m['lr_localizer']:.2e}  {m['images_per_second']:.0f} images/s"
+                f"{name} epoch {m['epoch']}/{m['epochs']}  loss {m['loss']:.4f}  lr {m[f'lr_{name}']:.2e}  "
+                f"{m['images_per_second']:.0f} images/s"
             ),
         ),
         seed=config.seed,
-        checkpoint=checkpoint,
-        identity=identity,
         **options,
     )
