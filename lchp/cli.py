@@ -63,14 +63,17 @@ class Train:
 
 def _method_line(config: TrainConfig) -> str | None:
     """What the results of a compared method's run are; None for LCHP's."""
-    from lchp.compared import label
+    from lchp.compared import chosen, label
 
-    if config.method.name == "lchp":
+    found, method = chosen(config), config.method
+    if found is None:
         return None
-    parts = ["Pseudo Label is the box of its map, of the class that the image is taken for"]
-    parts += ["LCHP-I the localizer regressed on such boxes"] if config.method.localizer else []
-    parts += ["LCHP-R that after LCHP's stage 2"] if config.method.refine else []
-    return f"method: {label(config)} (method.threshold {config.method.threshold:g}); {', '.join(parts)}"
+    threshold = "" if found.map is None else f" (method.threshold {method.threshold:g})"
+    source = "DDT's box" if found.map is None else "the box of its map"
+    parts = [f"Pseudo Label is {source}, of the image's own class; where top-1 is right, both are one"]
+    parts += ["LCHP-I the localizer regressed on such boxes"] if method.localizer else []
+    parts += ["LCHP-R that after LCHP's stage 2"] if method.refine else []
+    return f"method: {label(config)}{threshold}; {', '.join(parts)}"
 
 
 @dataclass

@@ -16,7 +16,16 @@ from torch import Tensor, nn
 
 from lchp.backbones import build_trunk
 from lchp.boxes import area
-from lchp.config import MethodConfig, Preset, TrainConfig
+from lchp.config import (
+    EvaluationConfig,
+    InitializationConfig,
+    MethodConfig,
+    ModelConfig,
+    Preset,
+    RefinementConfig,
+    TrainConfig,
+    to_flat,
+)
 from lchp.context import Context
 from lchp.data.images import batches as read_batches
 from lchp.data.images import in_order
@@ -26,7 +35,6 @@ from lchp.inference import see
 from lchp.loop import Stage, epoch_seed, fit, make_schedule
 from lchp.losses import foreground
 from lchp.methods import METHODS, Batch, Method, method
-from lchp.methods.base import ScoreMap
 from lchp.methods.ddt import Descriptors, Transform, largest_component_boxes
 from lchp.methods.psol import localizer_loss
 from lchp.pseudo import enclosing_boxes, upsample
@@ -38,6 +46,8 @@ CLASSIFICATION, REGRESSION = "initialization", "regression"
 
 BoxSource = Callable[[Tensor, Tensor], Tensor]
 """(images B x 3 x H x W in [0, 1], class ids B) to boxes B x 4 in [0, 1] of the view."""
+MapSource = Callable[[Tensor, Tensor], Tensor]
+"""(images B x 3 x H x W in [0, 1], class ids B) to score maps B x h x w float32, not normalised."""
 
 
 def chosen(config: TrainConfig) -> Method | None:
@@ -68,12 +78,48 @@ def cells(preset: Preset) -> list[dict[str, Any]]:
     return [*found, {"method.name": "cam", **regressed}, {"method.name": "psol", **regressed, "method.refine": True}]
 
 
-def stage1_of(config: TrainConfig) -> MethodConfig:
-    """What stage 1 depends on of `config.method`: the scheme alone, named by the first method that has it."""
+def stage1_of(config: TrainConfig) -> TrainConfig:
+    """What stage 1 of a config depends on, as a config: all else is as in every other config. A compared method's is of
+    its scheme, named by the first method that has it, and of the classifier alone."""
+    found, model, first = chosen(config), config.model, config.initialization
+    fields: dict[str, Any] = {"method": MethodConfig()}
+    if found is not None:
+        fields = {
+            "model": ModelConfig(
+                model.classifier,
+                model.classifier,  # no localizer is trained
+                found.head,
+                pretrained=model.pretrained,
+                weights_dir=model.weights_dir,
+            ),
+            "initialization": InitializationConfig(
+                first.epochs,
+                lr=first.lr,
+                schedule=first.schedule,
+                lr_decay=first.lr_decay,
+                momentum=first.momentum,
+                weight_decay=first.weight_decay,
+            ),
+            "method": MethodConfig(next(n for n, m in METHODS.items() if m.scheme.name == found.scheme.name)),
+        }
+    evaluation = EvaluationConfig(batch_size=config.evaluation.batch_size)
+    return replace(config, refinement=RefinementConfig(), evaluation=evaluation, **fields)
+
+
+def after_stage1(config: TrainConfig) -> dict[str, Any]:
+    """The fields, by dotted name, that a compared method's results depend on beside its stage 1."""
     found = chosen(config)
-    if found is None:
-        return MethodConfig()
-    return MethodConfig(next(name for name, m in METHODS.items() if m.scheme.name == found.scheme.name))
+    assert found is not None
+    # what the recorded scores of a box look at
+    names = ["method.name", "method.localizer", "method.refine", "initialization.mask", "refinement.crop_margin"]
+    names += ["method.threshold", "method.component"] if found.map is not None else []
+    flat = to_flat(config)
+    if config.method.localizer:
+        names += ["model.localizer", "model.localizer_head", "model.box_encoding", "refinement.tau"]
+        names += ["initialization.localizer_lr", "initialization.localizer_schedule"]
+    if config.method.refine:
+        names += ["initialization.beta", *(name for name in flat if name.startswith("refinement."))]
+    return {name: flat[name] for name in sorted(set(names))}
 
 
 def epochs_after_stage1(config: TrainConfig) -> dict[str, int]:
@@ -99,19 +145,29 @@ def build_classifier(config: TrainConfig, found: Method, num_classes: int) -> nn
     return classifier.train()
 
 
-def box_source(config: TrainConfig, found: Method, classifier: nn.Module, context: Context) -> BoxSource:
-    """The method's box of a view and a class: of the score map of a classifier in inference mode, or DDT's."""
-    return _of_map(config, found.map, classifier) if found.map is not None else _of_transforms(classifier, context)
+def map_source(found: Method, classifier: nn.Module) -> MapSource | None:
+    """The method's score maps by a classifier in inference mode, whatever mode the caller is in; None without any."""
+    score_map = found.map
+    if score_map is None:
+        return None
+
+    def maps(images: Tensor, labels: Tensor) -> Tensor:
+        with torch.inference_mode(False), torch.enable_grad():  # Grad-CAM needs gradients
+            return score_map(classifier, images.clone(), labels.clone()).detach().float()
+
+    return maps
 
 
-def _of_map(config: TrainConfig, score_map: ScoreMap, classifier: nn.Module) -> BoxSource:
+def box_source(config: TrainConfig, maps: MapSource | None, classifier: nn.Module, context: Context) -> BoxSource:
+    """The method's box of a view and a class: of its score map, or DDT's."""
+    return _of_map(config, maps) if maps is not None else _of_transforms(classifier, context)
+
+
+def _of_map(config: TrainConfig, maps: MapSource) -> BoxSource:
     size, method_ = (config.data.image_size, config.data.image_size), config.method
 
     def boxes(images: Tensor, labels: Tensor) -> Tensor:
-        # whatever mode the caller is in: Grad-CAM needs gradients
-        with torch.inference_mode(False), torch.enable_grad():
-            maps = score_map(classifier, images.clone(), labels.clone()).detach().float()
-        mask = foreground(upsample(maps, size), method_.threshold, "minmax")
+        mask = foreground(upsample(maps(images, labels), size), method_.threshold, "minmax")
         found = enclosing_boxes(mask)[0] if method_.component == "all" else largest_component_boxes(mask)
         return found.to(images.device)
 

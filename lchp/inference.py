@@ -33,6 +33,8 @@ class Models:
     crop_margin: float = 0.0
     map_boxes: Callable[[Tensor, Tensor], Tensor] | None = None
     """A compared method's boxes, in place of the teacher's: images, class ids -> B x 4 (see `lchp.compared`)."""
+    score_maps: Callable[[Tensor, Tensor], Tensor] | None = None
+    """Its score maps, where they are its result: images, class ids -> B x h x w."""
 
     def eval(self) -> None:
         """Puts every network in inference mode."""
@@ -108,7 +110,7 @@ def predict(
             for frame, found in parts.items():
                 with autocast:
                     x = see(pixels, frame, size)
-                    seen = predict_batch(models, x)
+                    seen = predict_batch(models, x, batch.labels.to(device))
                     found.append((seen, masked_score(models, x, seen)))
             bar.update(len(batch.index))
     return {frame: _joined(found) for frame, found in parts.items()}
@@ -133,15 +135,19 @@ def _joined(parts: list[_Part]) -> Predictions:
     return Predictions(boxes=boxes, **{n: v for n, v in whole.items() if not n.startswith("box ")})
 
 
-def predict_batch(models: Models, x: Tensor) -> Seen:
-    """What the networks say of images B x 3 x H x W in [0, 1]."""
+def predict_batch(models: Models, x: Tensor, labels: Tensor | None = None) -> Seen:
+    """What the networks say of images B x 3 x H x W in [0, 1].
+
+    labels: B class ids, whose boxes a compared method's map is asked for: GT-Known's class is known, and where the
+    class that the image is taken for is right, it is the same. None: of the class that the image is taken for.
+    """
     scores = models.classifier(x).logits.float().softmax(1)
     score, top = scores.topk(min(5, scores.shape[1]), 1)
     boxes: dict[str, Tensor] = {}
     if models.teacher is not None:
         boxes["pseudo_label"] = pseudo_boxes(models.teacher, x, models.config).box.float()
     elif models.map_boxes is not None:
-        boxes["pseudo_label"] = models.map_boxes(x, top[:, 0])
+        boxes["pseudo_label"] = models.map_boxes(x, top[:, 0] if labels is None else labels)
     for name, localizer in models.localizers.items():
         boxes[name] = predict_boxes(localizer, x)
     logits = models.classifier(crop(x, last_box(boxes), models.crop_margin)).logits
@@ -183,12 +189,33 @@ def view_boxes(
         each: dict[str, list[Tensor]] = {}
         for view in _views(x):
             with autocast:
-                boxes = predict_batch(models, warp(x, view, torch.zeros(3))).boxes
+                boxes = predict_batch(models, warp(x, view, torch.zeros(3)), batch.labels.to(device)).boxes
             for name, b in boxes.items():
                 each.setdefault(name, []).append(view.inverse().boxes(b).clamp(0, 1).cpu())
         found.append({name: torch.stack(b) for name, b in each.items()})
     found = collected(found)
     return {name: torch.cat([f[name] for f in found], 1).numpy() for name in found[0]}
+
+
+def each_score_map(
+    models: Models,
+    images: Images,
+    size: int,
+    *,
+    batch_size: int,
+    workers: int,
+    device: torch.device,
+    autocast: AbstractContextManager[None],
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Position in the split and score map (h x w float32, of the image's class, not normalised) of this worker's images
+    in full_image."""
+    models.eval()
+    assert models.score_maps is not None
+    for batch in batches(images, dealt(in_order(len(images), batch_size)), workers=workers, pin=device.type == "cuda"):
+        x = see(batch.images.to(device), "full_image", size)
+        with autocast:
+            maps = models.score_maps(x, batch.labels.to(device))
+        yield from zip(batch.index.tolist(), maps.cpu().numpy(), strict=True)
 
 
 def _views(x: Tensor) -> Iterator[AxisMap]:

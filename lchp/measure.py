@@ -11,13 +11,15 @@ from lchp.config import TrainConfig
 from lchp.context import Context
 from lchp.data.base import Split
 from lchp.data.images import Images
-from lchp.evaluate import FRAMES, GroundTruth, best_iou, consistency, ground_truth, hits, percent, unboxed
-from lchp.inference import Models, Predictions, predict, view_boxes
+from lchp.evaluate import FRAMES, RESULTS, GroundTruth, best_iou, consistency, ground_truth, hits, percent, unboxed
+from lchp.inference import Models, Predictions, each_score_map, predict, view_boxes
 from lchp.loop import DivergedError
 from lchp.records import frame_table, summarize, write_predictions
 from lchp.runs import SUMMARY, require_claimed
 from lchp.stages import Networks
 
+MAP_INTERVAL = 0.001
+"""Between the thresholds of a score map, wsolevaluation's."""
 TAUS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Thresholds of Table 4, at which the kept training boxes are counted."""
 
@@ -74,9 +76,72 @@ def record_predictions(run: Path, models: Models, context: Context) -> dict[str,
         require_claimed(run)
         write_predictions(run, table)
     summary = summarize(table)
+    if models.score_maps is not None and split.boxes is not None:
+        summary["score_maps"] = score_maps(models, context)
     if split.boxes is None or config.evaluation.consistency:
         summary["consistency"] = _consistency(models, context, images, table)
     return summary
+
+
+def score_maps(models: Models, context: Context) -> dict[str, float]:
+    """The score maps of the test split as wsolevaluation scores them (see `lchp.scoring.maps`), in percent.
+
+    `oracle_maxboxacc` (largest contour, IoU 0.5) and `oracle_maxboxacc_v2` (any contour, mean over IoU 0.3, 0.5, 0.7)
+    are at the best threshold of these very images, `oracle_threshold` that of the former; `boxacc` and `boxacc_v2` at
+    method.threshold. Under evaluation.oracle and data.validation also `..._at_validation`, at
+    `oracle_validation_threshold`, the best one of the held-out training images (reads their boxes, not the test's).
+    """
+    from lchp.scoring.maps import IOUS  # OpenCV's contours are for those who score maps
+    from lchp.scoring.scoremaps import thresholds
+
+    fixed = context.config.method.threshold
+    grid = thresholds(MAP_INTERVAL)
+    curves = _map_curves(models, context, context.test, np.append(grid, fixed))
+    largest, best = curves[:, :, :-1]
+    at_50 = largest[IOUS.index(50)]
+    out = {
+        "oracle_maxboxacc": float(at_50.max()),
+        "oracle_maxboxacc_v2": float(best.max(1).mean()),
+        "oracle_threshold": float(grid[at_50.argmax()]),
+        "threshold": fixed,
+        "boxacc": float(curves[0, IOUS.index(50), -1]),
+        "boxacc_v2": float(curves[1, :, -1].mean()),
+    }
+    held_out = context.held_out
+    if held_out is None or held_out.split.boxes is None or not context.config.evaluation.oracle:
+        return out
+    chosen = int(_map_curves(models, context, held_out, grid)[0, IOUS.index(50)].argmax())
+    return out | {
+        "oracle_validation_threshold": float(grid[chosen]),
+        "boxacc_at_validation": float(at_50[chosen]),
+        "boxacc_v2_at_validation": float(best[:, chosen].mean()),
+    }
+
+
+def _map_curves(models: Models, context: Context, images: Images, grid: np.ndarray) -> np.ndarray:
+    """Percent of the images whose map's box is right, of the largest contour and of all: 2 x len(IOUS) x thresholds."""
+    from lchp.scoring.maps import IOUS, in_frame, ious_of, reached
+    from lchp.scoring.scoremaps import in_its_frame
+
+    split, sizes = images.split, images.sizes()
+    assert split.boxes is not None
+    right = np.zeros((2, len(IOUS), len(grid)), np.int64)
+    maps = each_score_map(
+        models,
+        images,
+        context.config.data.image_size,
+        batch_size=context.config.evaluation.batch_size,
+        workers=context.config.data.workers,
+        device=context.device,
+        autocast=context.autocast,
+    )
+    for i, scoremap in maps:
+        if not np.isfinite(scoremap).all():
+            raise DivergedError("predictions: a score map is not finite; training diverged, lower the learning rate")
+        inclusive = np.asarray(split.boxes[i], np.float64) - (0, 0, 1, 1)
+        found = ious_of(in_its_frame(scoremap), grid, in_frame(inclusive, tuple(sizes[i])))
+        right += np.stack([reached(found.largest), reached(found.best)])
+    return 100.0 * np.sum(distributed.collected([right]), 0) / len(images)
 
 
 def _view_boxes(models: Models, context: Context, images: Images) -> dict[str, np.ndarray]:
@@ -100,12 +165,15 @@ def _consistency(models: Models, context: Context, images: Images, table: Any) -
 
 
 def validate(models: Models, context: Context, images: Images) -> dict[str, float]:
-    """How good the last localizer is on held-out training images, in percent. `score` is what a search may maximise
+    """How good the last result is on held-out training images, in percent. `score` is what a search may maximise
     without any box (see `lchp.evaluate.unboxed`). Beside it, for the eye: the consistency of the boxes under flips and
     scales, and the share kept at a fixed confidence.
     Under evaluation.oracle, `oracle_gt_known` is added, which reads these images' boxes."""
-    name = list(models.localizers)[-1]
-    models = replace(models, teacher=None, localizers={name: models.localizers[name]})
+    if models.localizers:
+        name = list(models.localizers)[-1]
+        models = replace(models, teacher=None, map_boxes=None, localizers={name: models.localizers[name]})
+    else:  # a compared method's map or DDT
+        name = RESULTS[0]
     p = _predict(models, context, images, "full_image")["full_image"]
     agreement = consistency(p.boxes[name], _view_boxes(models, context, images)[name])
     kept = percent(p.confidence > context.config.evaluation.confidence)

@@ -164,6 +164,7 @@ def summary_table(summary: dict[str, Any]) -> str:
         f"\nclassification (center_crop): top-1 {top['top1']:.2f} %, top-5 {top['top5']:.2f} %",
     ]
     lines.append("selection: none; delta and tau are the config's, and the last epoch counts (no box chose anything)")
+    lines += [*_below_floor(summary), *_score_map_lines(summary)]
     kept = summary.get("kept") or {}
     if kept.get("share") is not None:
         share = f"boxes of LCHP-I kept at tau {kept['tau']:g}: {kept['count']} of {kept['total']} training images"
@@ -172,6 +173,35 @@ def summary_table(summary: dict[str, Any]) -> str:
             share + ("" if known is None else f", their GT-Known {known:.2f} % (diagnostic, reads training boxes)")
         )
     return "\n".join(lines)
+
+
+def _below_floor(summary: dict[str, Any]) -> list[str]:
+    """A line where a result does not beat the centred box."""
+    below = [
+        f"{TITLES[name]} in {frame} ({frames[frame]['gt_known']:.2f} against {floor:.2f})"
+        for name, frames in summary["results"].items()
+        for frame in FRAMES
+        if frames[frame]["gt_known"] <= (floor := summary["floors"][frame]["centre_box"])
+    ]
+    return [f"GT-Known not above the floor of the 80 % box: {', '.join(below)}"] if below else []
+
+
+def _score_map_lines(summary: dict[str, Any]) -> list[str]:
+    """MaxBoxAcc of a compared method's score maps, and which of it an oracle chose."""
+    maps = summary.get("score_maps")
+    if not maps:
+        return []
+    lines = [
+        f"its score maps (wsolevaluation's frame): BoxAcc {maps['boxacc']:.2f} %, V2 {maps['boxacc_v2']:.2f} % at "
+        f"threshold {maps['threshold']:g}; MaxBoxAcc {maps['oracle_maxboxacc']:.2f} % (oracle, at "
+        f"{maps['oracle_threshold']:.3g}), V2 {maps['oracle_maxboxacc_v2']:.2f} % (oracle)"
+    ]
+    if maps.get("oracle_validation_threshold") is not None:
+        lines.append(
+            f"  at {maps['oracle_validation_threshold']:.3g}, chosen on the boxes of held-out training images: BoxAcc "
+            f"{maps['boxacc_at_validation']:.2f} %, V2 {maps['boxacc_v2_at_validation']:.2f} %"
+        )
+    return lines
 
 
 def second_classifier_table(record: dict[str, Any]) -> str:

@@ -22,7 +22,18 @@ from lchp import distributed, runs
 from lchp.augment import StrongParameters
 from lchp.backbones import weights_identity
 from lchp.checkpoints import load_checkpoint
-from lchp.compared import REGRESSION, box_source, build_classifier, chosen, label, regress, train_classifier
+from lchp.compared import (
+    REGRESSION,
+    after_stage1,
+    box_source,
+    build_classifier,
+    chosen,
+    label,
+    map_source,
+    regress,
+    stage1_of,
+    train_classifier,
+)
 from lchp.config import PLACES, TrainConfig, to_flat
 from lchp.context import Context, describe_environment, open_context
 from lchp.data import training_fingerprint
@@ -191,13 +202,16 @@ def _train_compared(nets: Networks, context: Context, plan: Plan) -> tuple[Model
     if plan.stage != "refine":
         train_classifier(nets, context, plan.first, initialization_identity(config, data), found, **plan.options)
     nets.classifier.eval()
-    boxes = box_source(config, found, nets.classifier, context)
+    maps = map_source(found, nets.classifier)
+    boxes = box_source(config, maps, nets.classifier, context)
     localizers: dict[str, Localizer] = {}
     margin = config.refinement.crop_margin
     models = Models(nets.classifier, None, localizers, config.initialization, margin, boxes)
     kept: dict[str, Any] = {}
-    if plan.stage == "init" or not config.method.localizer:
+    if plan.stage == "init":
         return models, kept
+    if not config.method.localizer:
+        return replace(models, score_maps=maps), kept
     checkpoints = plan.run / CHECKPOINTS
     regress(nets, context, checkpoints / f"{REGRESSION}.pt", refinement_identity(config, data), boxes, **plan.options)
     localizers["lchp_i"] = copy.deepcopy(nets.localizer)
@@ -233,33 +247,42 @@ def probe(config: TrainConfig, batches: int = 3) -> dict[str, float]:
 
 def initialization_identity(config: TrainConfig, data: str) -> str:
     """Hash of all that a stage-1 result depends on; `data` is the data set's fingerprint."""
+    compared, auto_batch = chosen(config), config.auto_batch
+    config = stage1_of(config)
     parts = asdict(config)
     for name in ("root", "workers", "cache", "skip_bad"):
         parts["data"].pop(name)
+    # the two train on the same images, so that a threshold found on one is tried on the other without training again
+    parts["data"]["name"] = config.data.name.removesuffix("_fullsup")
     parts["model"].pop("weights_dir")
     precision = config.precision
     if precision == "auto":  # a named precision gives a key on machines without the device, too
         precision = resolve_precision(precision, resolve_device(config.device))
-    compared = chosen(config)
-    starts = {"pretrained": config.model.pretrained, "weights_dir": config.model.weights_dir}
     return runs.digest(
         {
             "recipe": RECIPE_VERSION,
-            "weights": [weights_identity(n, **starts) for n in (config.model.classifier, config.model.localizer)],
+            "weights": [_weights(config, name) for name in (config.model.classifier, config.model.localizer)],
             "data": data,
             "precision": precision,
             "seed": config.seed,
             "config": {k: parts[k] for k in ("data", "model", "initialization")},
         }
-        | ({"auto_batch": True} if config.auto_batch else {})  # batches in parts are another BatchNorm
+        | ({"auto_batch": True} if auto_batch else {})  # batches in parts are another BatchNorm
         | ({} if compared is None else {"scheme": compared.scheme.name})
     )
 
 
 def refinement_identity(config: TrainConfig, data: str) -> str:
     """Hash of all that a stage-2 result depends on."""
-    compared = [] if config.method.name == "lchp" else [asdict(config.method)]
-    return runs.digest([initialization_identity(config, data), asdict(config.refinement), *compared])
+    first = initialization_identity(config, data)
+    if chosen(config) is None:
+        return runs.digest([first, asdict(config.refinement)])
+    localizer = _weights(config, config.model.localizer) if config.method.localizer else None
+    return runs.digest([first, after_stage1(config), localizer])
+
+
+def _weights(config: TrainConfig, backbone: str) -> Any:
+    return weights_identity(backbone, pretrained=config.model.pretrained, weights_dir=config.model.weights_dir)
 
 
 def build(config: TrainConfig, num_classes: int, device: torch.device) -> Networks:

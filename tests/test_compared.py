@@ -18,8 +18,9 @@ from lchp.evaluate import FRAMES
 from lchp.harness.cells import Sweep, expand, jobs_of, make_cell
 from lchp.methods import METHODS
 from lchp.predict import load_run
+from lchp.records import summary_table
 from lchp.second_classifier import second_classifier, ten_crops
-from lchp.train import Result, train
+from lchp.train import Result, initialization_identity, refinement_identity, train
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,10 @@ def test_methods_of_one_scheme_share_their_classifier(root: Path) -> None:
     assert len([j for j in jobs.values() if j.stage == 2]) == 1 + len(METHODS) + 2
     plain = {make_cell(base, {"method.name": n}).stage1 for n in ("cam", "grad_cam", "layer_cam", "info_cam", "psol")}
     assert len(plain) == 1
-    assert stage1_of(config_of(root, "grad_cam")) == stage1_of(config_of(root, "cam"))
+    of_scheme = {stage1_of(config_of(root, n)) for n in ("cam", "grad_cam")}
+    # no localizer is trained with it, so that it serves any
+    of_scheme.add(stage1_of(override(config_of(root, "cam", localizer=True), {"model.localizer": "tiny_deep"})))
+    assert len(of_scheme) == 1
     by_config = {j.config.method.name: j for j in jobs.values() if j.stage == 2 and j.config.method.refine}
     assert by_config["psol"].epochs == 2 + 2
     assert by_config["psol"].finished_epochs("refinement", 1) == 3
@@ -102,6 +106,69 @@ def test_lchp_s_keys_do_not_depend_on_the_methods(root: Path) -> None:
     base = small_config(root)
     assert make_cell(base, {}).stage2 == make_cell(base, {"method.threshold": 0.3}).stage2
     assert epochs_after_stage1(base) == {"refinement": 2}
+
+
+MAP = {"method.threshold": 0.3, "method.component": "all"}
+REGRESSED = {
+    "model.localizer": "tiny_deep",
+    "model.localizer_head": "gap",
+    "model.box_encoding": "sigmoid",
+    "initialization.localizer_lr": 0.5,
+    "initialization.localizer_schedule": "onecycle",
+    "refinement.tau": 0.2,  # what is recorded as kept
+}
+REFINED = {"initialization.beta": 0.5, "refinement.lr": 0.5, "refinement.scheme": "uda", "refinement.views": 2}
+CLASSIFIER = {"seed": 3, "initialization.lr": 0.5, "model.classifier": "tiny_deep", "data.batch_size": 7}
+RECORDED = {"initialization.mask": "black", "refinement.crop_margin": 0.1}
+LCHP_S = {
+    "model.head": "gap",
+    "model.attention_maps": 3,
+    "model.bap_scale": 2.0,
+    "initialization.delta": 0.3,
+    "initialization.alpha": 2.0,
+    "initialization.boxes": "single",
+    "initialization.localizer_start": 1,
+}
+"""Of LCHP's own stage 1."""
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "counts", "inert"),
+    [
+        ("cam", {}, CLASSIFIER | RECORDED | MAP, LCHP_S | REGRESSED | REFINED),
+        ("psol", {}, CLASSIFIER | RECORDED, LCHP_S | REGRESSED | REFINED | MAP),
+        ("cam", {"localizer": True}, CLASSIFIER | RECORDED | MAP | REGRESSED, LCHP_S | REFINED),
+        ("psol", {"localizer": True, "refine": True}, CLASSIFIER | RECORDED | REGRESSED | REFINED, LCHP_S | MAP),
+    ],
+)
+def test_a_key_holds_what_a_result_depends_on(
+    root: Path, name: str, values: dict[str, Any], counts: dict[str, Any], inert: dict[str, Any]
+) -> None:
+    """So that no cell is trained twice for a field that it does not use, and none is taken for another."""
+    config = config_of(root, name, **values)
+    first, second = (identity(config, "data") for identity in (initialization_identity, refinement_identity))
+    for field, value in (counts | inert).items():
+        changed = override(config, {field: value})
+        assert (refinement_identity(changed, "data") != second) == (field in counts), field
+        assert (initialization_identity(changed, "data") != first) == (field in CLASSIFIER), field
+
+
+def test_score_maps_are_scored_and_what_an_oracle_chose_is_named(root: Path, tmp_path: Path) -> None:
+    """The figures are those of `lchp score` on the same maps."""
+    values = {"data.validation": 0.25, "evaluation.oracle": True, "method.threshold": 0.5}
+    result = train(override(config_of(root, "cam"), values), output=tmp_path / "run")
+    maps = result.summary["score_maps"]
+    assert maps["threshold"] == 0.5
+    assert maps["boxacc"] <= maps["oracle_maxboxacc"]
+    assert maps["boxacc_at_validation"] <= maps["oracle_maxboxacc"]
+    assert maps["boxacc_v2_at_validation"] <= maps["oracle_maxboxacc_v2"]
+    assert 0 <= maps["oracle_validation_threshold"] < 1
+    assert result.summary["validation"]["oracle_gt_known"] >= 0
+    text = summary_table(result.summary)
+    assert f"MaxBoxAcc {maps['oracle_maxboxacc']:.2f} % (oracle" in text
+    assert "chosen on the boxes of held-out training images" in text
+    regressed = train(config_of(root, "psol", localizer=True), output=tmp_path / "psol")
+    assert "score_maps" not in regressed.summary
 
 
 def test_labels() -> None:

@@ -140,9 +140,10 @@ def test_contours_by_hand() -> None:
     ring[3:6, 4:8] = False
     ring[9, 11] = True
     # the right and lower ends are one past the last pixel, and no further than the map; a hole's contour runs around it
-    assert contour_boxes(ring, multi_contour=False).tolist() == [[2, 1, 10, 9]]
-    assert sorted(contour_boxes(ring, multi_contour=True).tolist()) == [[2, 1, 10, 9], [3, 2, 9, 7], [11, 9, 11, 9]]
-    assert contour_boxes(np.zeros((5, 5), bool), multi_contour=True).tolist() == [[0, 0, 0, 0]]
+    boxes, largest = contour_boxes(ring)
+    assert boxes[largest].tolist() == [2, 1, 10, 9]
+    assert sorted(boxes.tolist()) == [[2, 1, 10, 9], [3, 2, 9, 7], [11, 9, 11, 9]]
+    assert contour_boxes(np.zeros((5, 5), bool))[0].tolist() == [[0, 0, 0, 0]]
 
 
 def test_ground_truth_is_truncated_in_the_frame() -> None:

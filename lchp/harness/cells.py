@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lchp.compared import epochs_after_stage1, stage1_of
-from lchp.config import DataConfig, EvaluationConfig, RefinementConfig, TrainConfig, from_dict, override, to_dict
+from lchp.config import DataConfig, EvaluationConfig, TrainConfig, from_dict, override, to_dict
 from lchp.data import fingerprint, load
 from lchp.devices import resolve_device, resolve_precision
 from lchp.runs import digest
@@ -117,18 +117,12 @@ def make_cell(base: TrainConfig, overrides: Overrides) -> Cell:
 
 def jobs_of(cells: Sequence[Cell], *, share: bool = True) -> dict[str, Job]:
     """The trainings that cells need, by name, stage 1 first."""
-    first = [Job(1, c.stage1, _stage1_config(c.config)) for c in cells] if share else []
+    first = [Job(1, c.stage1, stage1_of(c.config)) for c in cells] if share else []
     second = [Job(2, c.stage2, c.config, c.stage1 if share else None) for c in cells]
     jobs: dict[str, Job] = {}
     for job in (*first, *second):
         jobs.setdefault(job.name, job)
     return jobs
-
-
-def _stage1_config(config: TrainConfig) -> TrainConfig:
-    """What cells that share a stage 1 have in common: its record does not depend on which of them came first."""
-    evaluation = EvaluationConfig(batch_size=config.evaluation.batch_size)
-    return replace(config, refinement=RefinementConfig(), evaluation=evaluation, method=stage1_of(config))
 
 
 def pinned(config: TrainConfig, *, gpu: bool) -> TrainConfig:

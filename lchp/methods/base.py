@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +51,7 @@ class Method:
     title: str
     scheme: Scheme
     map: ScoreMap | None
-    head: str = "gap"
+    head: Literal["bap", "gap"] = "gap"
 
 
 def minmax(maps: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ where its best box reaches the IoU with any ground truth. Every IoU has the thre
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -111,12 +111,12 @@ def score_maps(
     sizes = read_sizes(split, ids, problems)
     boxes = read_boxes(split, ids, sizes, problems)
     refuse(problems)
-    needed = np.array(IOUS) / 100
     correct = np.zeros((len(IOUS), len(wanted)), np.int64)
 
     def accumulate(image_id: str, scoremap: np.ndarray) -> None:
         truth = in_frame(boxes[image_id].corners, sizes[image_id])
-        correct[:] += best_ious(scoremap, wanted, truth, multi_contour=multi_contour) >= needed[:, None]
+        found = ious_of(scoremap, wanted, truth)
+        correct[:] += reached(found.best if multi_contour else found.largest)
 
     counted, seconds = each_map(maps, ids, accumulate, show_progress=show_progress)
     percent = correct * 100.0 / len(ids)
@@ -142,8 +142,16 @@ def in_frame(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return (boxes * float(FRAME) / np.tile(np.array(size, np.float64), 2)).astype(np.int64)
 
 
-def best_ious(scoremap: np.ndarray, grid: np.ndarray, truth: np.ndarray, *, multi_contour: bool) -> np.ndarray:
-    """IoU of a map's best box with the best of `truth` (K x 4 int), at every threshold of `grid` (H x W map in [0, 1]).
+class Ious(NamedTuple):
+    """IoU of a map with the best of its ground truth at each of T thresholds, T values each: of the box of the largest
+    contour, and of the best of all contours' boxes."""
+
+    largest: np.ndarray
+    best: np.ndarray
+
+
+def ious_of(scoremap: np.ndarray, grid: np.ndarray, truth: np.ndarray) -> Ious:
+    """At every threshold of `grid`; scoremap: H x W in [0, 1]; truth: K x 4 int px of its frame.
 
     At most 256 of the thresholds differ in what they leave of the uint8 map, and only those are drawn.
     """
@@ -151,22 +159,29 @@ def best_ious(scoremap: np.ndarray, grid: np.ndarray, truth: np.ndarray, *, mult
     levels = (grid * float(image.max())).astype(np.int64)
     below = np.searchsorted(np.unique(image), levels, side="right")
     _, first, which = np.unique(below, return_index=True, return_inverse=True)
-    boxes = [contour_boxes(image > levels[i], multi_contour=multi_contour) for i in first]
-    starts = np.cumsum([0, *map(len, boxes[:-1])])
-    each = iou(np.concatenate(boxes)[:, None], truth, inclusive=True).max(1)
-    return np.maximum.reduceat(each, starts)[which]
+    found = [contour_boxes(image > levels[i]) for i in first]
+    starts = np.cumsum([0, *(len(boxes) for boxes, _ in found[:-1])])
+    each = iou(np.concatenate([boxes for boxes, _ in found])[:, None], truth, inclusive=True).max(1)
+    largest = each[starts + [i for _, i in found]]
+    return Ious(largest[which], np.maximum.reduceat(each, starts)[which])
 
 
-def contour_boxes(mask: np.ndarray, *, multi_contour: bool) -> np.ndarray:
-    """Boxes, K x 4 int, of the largest contour of a mask (H x W bool), or of all; 0 0 0 0 where there is none."""
+def reached(ious: np.ndarray) -> np.ndarray:
+    """Which of IOUS is reached by the IoU at each of T thresholds: len(IOUS) x T bool."""
+    return ious >= np.array(IOUS)[:, None] / 100
+
+
+def contour_boxes(mask: np.ndarray) -> tuple[np.ndarray, int]:
+    """Boxes, K x 4 int, of the contours of a mask (H x W bool), and which is the largest contour's; 0 0 0 0 where there
+    is none."""
     contours, _ = cv2.findContours(mask.view(np.uint8), cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)
     if not contours:
-        return np.zeros((1, 4), np.int64)
-    chosen = contours if multi_contour else [max(contours, key=cv2.contourArea)]
-    boxes = np.array([cv2.boundingRect(contour) for contour in chosen], np.int64)  # x y width height
+        return np.zeros((1, 4), np.int64), 0
+    boxes = np.array([cv2.boundingRect(contour) for contour in contours], np.int64)  # x y width height
     height, width = mask.shape
     boxes[:, 2:] = np.minimum(boxes[:, :2] + boxes[:, 2:], (width - 1, height - 1))
-    return boxes
+    # the first of the largest
+    return boxes, int(np.argmax([cv2.contourArea(contour) for contour in contours])) if len(contours) > 1 else 0
 
 
 def _mean(by_iou: dict[str, float]) -> float:

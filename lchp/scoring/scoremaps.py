@@ -56,7 +56,7 @@ def read_map(path: Path) -> Read:
         count = int((~np.isfinite(scoremap)).sum())
         raise DataError(f"{path}: {count} of {scoremap.size} values are NaN or infinite")
     if scoremap.shape != (FRAME, FRAME):
-        return Read(_scaled(cv2.resize(scoremap, (FRAME, FRAME), interpolation=cv2.INTER_CUBIC)), True)
+        return Read(in_its_frame(scoremap), True)
     if scoremap.min() < 0 or scoremap.max() > 1:
         values = f"values from {scoremap.min():g} to {scoremap.max():g}"
         raise DataError(f"{path}: {values}; a map of {FRAME} x {FRAME} must lie in [0, 1]")
@@ -109,6 +109,12 @@ def refuse(problems: list[Problem]) -> None:
     if problems:
         more = f" (and {len(problems) - 1} more problems)" if len(problems) > 1 else ""
         raise DataError(f"{problems[0]}{more}")
+
+
+def in_its_frame(scoremap: np.ndarray) -> np.ndarray:
+    """A network's map, H x W of any range, as it is scored: FRAME x FRAME (bicubic), then its range stretched to
+    [0, 1]."""
+    return _scaled(cv2.resize(scoremap, (FRAME, FRAME), interpolation=cv2.INTER_CUBIC))
 
 
 def _scaled(scoremap: np.ndarray) -> np.ndarray:
