@@ -1,4 +1,4 @@
-"""The command line: lchp train | evaluate | score | predict | export | data."""
+"""The command line: lchp train | evaluate | score | scoremaps | predict | export | data."""
 
 import argparse
 import contextlib
@@ -228,6 +228,30 @@ class Score:
 
 
 @dataclass
+class ScoreMaps:
+    """Write the score maps of a compared method's run in wsolevaluation's format, for lchp score and other tools.
+
+    DIR/<image id>.npy of every test image, 224 x 224 floats in [0, 1], of the image's own class.
+    """
+
+    run_folder: Annotated[Path, tyro.conf.arg(name="run", metavar="DIR")]
+    """Run folder."""
+    output: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """Folder to write to; there must be none yet, or an empty one."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the classifier runs."""
+
+    def run(self) -> int:
+        """Carries the command out; the exit status."""
+        from lchp.devices import resolve_device
+        from lchp.score_maps import write_score_maps
+
+        count = write_score_maps(self.run_folder, self.output, resolve_device(self.device), show_progress=True)
+        print(f"{count} score maps in {self.output}; next: lchp score --scoremaps {self.output} --metadata DIR ...")
+        return 0
+
+
+@dataclass
 class Predict:
     """Name the class and draw the box of any image, by a trained run; also as annotations for a detector."""
 
@@ -367,6 +391,7 @@ COMMANDS: dict[str, type[Any]] = {
     "train": Train,
     "evaluate": Evaluate,
     "score": Score,
+    "scoremaps": ScoreMaps,
     "predict": Predict,
     "export": Export,
     "data check": DataCheck,

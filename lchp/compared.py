@@ -5,7 +5,7 @@ Stage 1 is the classifier, which methods of one scheme share. Stage 2 is the res
 regression, `method.refine` LCHP's refinement after it.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lchp.backbones import build_trunk
+from lchp.backbones import Trunk, build_trunk
 from lchp.boxes import area
 from lchp.config import (
     EvaluationConfig,
@@ -100,7 +100,10 @@ def stage1_of(config: TrainConfig) -> TrainConfig:
                 momentum=first.momentum,
                 weight_decay=first.weight_decay,
             ),
-            "method": MethodConfig(next(n for n, m in METHODS.items() if m.scheme.name == found.scheme.name)),
+            "method": MethodConfig(
+                next(n for n, m in METHODS.items() if m.scheme.name == found.scheme.name),
+                lr_classifier_ratio=config.method.lr_classifier_ratio,
+            ),
         }
     evaluation = EvaluationConfig(batch_size=config.evaluation.batch_size)
     return replace(config, refinement=RefinementConfig(), evaluation=evaluation, **fields)
@@ -241,7 +244,7 @@ def train_classifier(
     _fit_one(
         context,
         (CLASSIFICATION, "classifier", nets.classifier),
-        (first.lr, first.schedule),
+        (by_rate(nets.classifier, config), first.schedule),
         batches,
         values,
         count=lambda batch: len(batch.images),
@@ -249,6 +252,21 @@ def train_classifier(
         identity=identity,
         **options,
     )
+
+
+def by_rate(classifier: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    """A classifier's parameters with the rates they learn at: first those that ImageNet weights hold, then the others,
+    faster; one rate where there are no such weights."""
+    trunk = next(m for m in classifier.modules() if isinstance(m, Trunk))
+    held = {id(p) for n, p in trunk.named_parameters() if n not in trunk.from_random}
+    parameters, lr = list(classifier.parameters()), config.initialization.lr
+    if not held:
+        return [{"params": parameters, "lr": lr}]
+    faster = lr * config.method.lr_classifier_ratio
+    return [
+        {"params": [p for p in parameters if id(p) in held], "lr": lr},
+        {"params": [p for p in parameters if id(p) not in held], "lr": faster},
+    ]
 
 
 def regress(
@@ -268,7 +286,7 @@ def regress(
     _fit_one(
         context,
         (REGRESSION, "localizer", nets.localizer),
-        (first.localizer_lr, first.localizer_schedule),
+        ([{"params": list(nets.localizer.parameters()), "lr": first.localizer_lr}], first.localizer_schedule),
         lambda _epoch, generator, start: general_batches(context, generator, start),
         values,
         count=lambda batch: len(batch[0]),
@@ -281,7 +299,7 @@ def regress(
 def _fit_one(
     context: Context,
     what: tuple[str, str, nn.Module],
-    rate: tuple[float, str],
+    rates: tuple[Sequence[dict[str, Any]], str],
     batches: Callable[[int, torch.Generator, int], Iterable[Any]],
     values: Callable[[Any], dict[str, Tensor]],
     *,
@@ -290,11 +308,12 @@ def _fit_one(
 ) -> None:
     """`fit` of one network by the `loss` among the scalars that `values` gives for a batch, with stage 1's epochs.
 
-    what: the stage's name, the network's, and the network; rate: the learning rate and the name of its schedule.
+    what: the stage's name, the network's, and the network; rates: its parameters in groups with the `lr` of each, and
+    the name of their schedule.
     """
     config, first = context.config, context.config.initialization
-    (stage, name, net), (lr, schedule) = what, rate
-    optimizer = torch.optim.SGD(net.parameters(), lr=lr, momentum=first.momentum, weight_decay=first.weight_decay)
+    (stage, name, net), (groups, schedule) = what, rates
+    optimizer = torch.optim.SGD(groups, momentum=first.momentum, weight_decay=first.weight_decay)
     steps = len(epoch_order(context, torch.Generator()))
 
     def step(batch: Any, _epoch: int) -> dict[str, Tensor]:

@@ -177,6 +177,9 @@ class MethodConfig:
     """Also regress a localizer on a compared method's boxes, with stage 1's epochs and rates (LCHP-I's column)."""
     refine: bool = False
     """Also refine that localizer by LCHP's stage 2 (LCHP-R's column)."""
+    lr_classifier_ratio: float = 10.0
+    """Rate of a compared method's classifier where it starts from random, as a multiple of the rate of what starts from
+    ImageNet weights (the name and 10 are wsolevaluation's). Without such weights there is one rate."""
 
 
 @dataclass(frozen=True)
@@ -320,6 +323,7 @@ _RULES: dict[str, Rule] = {
     "evaluation.batch_size": _between(1, 65536),
     "method.name": (lambda v: v.isidentifier(), "lchp, or the name of a file of lchp/methods"),
     "method.threshold": _below(1),
+    "method.lr_classifier_ratio": _up_to(1000),
     "evaluation.confidence": _RATE,
     "seed": (lambda v: 0 <= v < 2**31, "in 0..2^31-1"),
     "threads": _between(0, 1024),

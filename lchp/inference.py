@@ -198,7 +198,7 @@ def view_boxes(
 
 
 def each_score_map(
-    models: Models,
+    score_maps: Callable[[Tensor, Tensor], Tensor],
     images: Images,
     size: int,
     *,
@@ -208,13 +208,11 @@ def each_score_map(
     autocast: AbstractContextManager[None],
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Position in the split and score map (h x w float32, of the image's class, not normalised) of this worker's images
-    in full_image."""
-    models.eval()
-    assert models.score_maps is not None
+    in full_image. score_maps: as `Models.score_maps`."""
     for batch in batches(images, dealt(in_order(len(images), batch_size)), workers=workers, pin=device.type == "cuda"):
         x = see(batch.images.to(device), "full_image", size)
         with autocast:
-            maps = models.score_maps(x, batch.labels.to(device))
+            maps = score_maps(x, batch.labels.to(device))
         yield from zip(batch.index.tolist(), maps.cpu().numpy(), strict=True)
 
 

@@ -99,9 +99,9 @@ class Stage:
 
 
 def make_schedule(optimizer: Optimizer, kind: str, *, decay: float, epochs: int, steps_per_epoch: int) -> Schedule:
-    """The learning-rate schedules by name, over the optimizer's own rate as the (maximal) rate."""
+    """The learning-rate schedules by name, over the optimizer's own rates as the (maximal) rates."""
     if kind == "onecycle":
-        top = optimizer.param_groups[0]["lr"]
+        top = [group["lr"] for group in optimizer.param_groups]
         total = epochs * steps_per_epoch
         return Schedule(OneCycleLR(optimizer, top, total_steps=total, cycle_momentum=False), per_step=True)
     if kind == "exponential":

@@ -125,9 +125,11 @@ def _map_curves(models: Models, context: Context, images: Images, grid: np.ndarr
 
     split, sizes = images.split, images.sizes()
     assert split.boxes is not None
+    assert models.score_maps is not None
+    models.eval()
     right = np.zeros((2, len(IOUS), len(grid)), np.int64)
     maps = each_score_map(
-        models,
+        models.score_maps,
         images,
         context.config.data.image_size,
         batch_size=context.config.evaluation.batch_size,

@@ -320,7 +320,7 @@ def predict_to(
         bar = stack.enter_context(
             tqdm(total=total, desc="predict", unit="img", disable=None if show_progress else True)
         )
-        folder = stack.enter_context(_published(target))
+        folder = stack.enter_context(published(target))
         write = stack.enter_context(open_writer(format, folder, trained.class_names))
         pool = stack.enter_context(ThreadPoolExecutor(workers or os.cpu_count()))
         options: dict[str, Any] = {"batch_size": batch_size, "precision": precision, "workers": workers}
@@ -357,7 +357,7 @@ def _check_options(
 
 
 @contextlib.contextmanager
-def _published(target: Path | None) -> Iterator[Path | None]:
+def published(target: Path | None) -> Iterator[Path | None]:
     """A folder beside `target` that takes its name when the block ends well and vanishes when it does not. Raises
     RunError where the system refuses to write it."""
     if target is None:

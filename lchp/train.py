@@ -255,6 +255,9 @@ def initialization_identity(config: TrainConfig, data: str) -> str:
     # the two train on the same images, so that a threshold found on one is tried on the other without training again
     parts["data"]["name"] = config.data.name.removesuffix("_fullsup")
     parts["model"].pop("weights_dir")
+    scheme: dict[str, Any] = {} if compared is None else {"scheme": compared.scheme.name}
+    if scheme and config.model.pretrained:
+        scheme["lr_classifier_ratio"] = config.method.lr_classifier_ratio
     precision = config.precision
     if precision == "auto":  # a named precision gives a key on machines without the device, too
         precision = resolve_precision(precision, resolve_device(config.device))
@@ -268,7 +271,7 @@ def initialization_identity(config: TrainConfig, data: str) -> str:
             "config": {k: parts[k] for k in ("data", "model", "initialization")},
         }
         | ({"auto_batch": True} if auto_batch else {})  # batches in parts are another BatchNorm
-        | ({} if compared is None else {"scheme": compared.scheme.name})
+        | scheme
     )
 
 

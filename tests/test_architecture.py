@@ -23,7 +23,7 @@ LAYERS = [
     {"board", "compared"},
     {"train"},
     {"predict"},
-    {"report", "second_classifier"},
+    {"report", "second_classifier", "score_maps"},
     {"export"},
     {"cli"},
     {"harness"},

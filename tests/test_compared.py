@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 from squares import small_config, write_images
+from wsol_folder import write_clone
 
 from lchp import runs
 from lchp.cli import main
-from lchp.compared import cells, epochs_after_stage1, label, stage1_of
+from lchp.compared import build_classifier, by_rate, cells, chosen, epochs_after_stage1, label, stage1_of
 from lchp.config import PRESETS, TrainConfig, override
 from lchp.errors import ConfigError, RunError
 from lchp.evaluate import FRAMES
@@ -19,6 +20,7 @@ from lchp.harness.cells import Sweep, expand, jobs_of, make_cell
 from lchp.methods import METHODS
 from lchp.predict import load_run
 from lchp.records import summary_table
+from lchp.scoring import score_maps
 from lchp.second_classifier import second_classifier, ten_crops
 from lchp.train import Result, initialization_identity, refinement_identity, train
 
@@ -153,8 +155,29 @@ def test_a_key_holds_what_a_result_depends_on(
         assert (initialization_identity(changed, "data") != first) == (field in CLASSIFIER), field
 
 
+def test_layers_that_imagenet_weights_do_not_hold_learn_faster(shared_data: Path) -> None:
+    """As in the methods' own codes and in wsolevaluation; networks from random weights have one rate."""
+    weights = {"model.weights_dir": str(shared_data / "weights"), "method.name": "acol"}
+    config = override(PRESETS["cub50_cpu"].config, weights)
+    found = chosen(config)
+    assert found is not None
+    classifier = build_classifier(config, found, 5)
+    slow, fast = by_rate(classifier, config)
+    names = {id(p): n for n, p in classifier.named_parameters()}
+    assert fast["lr"] == 10 * slow["lr"] == 10 * config.initialization.lr
+    assert {names[id(p)].split(".")[0] for p in slow["params"]} == {"classifier"}
+    assert {names[id(p)].split(".")[0] for p in fast["params"]} == {"branch_a", "branch_b"}
+    assert len(slow["params"]) + len(fast["params"]) == len(names)
+    other = override(config, {"method.lr_classifier_ratio": 3.0})
+    assert initialization_identity(other, "data") != initialization_identity(config, "data")
+    tiny = override(PRESETS["parts"].config, {"method.name": "acol"})
+    assert [g["lr"] for g in by_rate(build_classifier(tiny, found, 5), tiny)] == [tiny.initialization.lr]
+    assert initialization_identity(override(tiny, {"method.lr_classifier_ratio": 3.0}), "data") == (
+        initialization_identity(tiny, "data")
+    )
+
+
 def test_score_maps_are_scored_and_what_an_oracle_chose_is_named(root: Path, tmp_path: Path) -> None:
-    """The figures are those of `lchp score` on the same maps."""
     values = {"data.validation": 0.25, "evaluation.oracle": True, "method.threshold": 0.5}
     result = train(override(config_of(root, "cam"), values), output=tmp_path / "run")
     maps = result.summary["score_maps"]
@@ -169,6 +192,39 @@ def test_score_maps_are_scored_and_what_an_oracle_chose_is_named(root: Path, tmp
     assert "chosen on the boxes of held-out training images" in text
     regressed = train(config_of(root, "psol", localizer=True), output=tmp_path / "psol")
     assert "score_maps" not in regressed.summary
+
+
+def test_a_run_s_map_scores_are_those_of_lchp_score_on_its_files(tmp_path: Path, capsys: Any) -> None:
+    """A run on wsolevaluation's train-fullsup split; and a threshold found there is tried on the test split with the
+    same classifier."""
+    clone = write_clone(tmp_path / "clone", per_class={"train": 6, "val": 5, "test": 4})
+    values = {"data.name": "wsol_fullsup", "data.root": str(clone), "data.batch_size": 4}
+    config = override(config_of(clone, "cam"), values | {"evaluation.batch_size": 4, "method.threshold": 0.3})
+    run = train(config, output=tmp_path / "run").run
+    maps = runs.read_json(run / runs.SUMMARY)["score_maps"]
+    assert main(["scoremaps", "--run", str(run), "--output", str(tmp_path / "maps")]) == 0
+    for multi, key in ((False, "maxboxacc"), (True, "maxboxacc_v2")):
+        folder = clone / "metadata" / "CUB" / "val"
+        scored = score_maps(tmp_path / "maps", folder, multi_contour=multi, threshold=0.3)
+        assert scored.counted == {"resized": 0, "constant": 0, "unknown": 0}
+        assert scored.accuracy is not None
+        ours = {"oracle": maps[f"oracle_{key}"], "fixed": maps[key.removeprefix("max")]}
+        if multi:
+            assert ours == {"oracle": scored.mean, "fixed": np.mean(list(scored.accuracy.values()))}
+        else:
+            assert ours == {"oracle": scored.maxboxacc["50"], "fixed": scored.accuracy["50"]}
+            assert maps["oracle_threshold"] == scored.best_threshold["50"]
+    on_test = override(config, {"data.name": "wsol", "method.threshold": maps["oracle_threshold"]})
+    other = train(on_test, output=tmp_path / "test", stage="refine", source=run)
+    assert other.summary["score_maps"]["threshold"] == maps["oracle_threshold"]
+    assert len(other.predictions()) == 2 * 8
+    capsys.readouterr()
+    assert main(["scoremaps", "--run", str(run), "--output", str(tmp_path / "maps")]) == 2
+    assert "is there already and not empty" in capsys.readouterr().err
+    psol = train(override(config, {"method.name": "psol"}), output=tmp_path / "psol").run
+    assert main(["scoremaps", "--run", str(psol), "--output", str(tmp_path / "none")]) == 2
+    assert "a run of psol, which has no score maps" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
 
 
 def test_labels() -> None:

@@ -58,6 +58,9 @@ class Trunk(nn.Sequential):
     """`Normalize` and the cut network. Its state holds its convolutions' strides too: a weight file may have moved them
     (see `_move_strides`), and a network rebuilt without that file must get them from the checkpoint."""
 
+    from_random: tuple[str, ...] = ()
+    """Names of the parameters that started from random."""
+
     def get_extra_state(self) -> Tensor:
         """Strides, convolutions x 2."""
         return torch.tensor([m.stride for m in self.modules() if isinstance(m, nn.Conv2d)])
@@ -93,7 +96,10 @@ def build_trunk(name: str, role: Role, *, pretrained: bool, weights_dir: str | N
     if pretrained:
         load_weights(net, name, weights_dir)
     speed_up(net)
-    return Trunk(Normalize(entry.normalization), entry.cut(net, role))
+    random = {id(p) for n, p in net.named_parameters() if not pretrained or n.startswith(entry.added)}
+    trunk = Trunk(Normalize(entry.normalization), entry.cut(net, role))
+    trunk.from_random = tuple(n for n, p in trunk.named_parameters() if id(p) in random)
+    return trunk
 
 
 def load_weights(net: nn.Module, name: str, weights_dir: str | None) -> None:

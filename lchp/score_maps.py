@@ -1,0 +1,51 @@
+"""A finished run's score maps as files in wsolevaluation's format, which `lchp score` reads, and so does that code."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from lchp.compared import chosen, map_source
+from lchp.data import load
+from lchp.data.images import open_images
+from lchp.devices import autocast, resolve_precision
+from lchp.errors import ConfigError, RunError
+from lchp.inference import each_score_map
+from lchp.predict import load_classifier, published
+
+
+def write_score_maps(run: Path, output: Path, device: torch.device, *, show_progress: bool = False) -> int:
+    """Writes `output`/<image id>.npy for every test image of a compared method's run: 224 x 224 float32 in [0, 1], of
+    the image's own class, the whole image squeezed to a square. Returns how many.
+
+    `output` appears only when all are written. Raises RunError where the run's method has no score maps (LCHP, PSOL),
+    ConfigError where `output` is not empty, and what `lchp.predict.load_run` raises.
+    """
+    from lchp.scoring.scoremaps import in_its_frame  # OpenCV, as in lchp.measure
+
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ConfigError(f"output = {str(output)!r}: is there already and not empty; name another folder")
+    classifier, config, _ = load_classifier(run, device)
+    found = chosen(config)
+    maps = None if found is None else map_source(found, classifier)
+    if maps is None:
+        raise RunError(f"{run}: a run of {config.method.name}, which has no score maps")
+    data = config.data
+    images = open_images(load(data).test, data, show_progress=show_progress)
+    each = each_score_map(
+        maps,
+        images,
+        data.image_size,
+        batch_size=config.evaluation.batch_size,
+        workers=data.workers,
+        device=device,
+        autocast=autocast(device, resolve_precision(config.precision, device)),
+    )
+    with published(output) as folder:
+        assert folder is not None
+        for i, scoremap in tqdm(each, "score maps", len(images), unit="img", disable=None if show_progress else True):
+            file = folder / f"{images.split.image_ids[i]}.npy"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            np.save(file, in_its_frame(scoremap))
+    return len(images)
