@@ -21,6 +21,8 @@ class Flags:
     """Folder to make; it must not exist."""
     storage: tuple[Path, ...] = (Path("results"),)
     """Storages of sweeps, folders of run folders, or run folders."""
+    predictions: bool = True
+    """Keep predictions.parquet, most of the size: figures and comparisons need it, tables do not."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def body() -> int:
         flags: Flags = parse(Flags, arguments, "keep_records.py")
-        kept = keep(flags.storage, flags.out)
+        kept = keep(flags.storage, flags.out, predictions=flags.predictions)
         print(f"{kept.runs} runs and {kept.sweeps} sweeps in {flags.out}, {kept.size / 1e6:.1f} MB")
         for line in kept.problems:
             print(line, file=sys.stderr)

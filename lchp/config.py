@@ -670,17 +670,20 @@ PRESETS: dict[str, Preset] = {
             threads=1,  # so that figures do not depend on the number of cores, by the order of sums
         ),
         deltas=(0.1, 0.3, 0.5, 0.7),
+        classifiers=("tiny_deep",),
         localizers=("tiny", "tiny_deep", "tiny_coarse"),
         about="embedded synthetic data, 64 px, tiny networks from random initialisation; minutes on a laptop CPU",
     ),
     "cub": Preset(
         _PAPER,
         deltas=(0.5, 0.6, 0.7, 0.8),
+        classifiers=("vgg16_gap", "resnet50"),
         about="CUB-200-2011, the paper's recipe: InceptionV3 at 448 px, 40 + 40 epochs on one GPU",
     ),
     "tiny_imagenet": Preset(
         override(_PAPER, {"data.name": "tiny_imagenet", "initialization.delta": 0.8}),
         deltas=(0.5, 0.6, 0.7, 0.8),
+        classifiers=("vgg16_gap", "resnet50"),
         about="Tiny-ImageNet, the paper's recipe: InceptionV3 at 448 px, 40 + 40 epochs on one GPU",
     ),
     "imagenet": Preset(
@@ -696,6 +699,7 @@ PRESETS: dict[str, Preset] = {
             },
         ),
         deltas=(0.5, 0.6, 0.7, 0.8),
+        classifiers=("vgg16_gap", "resnet50"),
         about="ImageNet-1k, the paper's recipe: InceptionV3 at 448 px, 10 + 5 epochs on one GPU",
     ),
     "folder": Preset(

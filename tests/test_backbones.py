@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lchp import TrainConfig, networks, override
-from lchp.backbones import BACKBONES, Role, backbone, build_trunk, load_weights, weights_identity
+from lchp.backbones import BACKBONES, Role, Trunk, backbone, build_trunk, load_weights, weights_identity
 from lchp.config import InitializationConfig, ModelConfig
 from lchp.data import imagenet
 from lchp.data.decode import decode
@@ -303,6 +303,17 @@ def test_timms_weights(tmp_path: Path) -> None:
 
 def test_the_weights_of_se_resnet50_are_named() -> None:
     assert weights_identity("se_resnet50", pretrained=True, weights_dir=None) == "timm seresnet50.ra2_in1k"
+
+
+def test_what_a_backbone_adds_to_a_network_with_weights_starts_from_random(tmp_path: Path) -> None:
+    state = {k: v for k, v in backbone("googlenet").build().state_dict().items() if not k.startswith("fc.")}
+    save_file(state, tmp_path / "googlenet.safetensors")
+    trunk = build_trunk("googlenet_gap", "classifier", pretrained=True, weights_dir=str(tmp_path))
+    assert isinstance(trunk, Trunk)
+    assert [trunk.get_parameter(n).shape for n in trunk.from_random] == [(1024, 832, 3, 3), (1024,)]
+    whole = build_trunk("googlenet_gap", "classifier", pretrained=False, weights_dir=None)
+    assert isinstance(whole, Trunk)
+    assert set(whole.from_random) == {n for n, _ in whole.named_parameters()}
 
 
 @needs_timm

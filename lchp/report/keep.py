@@ -45,12 +45,13 @@ class Kept:
     problems: tuple[str, ...]
 
 
-def keep(storages: Sequence[Path], out: Path) -> Kept:
+def keep(storages: Sequence[Path], out: Path, *, predictions: bool = True) -> Kept:
     """Copies the finished runs and the sweeps of storages to `out`, a storage for every script of analysis/.
 
     Left behind: checkpoints and stage-1 folders. Folders of the machine become their last name, wherever a record
     mentions them. Every summary is computed again from its predictions first, and a run whose summary does not follow
-    from them is left out. Predictions are the same values, compressed harder.
+    from them is left out. Predictions are the same values, compressed harder; without `predictions` they are left
+    behind, which tables can do without.
 
     Raises RunError where `out` exists or cannot be written, or where there is nothing to keep.
     """
@@ -72,7 +73,7 @@ def keep(storages: Sequence[Path], out: Path) -> Kept:
                     continue
                 while name in kept:  # another run that happens to have the name
                     name = f"{name}-{len(kept)}"
-                _keep_run(folder, work / "store" / "stage2" / name, storages)
+                _keep_run(folder, work / "store" / "stage2" / name, storages, predictions=predictions)
             except RunError as error:
                 problems.append(str(error))
             else:
@@ -113,7 +114,7 @@ def _follows(found: Any, computed: Any) -> bool:
     return found == computed
 
 
-def _keep_run(folder: Path, to: Path, storages: Sequence[Path]) -> None:
+def _keep_run(folder: Path, to: Path, storages: Sequence[Path], *, predictions: bool) -> None:
     table, summary = read_predictions(folder), read_json(folder / SUMMARY)
     if not _follows(summary, summarize(table)):
         raise RunError(f"{folder}: {SUMMARY} does not follow from {PREDICTIONS}; left out")
@@ -129,9 +130,10 @@ def _keep_run(folder: Path, to: Path, storages: Sequence[Path]) -> None:
     if (folder / METRICS).exists():
         metrics = (folder / METRICS).read_bytes()
         write_atomically(to / METRICS, lambda file: file.write(metrics))
-    write_atomically(
-        to / PREDICTIONS, lambda file: pq.write_table(table, file, compression="zstd", compression_level=19)
-    )
+    if predictions:
+        write_atomically(
+            to / PREDICTIONS, lambda file: pq.write_table(table, file, compression="zstd", compression_level=19)
+        )
     files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(to.iterdir())}
     write_json(to / DONE, {"key": to.name, "files": files})
 
