@@ -60,9 +60,10 @@ def of_session(session: int) -> list[str]:
     return found
 
 
-def wait_until_gone(session: int, seconds: float = 30) -> None:
+def wait_until_gone(session: int, seconds: float = 30, *, besides: str | None = None) -> None:
+    """Waits until no process of a session lives, or none without the word `besides` in its command line."""
     deadline = time.monotonic() + seconds
-    while left := of_session(session):
+    while left := [line for line in of_session(session) if besides is None or besides not in line]:
         assert time.monotonic() < deadline, left
         time.sleep(0.2)
 

@@ -394,20 +394,19 @@ def test_a_dry_run_changes_nothing_and_names_earlier_flags(
 
     store, base = Store(tmp_path), pinned(preset("parts"), gpu=False)
     cells = script("backbones").cells(PRESETS["parts"])
-    plan = make_plan(Sweep("backbones", base, cells), Options(tmp_path))
+    plan = make_plan(Sweep("backbones", base, cells[:1]), Options(tmp_path))
     write_record(plan)
     damaged = finished(store, 2, plan.cells[0].stage2)
     (damaged / "summary.json").write_text("changed")
     before = sorted(tmp_path.rglob("*"))
-    argv = ["--dry-run", "--resume", "--storage", str(tmp_path), "--initialization.epochs", "1", "--device", "cpu"]
-    assert main("backbones", script("backbones").cells, argv=argv) == 0
+    argv = ["--dry-run", "--resume", "--limit", "1", "--device", "cpu"]
+    here = [*argv, "--storage", str(tmp_path), "--initialization.epochs", "1"]
+    assert main("backbones", script("backbones").cells, argv=here) == 0
     assert sorted(tmp_path.rglob("*")) == before
     assert "would be moved aside" in caplog.text
     out = capsys.readouterr().out
     assert "localizer tiny (initialization.epochs 4)" in out
-    assert (
-        main("backbones", script("backbones").cells, argv=["--dry-run", "--resume", "--storage", f"{tmp_path}x"]) == 0
-    )
+    assert main("backbones", script("backbones").cells, argv=[*argv, "--storage", f"{tmp_path}x"]) == 0
     assert "holds no sweep backbones to go on with" in caplog.text
 
 
