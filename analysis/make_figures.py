@@ -26,7 +26,7 @@ class Flags:
     """Draw the paper's figures from the records of sweeps and runs."""
 
     source: Annotated[Source, tyro.conf.arg(name="")] = field(default_factory=Source)
-    out: Path | None = None
+    output: Annotated[Path | None, tyro.conf.arg(aliases=("--out",))] = None
     """Folder to write to; figures/ in the first storage by default, or in the current folder with --run."""
     figure: tuple[Name, ...] = ()
     """Figures to draw; all by default, and with --run those that show one run."""
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f.image,
             f.data_root,
         )
-        out = f.out or (f.source.storage[0] if f.run is None else Path()) / "figures"
+        out = f.output or (f.source.storage[0] if f.run is None else Path()) / "figures"
         return make_figures(wanted, out, PAPER)
 
     return guarded(body)

@@ -1,5 +1,5 @@
-"""Tables 1-6 from run folders, beside the paper's values, and 7, of the choices it leaves open; or two results compared
-on the same test images.
+"""Tables 1-6 from run folders, beside the paper's values, 7, of the choices it leaves open, and 8, of score maps; or
+two results compared on the same test images.
 
 python analysis/make_tables.py                                  # of results/, into results/tables
 python analysis/make_tables.py --storage results/cub --table 3 --where refinement.tau=0.8
@@ -29,14 +29,15 @@ class Flags:
     """Write the paper's tables from the records of sweeps and runs, beside the paper's values."""
 
     source: Annotated[Source, tyro.conf.arg(name="")] = field(default_factory=Source)
-    out: Path | None = None
+    output: Annotated[Path | None, tyro.conf.arg(aliases=("--out",))] = None
     """Folder to write to; tables/ in the first storage by default."""
     table: tuple[int, ...] = ()
-    """Numbers of the tables to make; by default 1-6, and 7 (the choices the paper leaves open) where such runs are."""
+    """Numbers of the tables to make; by default 1-6, and where such runs are 7 (the choices the paper leaves open) and
+    8 (score maps)."""
     watch: float | None = None
     """Look again every so many seconds, until the sweeps in the storages are finished."""
     compare: Annotated[tuple[str, ...], tyro.conf.arg(metavar="RUN[:RESULT] RUN[:RESULT]")] = ()
-    """Compare two results (pseudo_label, lchp_i, lchp_r) on the same test images instead."""
+    """Compare two results (pseudo_label, lchp_i, lchp_r; by default a run's last) on the same test images instead."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(comparison_text(a, b, compare(a, b)))
             return 0
         wanted = {"numbers": tuple(dict.fromkeys(flags.table))} if flags.table else {}
-        out = flags.out or flags.source.storage[0] / "tables"
+        out = flags.output or flags.source.storage[0] / "tables"
         return make_tables(
             Wanted(
                 flags.source.storage, out, flags.source.preset, where=flags.source.where, watch=flags.watch, **wanted

@@ -1,7 +1,7 @@
 """One self-contained HTML page of everything that some storages hold: tables, figures, trials, failures, environment.
 
 python analysis/report.py                                       # of results/, into results/report.html
-python analysis/report.py --storage results/cub --out cub.html --where refinement.tau=0.8
+python analysis/report.py --storage results/cub --output cub.html --where refinement.tau=0.8
 python analysis/report.py --no-figures                          # seconds less
 """
 
@@ -25,7 +25,7 @@ class Flags:
     """Write one HTML page from the records of sweeps and runs."""
 
     source: Annotated[Source, tyro.conf.arg(name="")] = field(default_factory=Source)
-    out: Path | None = None
+    output: Annotated[Path | None, tyro.conf.arg(aliases=("--out",))] = None
     """File to write; report.html in the first storage by default."""
     figures: bool = True
     """Draw the figures too."""
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def body() -> int:
         f: Flags = parse(Flags, arguments, "report.py")
         return make_page(
-            Wanted(f.source.storage, f.out, f.source.preset, f.source.where, f.figures, f.data_root), PAPER
+            Wanted(f.source.storage, f.output, f.source.preset, f.source.where, f.figures, f.data_root), PAPER
         )
 
     return guarded(body)

@@ -81,11 +81,13 @@ def write_run(
     written: str | None = None,
     recipe: int | None = None,
     method: str | None = None,
+    score_maps: Mapping[str, float | None] | None = None,
 ) -> Path:
     """Writes a finished run folder without predictions; `stored`: with DONE, as in the store of a sweep."""
     folder.mkdir(parents=True)
     write_json(folder / "config.json", to_dict(config))
-    write_json(folder / "summary.json", summary(figures or known(config), config.refinement.tau))
+    scored = {} if score_maps is None else {"score_maps": dict(score_maps)}
+    write_json(folder / "summary.json", summary(figures or known(config), config.refinement.tau) | scored)
     environment = {
         "versions": {"lchp": "0.1.0"},
         "git_revision": None,
@@ -123,8 +125,9 @@ def write_sweep(
     base: TrainConfig,
     name: str = "all_tables",
     command: Sequence[str] = ("/home/someone/lchp/sweeps/all_tables.py", "--data.root", "/data/CUB_200_2011"),
+    titles: Mapping[str, str] | None = None,
 ) -> Path:
-    """sweep.json of cells: overrides, config, state, error."""
+    """sweep.json of cells: overrides, config, state, error; titles: by method.name, None as of old."""
     folder = storage / "sweeps" / name
     record = {
         "version": 1,
@@ -135,6 +138,7 @@ def write_sweep(
         "bases": [to_dict(base)],
         "cells": [
             {"overrides": o, "seed": c.seed, "base": 0, "stage2": key(c), "state": state, "error": error}
+            | ({} if titles is None else {"method": titles[c.method.name]})
             for o, c, state, error in cells
         ],
         # 1795168800: 2026-11-20, 10:00 UTC
@@ -192,11 +196,11 @@ def write_predicted(run: Path, right: Mapping[str, Sequence[bool]], *, truth: bo
 def golden_texts(storage: Path) -> dict[str, str]:
     """File name -> text, of the grid's tables."""
     from lchp.report.collect import collect
+    from lchp.report.contents import OF_PAPER, tables
     from lchp.report.paper import read_paper
     from lchp.report.render import FORMATS, to_text
-    from lchp.report.tables import tables
 
-    made = tables(collect([storage]), PRESETS["parts"], read_paper(PAPER))
+    made = tables(collect([storage]), PRESETS["parts"], read_paper(PAPER), OF_PAPER)
     table_4 = {f"table_4.{suffix}": render(made[3]) for suffix, render in FORMATS.items()}
     return {"tables.txt": "\n".join(map(to_text, made)), **table_4}
 

@@ -8,8 +8,9 @@ import pytest
 from report_records import PAPER, analysis_script, known, store, write_run, write_sweep
 
 from lchp.config import OPEN_CHOICES, PRESETS, override, preset
-from lchp.report.choices import NO_PAIR, choices_table, tables_of
+from lchp.report.choices import NO_PAIR, choices_table
 from lchp.report.collect import collect
+from lchp.report.contents import tables
 from lchp.report.groups import choose_around, parse_where
 from lchp.report.making import render_tables
 from lchp.report.page import Wanted, gather
@@ -171,12 +172,12 @@ def test_it_is_made_where_an_alternative_was_run(tmp_path: Path) -> None:
     paper = read_paper(PAPER)
     storage = tmp_path / "results"
     run(storage, 0, 60.0)
-    assert [t.number for t in tables_of(collect([storage]), PARTS, paper)] == [1, 2, 3, 4, 5, 6]
+    assert [t.number for t in tables(collect([storage]), PARTS, paper)] == [1, 2, 3, 4, 5, 6]
     assert main(["--storage", str(storage), "--table", "7"]) == 0
     assert (storage / "tables" / "table_7.html").exists()
     run(storage, 0, 64.0, {LABELLER: "frozen"})
     records = collect([storage])
-    assert [t.number for t in tables_of(records, PARTS, paper)] == [1, 2, 3, 4, 5, 6, 7]
+    assert [t.number for t in tables(records, PARTS, paper)] == [1, 2, 3, 4, 5, 6, 7]
     page = gather(records, Wanted((storage,), figures=False), paper)
     assert [(t.number, t.empty) for t in page.tables][-1] == (7, False)
     assert "Table 7." in render_tables(storage, PARTS, (7,), PAPER)

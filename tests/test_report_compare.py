@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from report_records import write_predicted
+from report_records import write_predicted, write_run
 
+from lchp.config import override, preset
 from lchp.errors import ConfigError, RunError
 from lchp.records import read_predictions, write_predictions
 from lchp.report.compare import Side, compare, comparison_text, parse_side
@@ -18,12 +19,31 @@ def right(*wrong: int) -> list[bool]:
     return [i not in wrong for i in range(N)]
 
 
-def test_a_side_is_a_run_and_a_result() -> None:
-    assert parse_side("runs/a") == Side(Path("runs/a"), "lchp_r")
-    assert parse_side("runs/a:lchp_i") == Side(Path("runs/a"), "lchp_i")
-    assert parse_side("a:b/run") == Side(Path("a:b/run"), "lchp_r")
+def test_a_side_is_a_run_and_a_result(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a:b" / "run", preset("parts"))
+    assert parse_side(str(run)) == Side(run, "lchp_r")
+    assert parse_side(f"{run}:lchp_i") == Side(run, "lchp_i")
     with pytest.raises(ConfigError, match="--compare a:best: best is no result"):
         parse_side("a:best")
+    with pytest.raises(RunError, match=r"nowhere/config.json: no such file"):
+        parse_side("nowhere")
+
+
+def test_a_compared_method_s_side_is_its_last_result(tmp_path: Path) -> None:
+    cam = override(preset("parts"), {"method.name": "cam"})
+    psol = override(cam, {"method.name": "psol", "method.localizer": True})
+    a = write_run(tmp_path / "cam", cam, {"pseudo_label": 50.0}, method="CAM")
+    b = write_run(tmp_path / "psol", psol, {"pseudo_label": 50.0, "lchp_i": 60.0}, method="PSOL")
+    write_predicted(a, {"pseudo_label": right(1, 2)})
+    write_predicted(b, {"pseudo_label": right(), "lchp_i": right(1)})
+    x, y = parse_side(str(a)), parse_side(str(b))
+    assert (x, y) == (Side(a, "pseudo_label", "CAM"), Side(b, "lchp_i", "PSOL"))
+    text = comparison_text(x, y, compare(x, y))
+    assert f"A: CAM (Pseudo Label) of {a}" in text
+    assert f"B: PSOL (LCHP-I) of {b}" in text
+    assert "-2.50" in text
+    with pytest.raises(RunError, match="lacks lchp_r_iou; a run of CAM has no LCHP-R"):
+        compare(parse_side(f"{a}:lchp_r"), y)
 
 
 def test_images_that_one_of_both_gets_right_decide(tmp_path: Path) -> None:

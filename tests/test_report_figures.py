@@ -26,6 +26,7 @@ from lchp.inference import see
 from lchp.pictures import STYLES
 from lchp.records import TITLES
 from lchp.report.collect import collect
+from lchp.report.contents import table
 from lchp.report.figures import curves
 from lchp.report.figures.grids import Picked, grid, pick_images
 from lchp.report.figures.images import Predicted, read_frame, read_pixels
@@ -34,7 +35,6 @@ from lchp.report.figures.panel import follow, panel
 from lchp.report.figures.run_files import config_of, metrics_of
 from lchp.report.figures.style import CURVES, Drawing, rendered
 from lchp.report.paper import read_paper
-from lchp.report.tables import table
 from lchp.runs import read_json, stage1_folder, write_json
 
 PARTS = PRESETS["parts"]

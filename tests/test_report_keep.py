@@ -10,10 +10,10 @@ from lchp.config import PRESETS, TrainConfig, override, preset
 from lchp.errors import RunError
 from lchp.records import read_predictions, summarize
 from lchp.report.collect import collect
+from lchp.report.contents import table
 from lchp.report.keep import keep
 from lchp.report.paper import read_paper
 from lchp.report.render import to_markdown
-from lchp.report.tables import table
 
 
 def finished(storage: Path, config: TrainConfig, right: int) -> Path:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from report_records import PAPER, analysis_script, store, write_grid, write_predicted, write_sweep
+from report_records import PAPER, analysis_script, store, write_grid, write_predicted, write_run, write_sweep
 
 from lchp.cli import guarded
 from lchp.config import PRESETS, override, preset
@@ -42,7 +42,7 @@ def test_all_tables_are_written_and_printed(main, tmp_path: Path, capsys: pytest
 
 def test_one_table_into_a_folder(main, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     storage = write_grid(tmp_path / "results")
-    options = ["--table", "3", "--out", str(tmp_path / "out"), "--preset", "parts", "--where", "refinement.tau=0.8"]
+    options = ["--table", "3", "--output", str(tmp_path / "out"), "--preset", "parts", "--where", "refinement.tau=0.8"]
     assert main(["--storage", str(storage), *options]) == 0
     assert set(contents(tmp_path / "out")) == {"table_3.md", "table_3.tex", "table_3.csv", "table_3.html", "tables.tex"}
     out = capsys.readouterr().out
@@ -79,12 +79,12 @@ def test_an_empty_storage_gives_tables_of_what_was_not_run(main, tmp_path: Path,
 MISTAKES = {
     "--storage": "--storage: expected at least one folder",
     "--storage /nowhere": "/nowhere: no such folder; name the storage of a sweep or a run folder by --storage",
-    "--table 8": "--table 8: the paper has Tables 1 to 6, and 7 is of the choices it leaves open",
+    "--table 9": "--table 9: the paper has Tables 1 to 6; 7 is of the choices it leaves open, 8 of score maps",
     "--preset cup": "did you mean cub?",
     "--where x=1": "--where x=1: x is no field",
     "--watch 0": "--watch 0: expected seconds",
     "--compare a": "--compare: expected two results",
-    "--compare a b": "a/predictions.parquet: no such file",
+    "--compare a b": "a/config.json: no such file",
     "--tabel 3": "--tabel: no such option of make_tables.py (did you mean --table?)",
 }
 
@@ -100,7 +100,9 @@ def test_a_mistake_is_one_line(main, arguments: str, capsys: pytest.CaptureFixtu
 
 
 def test_compare_prints_a_table(main, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = write_predicted(tmp_path / "run", {"lchp_i": [True] * 9 + [False], "lchp_r": [True] * 10})
+    run = write_predicted(
+        write_run(tmp_path / "run", preset("parts")), {"lchp_i": [True] * 9 + [False], "lchp_r": [True] * 10}
+    )
     assert main(["--compare", str(run), f"{run}:lchp_i"]) == 0
     out = capsys.readouterr().out
     assert "+10.00" in out

@@ -18,9 +18,9 @@ from lchp.config import PRESETS, override, preset
 from lchp.errors import ConfigError
 from lchp.report import trials
 from lchp.report.collect import collect
+from lchp.report.contents import tables
 from lchp.report.page import Wanted, gather, make_page, render
 from lchp.report.paper import read_paper
-from lchp.report.tables import tables
 from lchp.report.trials import duration, loss_and_shares, sparkline
 from lchp.runs import append_metrics, read_json, write_json
 
@@ -439,3 +439,51 @@ def test_it_works_in_a_browser(grid_html: str, tmp_path: Path) -> None:
     assert sections == ["parts (embedded, synthetic), center_crop", "parts (embedded, synthetic), full_image"]
     assert any(a.get("aria-sort") == "descending" for a in parsed.named("th"))
     assert not [a for a in parsed.named("button") if a.get("id") == "theme" and "hidden" in a]
+
+
+def compared(storage: Path, name: str, title: str, figures: dict[str, float | None], **values: Any) -> Path:
+    config = override(preset("parts"), {"method.name": name, **values})
+    return write_run(storage / name, config, figures, method=title)
+
+
+def test_a_storage_of_compared_methods_alone(tmp_path: Path) -> None:
+    compared(tmp_path, "cam", "CAM", {"pseudo_label": 60.0})
+    compared(tmp_path, "psol", "PSOL", {"pseudo_label": 55.0, "lchp_i": 70.0}, **{"method.localizer": True})
+    parsed = Parsed(page_of(tmp_path))
+    text = re.sub(r"\s+", " ", parsed.text)
+    assert "No finished trial of LCHP on parts (embedded, synthetic)" in text
+    assert "the tables show the paper's values only" not in text
+    assert "Compared methods: 2 trials; on this data set CAM, PSOL (Table 1)." in text
+    assert "preset parts: the recipe of 2 of 2 runs" in text
+    head, *body = parsed.tables["headline"]
+    assert head == ["", "GT-Known, center_crop", "GT-Known, full_image"]
+    assert body == [
+        ["CAM", "60.00 (1)", "52.00 (1)"],
+        ["PSOL", "70.00 (1)", "62.00 (1)"],
+        ["floor: the whole frame", "5.00", "1.00"],
+        ["floor: centred 80 % box", "26.00", "15.00"],
+    ]
+
+
+def test_trials_name_their_method_and_its_result(tmp_path: Path) -> None:
+    write_run(tmp_path / "lchp", preset("parts"))
+    run = compared(tmp_path, "psol", "PSOL", {"pseudo_label": 55.0, "lchp_i": 70.0}, **{"method.localizer": True})
+    compared(tmp_path, "cam", "CAM", {"pseudo_label": 3.0})
+    for epoch in (1, 2):
+        append_metrics(run, {"stage": "regression", "epoch": epoch, "epochs": 2, "loss": 1.0 / epoch})
+    html = page_of(tmp_path)
+    parsed = Parsed(html)
+    head, *body = parsed.tables["trials-parts"]
+    assert [row[0] for row in body] == ["LCHP", "CAM", "PSOL"]
+    names = [h.split("\n")[0] for h in head]
+    assert "name" not in names
+    at = names.index("result")
+    assert [row[at] for row in body] == ["LCHP-R", "Pseudo Label", "LCHP-I"]
+    assert head[at + 1].startswith("resultTop-1")
+    assert [row[at + 1] for row in body] == ["52.00", "2.40", "56.00"]  # 80 % of GT-Known
+    assert [row[at + 2] for row in body][2] == "62.00"
+    assert "below floor" in "".join(body[1])
+    assert "below the floor" not in parsed.text  # a map's box is no training that failed
+    assert "regression, loss: 1 to 0.5 in 2 epochs" in html
+    assert 'class="s3"' in html
+    assert "Of a compared method Pseudo Label is the box of its score map" in parsed.text

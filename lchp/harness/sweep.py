@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from lchp import __version__, runs
+from lchp.compared import label
 from lchp.config import TrainConfig, from_dict, show, to_dict
 from lchp.errors import ConfigError, RunError
 from lchp.harness.cells import Cell, Job, Sweep, expand, jobs_of, make_cell, pinned
@@ -261,6 +262,7 @@ def write_record(plan: Plan) -> None:
             {
                 "overrides": cell.overrides,
                 "seed": cell.config.seed,
+                "method": label(cell.config),
                 "base": bases.setdefault(cell.base, len(bases)),
                 "stage1": cell.stage1,
                 "stage2": cell.stage2,

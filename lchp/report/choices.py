@@ -1,7 +1,7 @@
 """Table 7, which the paper does not have: each choice that it leaves open, one factor at a time around the recipe."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,6 @@ from lchp.report.tables import (
     DATA,
     NOT_GIVEN,
     NOT_RUN,
-    NUMBERS,
     Axis,
     Cell,
     Measure,
@@ -40,7 +39,6 @@ from lchp.report.tables import (
     other_notes,
     part_of,
     ranked_rows,
-    tables,
 )
 
 NUMBER = 7
@@ -54,29 +52,6 @@ _ABOUT = (
     f"Each row differs from the recipe in one field; {_LESS_RECIPE.title} is the mean over the seeds that both have. "
     "The paper gives no values."
 )
-
-
-def tables_of(
-    records: Records,
-    preset: Preset,
-    paper: Paper,
-    numbers: Sequence[int] | None = None,
-    where: Mapping[str, Any] | None = None,
-) -> tuple[Table, ...]:
-    """Tables 1-7 in the order of `numbers`; None for 1-6, and 7 where there is a run of an alternative.
-
-    Raises ConfigError for another number.
-    """
-    if numbers is None:
-        around = choose_around(records, preset, tuple(OPEN_CHOICES), where)
-        varied = around is not None and len(around.runs) > len(around.recipe.runs)
-        numbers = (*NUMBERS, NUMBER) if varied else NUMBERS
-    return tuple(
-        choices_table(records, preset, where)
-        if number == NUMBER
-        else tables(records, preset, paper, (number,), where)[0]
-        for number in numbers
-    )
 
 
 def choices_table(records: Records, preset: Preset, where: Mapping[str, Any] | None = None) -> Table:

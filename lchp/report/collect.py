@@ -40,7 +40,8 @@ FIGURES = (
 METHOD = "environment/method"
 """Column of the row that a run is of in Tables 1 and 2."""
 RESOLVED = ("environment/precision", "environment/device", METHOD)
-"""Columns of what `auto` became on the machine, and the method's name as the tables have it."""
+"""Columns of what `auto` became on the machine, and the method's name as the tables have it. Failed cells have the
+latter alone, and None where an older sweep did not write it."""
 
 
 def result_of(flat: Mapping[str, Any]) -> str:
@@ -48,6 +49,11 @@ def result_of(flat: Mapping[str, Any]) -> str:
     if flat["method.name"] == "lchp" or flat["method.refine"]:
         return "lchp_r"
     return "lchp_i" if flat["method.localizer"] else "pseudo_label"
+
+
+def method_of(environment: Mapping[str, Any]) -> str:
+    """The row of a run in Tables 1 and 2, of its environment.json."""
+    return _text(environment.get("method")) or "LCHP"
 
 
 @dataclass(frozen=True)
@@ -215,7 +221,7 @@ class _Reader:
             **flat,
             "environment/precision": environment.get("precision"),
             "environment/device": environment.get("device"),
-            METHOD: _text(environment.get("method")) or "LCHP",
+            METHOD: method_of(environment),
         }
         _figures(summary, "", row, folder / SUMMARY)
         _figures({"wall_seconds": environment.get("wall_seconds") or {}}, "", row, folder / ENVIRONMENT)
@@ -379,4 +385,5 @@ def _failed(cell: dict[str, Any], base: dict[str, Any], storage: Path, path: Pat
         (config[section] if section else config)[leaf] = value
     error = clean(cell["error"] or "no error was recorded")
     row = {"storage": str(storage), "key": cell["stage2"], "error": error, "diverged": DIVERGED in error}
+    row[METHOD] = _text(cell.get("method"))
     return row | {"config": config, "source": path}

@@ -13,10 +13,12 @@ import numpy as np
 import pyarrow as pa
 from tabulate import tabulate
 
+from lchp.config import to_flat
 from lchp.errors import ConfigError, RunError
 from lchp.evaluate import FRAMES, RESULTS, hits, in_top, percent
 from lchp.records import METRICS, TITLES, read_predictions
-from lchp.runs import PREDICTIONS
+from lchp.report.collect import method_of, result_of
+from lchp.runs import ENVIRONMENT, PREDICTIONS, read_config, read_json
 
 RESAMPLES = 9999
 CONFIDENCE = 0.95
@@ -25,10 +27,17 @@ COMPARED = ("gt_known", "top1_loc")
 
 @dataclass(frozen=True)
 class Side:
-    """One of `lchp.evaluate.RESULTS` of a run folder."""
+    """One of `lchp.evaluate.RESULTS` of a run folder. method: whose run it is, as the tables have it."""
 
     run: Path
     result: str
+    method: str = "LCHP"
+
+    @property
+    def title(self) -> str:
+        """What is compared: `LCHP-I`, or `CAM (Pseudo Label)`, its result in brackets."""
+        result = TITLES[self.result]
+        return result if self.method == "LCHP" else f"{self.method} ({result})"
 
     def __str__(self) -> str:
         return f"{self.run}:{self.result}"
@@ -57,13 +66,20 @@ class Comparison:
 
 
 def parse_side(text: str) -> Side:
-    """`RUN` (its LCHP-R) or `RUN:RESULT`. Raises ConfigError for a result that does not exist."""
+    """`RUN` (its last result: LCHP-R, or a compared method's) or `RUN:RESULT`.
+
+    Raises ConfigError for a result that does not exist, RunError where the run folder cannot be read.
+    """
     folder, colon, result = text.rpartition(":")
     if not colon or "/" in result:
-        return Side(Path(text), "lchp_r")
-    if result not in RESULTS:
+        folder, result = text, None
+    elif result not in RESULTS:
         raise ConfigError(f"--compare {text}: {result} is no result; expected RUN or RUN:{{{','.join(RESULTS)}}}")
-    return Side(Path(folder), result)
+    run = Path(folder)
+    config = to_flat(read_config(run))
+    if config["method.name"] == "lchp":
+        return Side(run, result or result_of(config))
+    return Side(run, result or result_of(config), method_of(read_json(run / ENVIRONMENT)))
 
 
 def compare(a: Side, b: Side, *, seed: int = 0) -> tuple[Comparison, ...]:
@@ -89,7 +105,11 @@ def _check(side: Side, table: pa.Table) -> None:
     needed = ("image_id", "frame", "label", "top5", "ground_truth", f"{side.result}_iou")
     missing = [name for name in needed if name not in table.column_names]
     if missing:
-        why = "stage 2 has not run" if missing == ["lchp_r_iou"] else "was it written by another version of lchp?"
+        why = "was it written by another version of lchp?"
+        if missing == [f"{side.result}_iou"] and side.method != "LCHP":
+            why = f"a run of {side.method} has no {TITLES[side.result]}"
+        elif missing == ["lchp_r_iou"]:
+            why = "stage 2 has not run"
         raise RunError(f"{path}: lacks {', '.join(missing)}; {why}")
     if table["ground_truth"].null_count:
         raise RunError(f"{path}: the test images have no ground-truth boxes; nothing to compare")
@@ -181,7 +201,7 @@ def comparison_text(a: Side, b: Side, compared: Sequence[Comparison]) -> str:
         ]
         for c in compared
     ]
-    lines = [f"{name}: {TITLES[side.result]} of {side.run}" for name, side in (("A", a), ("B", b))]
+    lines = [f"{name}: {side.title} of {side.run}" for name, side in (("A", a), ("B", b))]
     return "\n".join(
         [
             *lines,

@@ -271,7 +271,8 @@ def preset_of(records: Records) -> tuple[str, str]:
     away: dict[str, list[int]] = {}
     for name, preset in PRESETS.items():
         flat = to_flat(preset.config)
-        counted = [f for f in IDENTITY if f not in AXES and flat[f] != "auto"]
+        # a compared method's run in the recipe's setting follows the recipe too
+        counted = [f for f in IDENTITY if f not in AXES and not f.startswith("method.") and flat[f] != "auto"]
         other_data = [1000 * (d != preset.config.data.name) for d in runs["data.name"]]
         each = [[v != flat[f] for v in runs[f]] for f in counted]
         away[name] = [sum(column) for column in zip(other_data, *each, strict=True)]

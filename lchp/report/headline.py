@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from lchp.config import PRESETS, Preset, show
-from lchp.evaluate import FRAMES, RESULTS
+from lchp.evaluate import FRAMES
 from lchp.records import METRICS, TITLES
 from lchp.report.collect import Records
-from lchp.report.groups import DELTA, FINGERPRINT, IDENTITY, RECIPE, TAU, Group, canonical, choose, differences, rows
-from lchp.report.tables import CLASSES, DATA, NOT_GIVEN, PAPER_FRAME, Cell, Table, part_of
+from lchp.report.groups import DELTA, FINGERPRINT, IDENTITY, RECIPE, TAU, Group, canonical, differences, rows
+from lchp.report.recipe import Found, find
+from lchp.report.tables import CLASSES, DATA, NOT_GIVEN, NOT_RUN, PAPER_FRAME, Cell, Table, part_of
 from lchp.report.trials import Trials, duration
 
 LCHP_R = f"results/lchp_r/{PAPER_FRAME}/gt_known"
@@ -40,46 +41,65 @@ class Headline:
 def make_headline(
     records: Records, name: str, made: Sequence[Table], where: Mapping[str, Any], trials: Trials
 ) -> Headline:
-    """name: of the preset; made: the tables, of which the recipe's is read (Table 2 for Tiny-ImageNet, else 1)."""
+    """name: of the preset; made: the tables, of which the recipe's is read (Table 2 for Tiny-ImageNet, else 1). Where
+    only compared methods were run, their rows stand in the place of LCHP's results."""
     recipe = PRESETS[name]
     data = recipe.config.data.name
-    cells = _cells(made, data)
-    group = choose(records, recipe, None, where).group
-    floors = _floors(group)
-    facts = _facts(group, data, cells, floors)
+    table = next(t for t in made if t.number == (2 if data == "tiny_imagenet" else 1))
+    cells = _cells(table, data)
+    found = find(records, recipe, where)
+    group, floors = found.choice.group, _floors(found.all)
+    if group is None and found.compared:
+        shown = [row for row in dict.fromkeys(row for _, row in cells) if cells[PAPER_FRAME, row].ours != NOT_RUN]
+        count = len({line.title for line in found.compared})
+        facts = [Fact("methods", str(count), f"and variants of them, in Table {table.number}; LCHP was not run")]
+    else:
+        shown = list(TITLES.values())
+        facts = _facts(group, data, cells, floors)
     facts.append(Fact("trials", str(trials.count), _states(records, trials)))
     facts.append(Fact("time", duration(trials.seconds), "wall time of all trainings, one after the other"))
     head = ("", *(f"{METRICS['gt_known']}, {frame}" for frame in FRAMES))
-    printed = any(cell.paper != NOT_GIVEN for cell in cells.values())
+    printed = any(cells[PAPER_FRAME, row].paper != NOT_GIVEN for row in shown)
     head += ("paper", "diff.") if printed else ()
     body = []
-    for result in RESULTS:
-        here = [cells[frame, result] for frame in FRAMES]
-        paper = cells[PAPER_FRAME, result]
+    for row in shown:
+        paper = cells[PAPER_FRAME, row]
         rest = (paper.paper, paper.difference) if printed else ()
-        body.append((TITLES[result], *(c.ours for c in here), *rest))
+        body.append((row, *(cells[frame, row].ours for frame in FRAMES), *rest))
     for key, title in FLOORS.items():
         if not math.isnan(floors[PAPER_FRAME, key]):
             rest = (NOT_GIVEN, NOT_GIVEN) if printed else ()
             body.append((title, *(f"{floors[f, key]:.2f}" for f in FRAMES), *rest))
-    sentences = (*_sentences(records, group, recipe, name, where), *_highest(records, recipe))
-    part = part_of(group)
-    return Headline(f"LCHP on {DATA[data]}{f' ({part})' if part else ''}", sentences, tuple(facts), head, tuple(body))
+    sentences = _sentences(records, found, name, where)
+    sentences += _highest(records, recipe)
+    sentences += _on_compared(records, found, table)
+    part = part_of(found.all)
+    what = "LCHP" if group is not None or not found.compared else "Methods that LCHP is compared with,"
+    title = f"{what} on {DATA[data]}{f' ({part})' if part else ''}"
+    return Headline(title, tuple(sentences), tuple(facts), head, tuple(body))
 
 
-def _cells(made: Sequence[Table], data: str) -> dict[tuple[str, str], Cell]:
-    """GT-Known of the recipe's own cell by frame and result."""
-    number = 2 if data == "tiny_imagenet" else 1
-    table = next(t for t in made if t.number == number)
+def _cells(table: Table, data: str) -> dict[tuple[str, str], Cell]:
+    """GT-Known on the data set by frame and row; of a method's several rows those after the first have their backbone
+    in the name."""
     column = table.columns.index(METRICS["gt_known"])
-    of_titles = {title: result for result, title in TITLES.items()}
-    return {
-        (section.frame, of_titles[row.labels[0]]): row.cells[column]
-        for section in table.sections
-        if section.data == DATA[data]
-        for row in section.rows
-        if row.labels[0] in of_titles
-    }
+    found: dict[tuple[str, str], Cell] = {}
+    for section in table.sections:
+        for row in section.rows if section.data == DATA[data] else ():
+            name = row.labels[0]
+            name = f"{name} ({row.labels[-1]})" if (section.frame, name) in found else name
+            found[section.frame, name] = row.cells[column]
+    return found
+
+
+def _on_compared(records: Records, found: Found, table: Table) -> list[str]:
+    """How much there is of the compared methods."""
+    count = sum(m != "lchp" for m in records.runs["method.name"])
+    if not found.compared or not count:
+        return []
+    titles = ", ".join(dict.fromkeys(line.title for line in found.compared))
+    trials = f"{count} trial{'s' * (count != 1)}"
+    return [f"Compared methods: {trials}; on this data set {titles} (Table {table.number})."]
 
 
 def _floors(group: Group | None) -> dict[tuple[str, str], float]:
@@ -92,7 +112,7 @@ def _floors(group: Group | None) -> dict[tuple[str, str], float]:
 def _facts(
     group: Group | None, data: str, cells: Mapping[tuple[str, str], Cell], floors: Mapping[tuple[str, str], float]
 ) -> list[Fact]:
-    ours, first = cells[PAPER_FRAME, "lchp_r"], cells[PAPER_FRAME, "lchp_i"]
+    ours, first = (cells[PAPER_FRAME, TITLES[r]] for r in ("lchp_r", "lchp_i"))
     if ours.mean is None:
         facts = [Fact("LCHP-R", ours.ours, f"GT-Known, {PAPER_FRAME}")]
     else:
@@ -128,9 +148,12 @@ def _states(records: Records, trials: Trials) -> str:
     return f"{text}; {trials.low} results below the floor" if trials.low else text
 
 
-def _sentences(records: Records, group: Group | None, recipe: Preset, name: str, where: Mapping[str, Any]) -> list[str]:
+def _sentences(records: Records, found: Found, name: str, where: Mapping[str, Any]) -> list[str]:
+    recipe, group = found.recipe, found.choice.group
     data = DATA[recipe.config.data.name]
     if group is None:
+        if found.compared:
+            return [f"No finished trial of LCHP on {data} is in the storages: the table is of the compared methods."]
         return [f"No finished trial of {data} is in the storages: the tables show the paper's values only."]
     runs = canonical(records.runs)
     runs = rows(runs, (name == "lchp" for name in runs["method.name"]))

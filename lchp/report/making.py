@@ -9,21 +9,20 @@ from typing import Any
 
 from lchp.config import PRESETS, Preset, preset
 from lchp.errors import ConfigError, RunError
-from lchp.report.choices import NUMBER as CHOICES
-from lchp.report.choices import tables_of
 from lchp.report.collect import Records, SweepRecord, collect
+from lchp.report.contents import check, tables
 from lchp.report.groups import parse_where, preset_of, require
 from lchp.report.paper import Paper, read_paper
 from lchp.report.render import FORMATS, latex_document, to_text
-from lchp.report.tables import NUMBERS, Table
+from lchp.report.tables import Table
 from lchp.runs import write_atomically
 
 
 @dataclass(frozen=True)
 class Wanted:
     """storages: to read; out: folder to write to; preset: None for what the records hold; where: FIELD=VALUE as typed;
-    numbers: of the tables, None for 1-6 and, where the records hold a run for it, 7; watch: seconds between two looks
-    at sweeps that run, None for once."""
+    numbers: of the tables, None for 1-6 and, where the records hold runs for them, 7 and 8; watch: seconds between two
+    looks at sweeps that run, None for once."""
 
     storages: tuple[Path, ...]
     out: Path
@@ -37,10 +36,7 @@ class Wanted:
         if self.preset is not None:
             preset(self.preset)
         for number in self.numbers or ():
-            if number not in (*NUMBERS, CHOICES):
-                raise ConfigError(
-                    f"--table {number}: the paper has Tables 1 to 6, and {CHOICES} is of the choices it leaves open"
-                )
+            check(number)
         if self.watch is not None and not 0 < self.watch <= 86400:
             raise ConfigError(f"--watch {self.watch:g}: expected seconds, more than 0 and a day at most")
         object.__setattr__(self, "conditions", parse_where(self.where))
@@ -84,7 +80,7 @@ def _made(records: Records, wanted: Wanted, paper: Paper) -> tuple[str, list[str
     if wanted.watch is None:
         require(records, wanted.conditions)
     name, why = (wanted.preset, f"preset {wanted.preset}") if wanted.preset else preset_of(records)
-    made = tables_of(records, PRESETS[name], paper, wanted.numbers, wanted.conditions)
+    made = tables(records, PRESETS[name], paper, wanted.numbers, wanted.conditions)
     write_tables(made, wanted.out)
     said = [*records.problems, *_other_data(records, PRESETS[name]), *records.notes]
     formats = ", ".join(f".{suffix}" for suffix in FORMATS)
@@ -125,4 +121,4 @@ def _waiting(sweep: SweepRecord) -> str:
 
 def render_tables(storage: Path, preset: Preset, numbers: Sequence[int], paper_csv: Path) -> str:
     """Tables of one storage as text, for a sweep that has ended."""
-    return "\n".join(map(to_text, tables_of(collect([storage]), preset, read_paper(paper_csv), numbers)))
+    return "\n".join(map(to_text, tables(collect([storage]), preset, read_paper(paper_csv), numbers)))

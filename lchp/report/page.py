@@ -19,8 +19,8 @@ from markupsafe import Markup
 
 from lchp.config import PRESETS, Preset, field_types, preset, show, to_flat
 from lchp.errors import ConfigError, RunError
-from lchp.report.choices import tables_of
 from lchp.report.collect import Records, SweepRecord, collect
+from lchp.report.contents import tables
 from lchp.report.figures.make import NotDrawn, draw
 from lchp.report.figures.make import Wanted as WantedFigures
 from lchp.report.figures.style import Drawing, rendered
@@ -61,7 +61,7 @@ class Wanted:
         if self.preset is not None:
             preset(self.preset)
         if self.out is not None and self.out.is_dir():
-            raise ConfigError(f"--out {self.out}: is a folder; name a file, e.g. {self.out / NAME}")
+            raise ConfigError(f"--output {self.out}: is a folder; name a file, e.g. {self.out / NAME}")
         object.__setattr__(self, "conditions", parse_where(self.where))
 
 
@@ -183,7 +183,7 @@ def gather(records: Records, wanted: Wanted, paper: Paper) -> Page:
     """Everything on the page. Raises ConfigError for a mistake in what was asked for."""
     name, why = _preset(records, wanted)
     recipe = PRESETS[name]
-    made = tables_of(records, recipe, paper, where=wanted.conditions)
+    made = tables(records, recipe, paper, where=wanted.conditions)
     drawn = _draw(records, wanted, recipe, paper)
     trials = read_trials(records, recipe)
     sweeps = tuple(_shown_sweep(sweep) for sweep in records.sweeps)

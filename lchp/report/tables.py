@@ -1,4 +1,4 @@
-"""Tables 1-6 of the paper from run folders: ours as mean and deviation over seeds, beside the paper's values.
+"""What a table is made of, and Tables 3-6: ours as mean and deviation over seeds, beside the paper's values.
 
 Every table has a section per data set and evaluation frame. The paper's values stand in the sections of its own frame,
 center_crop, only. What was not run says so; it is never blank and never a zero.
@@ -15,14 +15,12 @@ from typing import Any
 
 import pandas as pd
 
-from lchp.config import AUGMENTATIONS, PRESETS, Preset, override, to_flat
-from lchp.errors import ConfigError
+from lchp.config import AUGMENTATIONS, PRESETS, Preset, to_flat
 from lchp.evaluate import FRAMES, RESULTS
-from lchp.records import METRICS, TITLES
+from lchp.records import TITLES
 from lchp.report.collect import METHOD, Records, result_of
 from lchp.report.groups import (
     DELTA,
-    FINGERPRINT,
     IDENTITY,
     LOCALIZER,
     SUBSET,
@@ -37,8 +35,8 @@ from lchp.report.groups import (
 from lchp.report.groups import rows as rows_of
 from lchp.report.paper import Paper, number
 
-NUMBERS = (1, 2, 3, 4, 5, 6)
 PAPER_FRAME = "center_crop"
+THRESHOLD = "method.threshold"
 NOT_RUN, FAILED, NO_BOXES, NONE_KEPT, NOT_GIVEN = "not run", "failed", "no boxes", "none kept", "-"
 ALONE = (
     "Protocol: trained from class labels; the last epoch counts, no box chose anything. In each cell mean ± standard "
@@ -127,13 +125,14 @@ class Table:
 @dataclass(frozen=True)
 class Measure:
     """A column. path: the figure in a record, with {frame}, or {tau} for what a tau keeps of the training boxes; paper:
-    its name in paper.csv; whole: a count; ranked: whether its best is marked; signed: a difference, with its sign."""
+    its name in paper.csv; digits: after the point; ranked: whether its best is marked; signed: a difference, with its
+    sign."""
 
     title: str
     path: str
     paper: str
     result: str | None = None
-    whole: bool = False
+    digits: int = 2
     ranked: bool = True
     signed: bool = False
 
@@ -184,7 +183,7 @@ AXES: Mapping[int, Axis] = {
         lambda preset: preset.taus,
         show,
         (
-            Measure("kept training boxes", "kept/by_tau/{tau}/count", "kept training boxes", None, True, False),
+            Measure("kept training boxes", "kept/by_tau/{tau}/count", "kept training boxes", None, 0, False),
             Measure("GT-Known of the kept", "kept/by_tau/{tau}/gt_known", "GT-Known of the kept"),
             known_of("lchp_r"),
         ),
@@ -206,34 +205,10 @@ AXES: Mapping[int, Axis] = {
         (known_of("lchp_r"),),
     ),
 }
-RECIPE_METRICS = {1: ("top1_loc", "top5_loc", "gt_known"), 2: ("top1_loc", "gt_known")}
 
 
-def tables(
-    records: Records,
-    preset: Preset,
-    paper: Paper,
-    numbers: Sequence[int] = NUMBERS,
-    where: Mapping[str, Any] | None = None,
-) -> tuple[Table, ...]:
-    """Several tables, in the order of `numbers`."""
-    return tuple(table(records, number, preset, paper, where) for number in numbers)
-
-
-def table(records: Records, number: int, preset: Preset, paper: Paper, where: Mapping[str, Any] | None = None) -> Table:
-    """One of Tables 1-6. Tables 3-6 are of the preset's data set and grid; Table 1 of CUB and ImageNet (and of the
-    preset's data set, if that is another), Table 2 of Tiny-ImageNet. `where`: values of fields that the runs must have.
-
-    Raises ConfigError for another number.
-    """
-    if number in AXES:
-        return _axis_table(records, number, preset, paper, where)
-    if number in RECIPE_METRICS:
-        return _recipe_table(records, number, preset, paper, where)
-    raise ConfigError(f"--table {number}: the paper has Tables 1 to 6")
-
-
-def _axis_table(records: Records, number: int, preset: Preset, paper: Paper, where: Mapping[str, Any] | None) -> Table:
+def axis_table(records: Records, number: int, preset: Preset, paper: Paper, where: Mapping[str, Any] | None) -> Table:
+    """One of Tables 3-6 (the keys of AXES), of the preset's data set and grid."""
     axis = AXES[number]
     choice = choose(records, preset, axis.field, where)
     group, lost = choice.group, lost_cells(records, choice, preset, axis.field)
@@ -261,7 +236,7 @@ def _axis_table(records: Records, number: int, preset: Preset, paper: Paper, whe
             "kept training boxes and their GT-Known: a diagnostic that reads training boxes, of LCHP-I and in "
             "center_crop; nothing is chosen by it"
         )
-    notes += _notes(choice, lost, axis)
+    notes += notes_on(choice, lost, axis)
     shown = {float(v) if axis.field in (DELTA, TAU) else axis.label(v) for v in values}
     hidden = [r for r in paper.rows(number) if (float(r) if axis.field in (DELTA, TAU) else r) not in shown]
     if hidden:
@@ -290,119 +265,26 @@ def _printed(paper: Paper, number: int, axis: Axis, value: Any, measure: Measure
     return paper.value(number, axis.label(value), measure.paper)
 
 
-def _recipe_table(
-    records: Records, number: int, preset: Preset, paper: Paper, where: Mapping[str, Any] | None
-) -> Table:
-    own = preset.config.data.name
-    names = {1: ["cub", "imagenet"], 2: ["tiny_imagenet"]}[number]
-    if number == 1 and own not in CLASSES:
-        names.insert(0, own)
-    measures = tuple(Measure(METRICS[m], f"{{frame}}/{m}", METRICS[m]) for m in RECIPE_METRICS[number])
-    sections, texts, notes = [], [], []
-    for name in names:
-        recipe = preset if name == own else PRESETS[name]
-        choice = choose(records, recipe, None, where)
-        lost = lost_cells(records, choice, recipe, None)
-        compared = _compared(records, recipe, where, choice.group)
-        known = number == 2 or name in CLASSES
-        prefix = {"cub": "CUB ", "imagenet": "ImageNet "}.get(name, "") if number == 1 else ""
-        here = tuple(replace(m, paper=prefix + m.paper) for m in measures)
-        for frame in FRAMES:
-            methods = paper.rows(number) if known and frame == PAPER_FRAME else tuple(TITLES[r] for r in RESULTS)
-            rows = []
-            # the paper's first, then what is in the records besides
-            for method in dict.fromkeys((*methods, *compared)):
-                result = next((r for r, title in TITLES.items() if title == method), None)
-                group = choice.group if result is not None else None
-                if method in compared:
-                    group, result = compared[method]
-                cells = []
-                for m in here:
-                    m = replace(m, result=result)
-                    printed = paper.value(number, method, m.paper) if known and frame == PAPER_FRAME else None
-                    runs = group.runs if group is not None else None
-                    path = f"results/{result}/{m.path.format(frame=frame)}"
-                    cells.append(
-                        cell_of(runs, lost if group is choice.group else lost.iloc[:0], path, m, frame, printed)
-                    )
-                printed = paper.value(number, method, "backbone") if known else None
-                backbone = _backbone(printed, result, group)
-                rows.append(Row((method, backbone) if number == 1 else (method,), tuple(cells)))
-            sections.append(Section(DATA[name], frame, ranked_rows(rows, here, paper, number), part_of(choice.group)))
-        captioned = choice
-        if choice.group is None and compared:  # LCHP itself was not run
-            captioned = Choice(next(iter(compared.values()))[0], choice.others)
-        text = caption_of(records, captioned, recipe, PRESETS[name] if known else PRESETS["cub"], axis=None)
-        texts.append(text)
-        about = [*_notes(choice, lost, None), *_notes_on_compared(records, recipe, compared)]
-        notes += [f"{DATA[name]}: {n}" if len(names) > 1 else n for n in about]
-    title = f"{', '.join(METRICS[m] for m in RECIPE_METRICS[number])} (%) on {' and '.join(DATA[n] for n in names)}"
-    head = ("method", "backbone") if number == 1 else ("method",)
-    columns = tuple(m.title for m in measures)
-    return Table(number, title, " ".join([*texts, PROTOCOL]), head, columns, tuple(sections), tuple(notes))
-
-
-def _notes_on_compared(records: Records, recipe: Preset, compared: Mapping[str, tuple[Group, str]]) -> list[str]:
-    """What differs from the recipe in a compared method's row, and cells of such methods that failed."""
-    notes = []
-    for title, (group, _) in compared.items():
-        like = override(recipe.config, {n: group.base[n] for n in OF_ROW})
-        away = differences(group.base, like)
-        if away:
-            notes.append(f"{title}: with " + ", ".join(f"{n} {show(v)}" for n, v in away.items()))
-    lost = canonical(records.failures)
-    of_data = recipe.config.data.name
-    mine = [d == of_data and m != "lchp" for d, m in zip(lost["data.name"], lost["method.name"], strict=True)]
-    return [*notes, *lost_notes(rows_of(lost, mine).drop_duplicates("key"), None)]
-
-
-OF_ROW = ("method.name", "method.localizer", "method.refine")
-"""What tells the rows of compared methods apart."""
-
-
-def _compared(
-    records: Records, recipe: Preset, where: Mapping[str, Any] | None, lchp: Group | None
-) -> dict[str, tuple[Group, str]]:
-    """The compared methods of which there are runs on the recipe's data, and on the very images of LCHP's where it was
-    run: row title -> the runs nearest to the recipe, and which of their results is the method's."""
-    found = {}
-    runs = rows_of(records.runs, (name == recipe.config.data.name for name in records.runs["data.name"]))
-    if lchp is not None:
-        runs = rows_of(runs, (f == lchp.base[FINGERPRINT] for f in runs[FINGERPRINT]))
-    for title in sorted({t for t, name in zip(runs[METHOD], runs["method.name"], strict=True) if name != "lchp"}):
-        mine = replace(records, runs=rows_of(runs, (t == title for t in runs[METHOD])))
-        first = mine.runs.to_dict("records")[0]
-        # the row's method; its threshold is the recipe's where there are several
-        like = override(recipe.config, {n: first[n] for n in OF_ROW})
-        group = choose(mine, replace(recipe, config=like), None, where).group
-        if group is not None:
-            found[title] = group, result_of(to_flat(like))
-    return found
-
-
-def _backbone(printed: str | None, result: str | None, group: Group | None) -> str:
-    """The paper's backbone of a method; ours where it is another or the paper has none."""
-    if result is None or group is None:
-        return printed or NOT_GIVEN
-    base = group.base
-    head = base["model.head"] if base["method.name"] == "lchp" else "gap"
-    head = f"-{head.upper()}" if result == "pseudo_label" else ""
-    ours = backbone_title(base["model.classifier" if result == "pseudo_label" else LOCALIZER]) + head
-    return ours if printed in (None, ours) else f"{printed} (ours: {ours})"
-
-
 def cell_of(
-    runs: pd.DataFrame | None, lost: pd.DataFrame, path: str, measure: Measure, frame: str, printed: str | None
+    runs: pd.DataFrame | None,
+    lost: pd.DataFrame,
+    path: str,
+    measure: Measure,
+    frame: str,
+    printed: str | None,
+    *,
+    trained: bool = True,
 ) -> Cell:
     """A figure over the seeds of some runs. A run failed where its GT-Known is below the box over the whole image in
-    the same frame, or not finite; and where its sweep says that it diverged."""
+    the same frame, or not finite; and where its sweep says that it diverged. trained: whether the boxes were; a poor
+    score map is no failed training, and its figure is shown whatever it is."""
     if measure.result is None:
         return finish([], 0, False, measure, printed)
     values, failed, boxless = [], 0, False
     if runs is not None and path in runs:
         for value, known, floor in zip(runs[path], *judged(runs, measure.result, frame), strict=True):
             boxless |= math.isnan(floor)
-            if diverged(known, floor):
+            if diverged(known, floor if trained else 0.0 * floor):  # without boxes NaN either way
                 failed += 1
             elif not math.isnan(floor):
                 values.append(value)
@@ -422,10 +304,14 @@ def diverged(known: float, floor: float) -> bool:
 
 
 def diverged_cells(lost: pd.DataFrame, result: str) -> pd.DataFrame:
-    """Of failed cells, those that have no `result` since a training diverged: stage 1, or for LCHP-R either stage."""
-    first = [error.startswith("its stage 1") for error in lost["error"]]
-    keep = (d and (f or result == "lchp_r") for d, f in zip(lost["diverged"], first, strict=True))
-    return rows_of(lost, keep)
+    """Of failed cells, those that have no `result` since a training diverged: stage 1, or for a run's last result any
+    of its stages."""
+    cells = lost.to_dict("records")
+    return rows_of(lost, (c["diverged"] and (_in_stage1(c) or result == result_of(c)) for c in cells))
+
+
+def _in_stage1(cell: Mapping[str, Any]) -> bool:
+    return cell["error"].startswith("its stage 1")
 
 
 def _kept_cell(group: Group | None, tau: float, measure: Measure, printed: str | None, frame: str) -> Cell:
@@ -456,7 +342,7 @@ def finish(values: Sequence[float], failed: int, boxless: bool, measure: Measure
         return Cell(NO_BOXES if boxless else NOT_RUN, paper=paper)
     mean = statistics.fmean(values)
     sd = statistics.stdev(values) if len(values) > 1 else None
-    digits = 0 if measure.whole else 2
+    digits = measure.digits
     spread = "" if sd is None else f" ± {sd:.{digits}f}"
     ours = f"{round(mean, digits) + 0.0:{'+' if measure.signed else ''}.{digits}f}{spread} ({len(values)})"
     target = number(printed)
@@ -500,7 +386,8 @@ def lost_cells(records: Records, choice: Choice, preset: Preset, axis: str | Non
     return mine.drop_duplicates("key")
 
 
-def _notes(choice: Choice, lost: pd.DataFrame, axis: Axis | None) -> list[str]:
+def notes_on(choice: Choice, lost: pd.DataFrame, axis: Axis | None) -> list[str]:
+    """Of a table's group: floors, runs whose training failed, results found twice; failed cells; other runs."""
     notes, group = [], choice.group
     if group is not None:
         notes += floor_notes(group.runs)
@@ -517,8 +404,10 @@ def failed_notes(lines: list[str]) -> list[str]:
 def lost_notes(lost: pd.DataFrame, axis: Axis | None) -> list[str]:
     """Of cells without a result, with their errors."""
     notes = []
-    for _, cell in lost.sort_values(["seed", "key"]).iterrows():
+    for cell in lost.sort_values(["seed", "key"]).to_dict("records"):
         at = f"{axis.head} {axis.label(cell[axis.field])}, " if axis else ""
+        if cell["method.name"] != "lchp":
+            at = f"{cell[METHOD] or cell['method.name']} on {backbone_title(cell['model.classifier'])}, {at}"
         notes.append(f"{at}seed {cell['seed']} failed in its sweep: {cell['error']}")
     return notes
 
@@ -541,10 +430,10 @@ def floor_notes(runs: pd.DataFrame) -> list[str]:
     return [f"{head}: {'; '.join(texts)}"] if texts else []
 
 
-def failed_runs(group: Group, axis: Axis | None) -> list[str]:
-    """A line per result and frame of a run that diverged."""
+def failed_runs(group: Group, axis: Axis | None, results: Sequence[str] = RESULTS) -> list[str]:
+    """A line per result (those of the axis's measures, without an axis `results`) and frame of a run that diverged."""
     lines = []
-    results = [m.result for m in axis.measures if m.result] if axis else list(RESULTS)
+    results = [m.result for m in axis.measures if m.result] if axis else results
     labels = [""] * len(group.runs) if axis is None else [axis.label(v) for v in group.runs[axis.field]]
     for result in results:
         for frame in FRAMES:
@@ -574,16 +463,18 @@ def caption_of(records: Records, choice: Choice, preset: Preset, paper_preset: P
     data = f"{DATA[name]}, {_classes(name, classes)}"
     if not math.isnan(total):
         data += f", {total:.0f} training images"
+    lchp = base["method.name"] == "lchp"
     networks = f"classifier {backbone_title(base['model.classifier'])}"
-    if axis != LOCALIZER:
+    if axis != LOCALIZER and (lchp or base["method.localizer"]):
         networks += f", localizer {backbone_title(base[LOCALIZER])}"
-    setting = [f"{n.rpartition('.')[2]} {show(base[n])}" for n in (DELTA, TAU) if n != axis]
+    setting = [f"{n.rpartition('.')[2]} {show(base[n])}" for n in ((DELTA, TAU) if lchp else (THRESHOLD,)) if n != axis]
+    epochs = [base["initialization.epochs"], *([base["refinement.epochs"]] if lchp or base["method.refine"] else [])]
     seeds = sorted({int(seed) for seed in runs["seed"]})
     versions = sorted({str(version) for version in runs["version"]})
     about = [
         f"Data: {data}.",
-        f"{networks[0].upper()}{networks[1:]}, {base['data.image_size']} px, {base['initialization.epochs']} + "
-        f"{base['refinement.epochs']} epochs, {', '.join(setting)}.",
+        f"{networks[0].upper()}{networks[1:]}, {base['data.image_size']} px, "
+        f"{' + '.join(map(str, epochs))} epoch{'s' * (epochs != [1])}, {', '.join(setting)}.",
         f"{_seeds(seeds)}; lchp {', '.join(versions)}; {_dates(runs)}; {commands(records, runs)}.",
     ]
     return " ".join([*about, *_unlike(base, classes, paper_preset, axis)])
@@ -628,7 +519,8 @@ def _unlike(base: Mapping[str, Any], classes: int, paper: Preset, axis: str | No
     elif classes != CLASSES[name]:
         other.append(_classes(name, classes))
     flat = to_flat(paper.config)
-    for field, value in differences(base, paper.config, besides=("data.name", *([axis] if axis else []))).items():
+    besides = ("data.name", *(n for n in IDENTITY if n.startswith("method.")), *([axis] if axis else []))
+    for field, value in differences(base, paper.config, besides=besides).items():
         other.append(f"{field} {show(value)} ({show(flat[field])})")
     return [f"Not the paper's setting (its own in brackets): {', '.join(other)}."] if other else []
 

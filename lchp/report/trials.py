@@ -13,7 +13,7 @@ from lchp.config import Preset, show, to_flat
 from lchp.errors import RunError
 from lchp.evaluate import RESULTS
 from lchp.records import TITLES
-from lchp.report.collect import Records
+from lchp.report.collect import METHOD, Records, result_of
 from lchp.report.figures.run_files import metrics_of
 from lchp.report.groups import AXES, DELTA, IDENTITY, TAU, canonical, place, rows
 from lchp.report.tables import DATA, NO_BOXES, NOT_GIVEN, diverged
@@ -25,6 +25,16 @@ MOST_FIELDS = 6
 """Fields with a column of their own; further ones share a column."""
 MOST_POINTS = 60
 
+OF_METHOD = ("method.name", "method.localizer", "method.refine")
+"""What a method's title says: without columns of their own where there is one of titles."""
+COLUMNS_OF_COMPARED = (
+    f"Of a compared method {TITLES['pseudo_label']} is the box of its score map (or DDT's), {TITLES['lchp_i']} the "
+    f"localizer regressed on such boxes, {TITLES['lchp_r']} that localizer after LCHP's stage 2; the last of them is "
+    "its result."
+)
+
+STYLES = {"stage 1": "s1", "stage 2": "s2", "regression": "s3"}
+"""Of curves, in report.css."""
 WIDTH, HEIGHT, MARGIN = 116.0, 28.0, 2.5
 """Of a small drawing, in px."""
 
@@ -65,7 +75,7 @@ class TrialTable:
 @dataclass(frozen=True)
 class Trials:
     """tables: the preset's data set first; seconds: wall time of all trainings, a shared stage 1 once; low: results
-    (trial and frame) below the box over the whole frame; notes: what is not shown, and why."""
+    (trial and frame) of a training below the box over the whole frame; notes: what is not shown, and why."""
 
     tables: tuple[TrialTable, ...]
     seconds: float
@@ -86,7 +96,7 @@ def read_trials(records: Records, preset: Preset) -> Trials:
     for name in sorted(set(runs["data.name"]), key=lambda n: (n != own, n)):
         of_data = rows(runs, (n == name for n in runs["data.name"]))
         tables.append(_table(name, of_data, to_flat(preset.config), reader))
-    notes = []
+    notes = [COLUMNS_OF_COMPARED] if any(name != "lchp" for name in runs["method.name"]) else []
     if reader.left_out:
         total = sum(len(t.trials) for t in tables)
         notes.append(
@@ -151,33 +161,42 @@ class _Reader:
 
 
 def _table(name: str, runs: pd.DataFrame, recipe: Mapping[str, Any], reader: _Reader) -> TrialTable:
-    fields = [f for f in (*AXES, *(n for n in IDENTITY if n not in AXES)) if f in (DELTA, TAU) or len(set(runs[f])) > 1]
+    mixed = any(name != "lchp" for name in runs["method.name"])
+    named = (*AXES, *(n for n in IDENTITY if n not in AXES and not (mixed and n in OF_METHOD)))
+    fields = [f for f in named if f in (DELTA, TAU) or len(set(runs[f])) > 1]
     shown, rest = fields[:MOST_FIELDS], fields[MOST_FIELDS:]
     short = [f.rpartition(".")[2] for f in shown]
     titles = [s if short.count(s) == 1 else f for f, s in zip(shown, short, strict=True)]
     words = [not any(isinstance(v, (int, float)) for v in runs[f]) for f in shown]
-    head = [Head(t, hint=f, text=w) for t, f, w in zip(titles, shown, words, strict=True)]
+    head = [Head("method", text=True)] if mixed else []
+    head += [Head(t, hint=f, text=w) for t, f, w in zip(titles, shown, words, strict=True)]
     head += [Head("other fields", hint="where they are not the preset's", text=True)] if rest else []
     head += [Head("seed"), *(Head(TITLES[r], "GT-Known\ncenter_crop") for r in RESULTS)]
-    head += [Head("LCHP-R", "Top-1\ncenter_crop"), Head("LCHP-R", "GT-Known\nfull_image")]
+    last = "result" if mixed else TITLES["lchp_r"]
+    head += [Head(last, text=True)] if mixed else []
+    head += [Head(last, "Top-1\ncenter_crop"), Head(last, "GT-Known\nfull_image")]
     head += [Head("classifier", "top-1"), Head("kept", "% of boxes", "LCHP-I's training boxes with confidence > tau")]
-    consistent = "consistency/lchp_r" in runs and any(not math.isnan(v) for v in runs["consistency/lchp_r"])
-    head += [Head("consistency", "LCHP-R, %")] if consistent else []
+    measured = [runs[c] for r in RESULTS if (c := f"consistency/{r}") in runs]
+    consistent = any(not math.isnan(v) for column in measured for v in column)
+    head += [Head("consistency", f"{last}, %")] if consistent else []
     head += [Head("loss", hint="sorted by the last epoch's"), Head("top-1, kept", "%", "sorted by the last epoch's")]
     head += [Head("stage 1", "time"), Head("stage 2", "time"), Head("ended", "UTC"), Head("run", text=True)]
     trials = []
     for row in sorted(runs.to_dict("records"), key=lambda r: _place_in_order(r, fields)):
-        values = [Value(show(row[f]), *_order(row[f])) for f in shown]
+        result = result_of(row)
+        values = [Value(row[METHOD])] if mixed else []
+        values += [Value(show(row[f]), *_order(row[f])) for f in shown]
         if rest:
             away = [f"{f} {show(row[f])}" for f in rest if row[f] != recipe[f]]
             values.append(Value(", ".join(away) or "-"))
         values.append(Value(str(row["seed"]), row["seed"]))
         values += [_known(row, r, "center_crop", reader) for r in RESULTS]
         boxless = math.isnan(float(row["floors/center_crop/full_box"]))
-        values += [_percent(row, "results/lchp_r/center_crop/top1_loc", NO_BOXES if boxless else NOT_GIVEN)]
-        values += [_known(row, "lchp_r", "full_image", reader)]
+        values += [Value(TITLES[result])] if mixed else []
+        values += [_percent(row, f"results/{result}/center_crop/top1_loc", NO_BOXES if boxless else NOT_GIVEN)]
+        values += [_known(row, result, "full_image", reader)]
         values += [_percent(row, "classification/top1"), _percent(row, "kept/share")]
-        values += [_percent(row, "consistency/lchp_r")] if consistent else []
+        values += [_percent(row, f"consistency/{result}")] if consistent else []
         values += reader.curves(Path(row["folder"]))
         values += [Value(duration(s), _finite(s)) for s in reader.times(row)]
         date = str(row["date"])[:16].replace("T", " ") if row["date"] is not None else "-"
@@ -192,7 +211,8 @@ def _order(value: Any) -> tuple[float | None]:
 
 def _place_in_order(row: Mapping[str, Any], fields: Sequence[str]) -> tuple[Any, ...]:
     each = [(0, row[f], "") if isinstance(row[f], (int, float)) else (1, 0, show(row[f])) for f in fields]
-    return *each, row["seed"], row["folder"]
+    method = (row["method.name"] != "lchp", row[METHOD])  # LCHP first
+    return *method, *each, row["seed"], row["folder"]
 
 
 def _percent(row: Mapping[str, Any], path: str, absent: str = "-") -> Value:
@@ -206,7 +226,7 @@ def _known(row: Mapping[str, Any], result: str, frame: str, reader: _Reader) -> 
     found = _percent(row, f"results/{result}/{frame}/gt_known", NO_BOXES if math.isnan(floor) else NOT_GIVEN)
     if found.order is None or not diverged(found.order, floor):
         return found
-    reader.low += 1
+    reader.low += result != "pseudo_label" or row["method.name"] == "lchp"  # a score map's box is no training's
     return Value(found.text, found.order, "below floor", f"the box over the whole frame has {floor:.2f}")
 
 
@@ -222,9 +242,11 @@ def loss_and_shares(metrics: Sequence[Any]) -> tuple[Value, Value]:
     """
     if not all(isinstance(m, dict) and "stage" in m for m in metrics):
         raise RunError(f"{METRICS}: a line without a stage; was it written by another version of lchp?")
-    first = [m for m in metrics if m["stage"] == "initialization"]
-    second = [m for m in metrics if m["stage"] == "refinement"]
-    losses = {"stage 1, loss": _numbers(first, "loss"), "stage 2, loss": _numbers(second, "loss")}
+    first, middle, second = (
+        [m for m in metrics if m["stage"] == stage] for stage in ("initialization", "regression", "refinement")
+    )
+    between = {"regression, loss": _numbers(middle, "loss")} if middle else {}  # a compared method's
+    losses = {"stage 1, loss": _numbers(first, "loss"), **between, "stage 2, loss": _numbers(second, "loss")}
     shares = {"stage 1, top-1 %": _numbers(first, "top1"), "stage 2, kept %": _numbers(second, "kept")}
     return _drawn(losses, None), _drawn(shares, (0.0, 100.0))
 
@@ -246,7 +268,7 @@ def sparkline(parts: Mapping[str, Sequence[float]], limits: tuple[float, float] 
     """
     total = sum(map(len, parts.values()))
     out, words, left = [], [], 0.0
-    for stage, (name, values) in enumerate(parts.items(), 1):
+    for name, values in parts.items():
         if not values:
             continue
         width, n = WIDTH * len(values) / total, len(values)
@@ -258,9 +280,10 @@ def sparkline(parts: Mapping[str, Sequence[float]], limits: tuple[float, float] 
         ys = [HEIGHT - MARGIN - (HEIGHT - 2 * MARGIN) * min(1.0, max(0.0, s)) for s in share]
         if left:
             out.append(f'<path class="rule" d="M{left:.1f} 0V{HEIGHT:g}"/>')
+        style = STYLES.get(name.partition(",")[0], "s1")
         points = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(xs, ys, strict=True))
-        out.append(f'<polyline class="s{stage}" points="{points}"/>' if n > 1 else "")
-        out.append(f'<circle class="s{stage}" cx="{xs[-1]:.1f}" cy="{ys[-1]:.1f}" r="1.8"/>')
+        out.append(f'<polyline class="{style}" points="{points}"/>' if n > 1 else "")
+        out.append(f'<circle class="{style}" cx="{xs[-1]:.1f}" cy="{ys[-1]:.1f}" r="1.8"/>')
         words.append(f"{name}: {values[0]:.4g} to {values[-1]:.4g} in {n} epoch{'s' * (n > 1)}")
         left += width
     svg = Markup('<svg class="spark" viewBox="0 0 {:g} {:g}" role="img"><title>{}</title>{}</svg>')

@@ -37,7 +37,7 @@ from lchp.report.figures.style import (
 from lchp.report.groups import DELTA, TAU, Group, choose
 from lchp.report.paper import Paper
 from lchp.report.paper import number as as_number
-from lchp.report.tables import DATA, FAILED, NO_BOXES, PAPER_FRAME, PROTOCOL, Table, table
+from lchp.report.tables import DATA, FAILED, NO_BOXES, PAPER_FRAME, PROTOCOL, Table, axis_table
 
 THRESHOLDS = np.arange(4, 37) / 40  # 0.1 to 0.9; 20 / 40 is 0.5 exactly
 BINS = 10
@@ -56,7 +56,7 @@ def over_delta(records: Records, preset: Preset, paper: Paper, where: Where = No
 
     Raises RunError where the table has no figure.
     """
-    made = table(records, 3, preset, paper, where)
+    made = axis_table(records, 3, preset, paper, where)
     group = _group(records, preset, DELTA, where, made)
     with style():
         figure, axes = _stack(2, 1.75)
@@ -82,7 +82,7 @@ def over_tau(records: Records, preset: Preset, paper: Paper, where: Where = None
 
     Raises RunError where the table has no figure.
     """
-    made = table(records, 4, preset, paper, where)
+    made = axis_table(records, 4, preset, paper, where)
     group = _group(records, preset, TAU, where, made)
     count, known, result = made.columns
     shares, quality = Mark(SKY, "-", "D"), Mark(VERMILLION, DASHES["dashed"], "v")

@@ -92,7 +92,7 @@ class Material:
         group = choose(self.records, self.recipe, None, self.wanted.conditions).group
         if group is None:
             that = " with what --where says" if self.wanted.conditions else ""
-            raise RunError(f"no finished run of {self.recipe.config.data.name}{that} in the storages")
+            raise RunError(f"no finished run of LCHP on {self.recipe.config.data.name}{that} in the storages")
         return group.runs.sort_values("seed", kind="stable")
 
     @property
