@@ -231,7 +231,8 @@ class Score:
 class ScoreMaps:
     """Write the score maps of a compared method's run in wsolevaluation's format, for lchp score and other tools.
 
-    DIR/<image id>.npy of every test image, 224 x 224 floats in [0, 1], of the image's own class.
+    DIR/<image id>.npy of every test image, 224 x 224 floats in [0, 1], of the image's own class. Image ids are those of
+    predictions.parquet: with data sets other than wsol and wsol_fullsup, wsolevaluation's lists have others.
     """
 
     run_folder: Annotated[Path, tyro.conf.arg(name="run", metavar="DIR")]
@@ -247,7 +248,7 @@ class ScoreMaps:
         from lchp.score_maps import write_score_maps
 
         count = write_score_maps(self.run_folder, self.output, resolve_device(self.device), show_progress=True)
-        print(f"{count} score maps in {self.output}; next: lchp score --scoremaps {self.output} --metadata DIR ...")
+        print(f"{count} score maps in {self.output}")
         return 0
 
 

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lchp.backbones import Trunk, build_trunk
+from lchp import distributed
+from lchp.backbones import Trunk, backbone, build_trunk
 from lchp.boxes import area
 from lchp.config import (
     EvaluationConfig,
@@ -71,8 +72,8 @@ def cells(preset: Preset) -> list[dict[str, Any]]:
     recipe's own, a localizer regressed on CAM's boxes, and LCHP's refinement of PSOL."""
     own = preset.config.model.classifier
     found = []
-    for backbone in dict.fromkeys((own, *preset.classifiers)):
-        on = {} if backbone == own else {"model.classifier": backbone}
+    for classifier in dict.fromkeys((own, *preset.classifiers)):
+        on = {} if classifier == own else {"model.classifier": classifier}
         found += [{"method.name": n, **({} if m.map else {"method.localizer": True}), **on} for n, m in METHODS.items()]
     regressed = {"method.localizer": True}
     return [*found, {"method.name": "cam", **regressed}, {"method.name": "psol", **regressed, "method.refine": True}]
@@ -87,7 +88,7 @@ def stage1_of(config: TrainConfig) -> TrainConfig:
         fields = {
             "model": ModelConfig(
                 model.classifier,
-                model.classifier,  # no localizer is trained
+                model.localizer,  # is built, but neither trained nor part of the key
                 found.head,
                 pretrained=model.pretrained,
                 weights_dir=model.weights_dir,
@@ -180,12 +181,15 @@ def _of_map(config: TrainConfig, maps: MapSource) -> BoxSource:
 def _of_transforms(classifier: nn.Module, context: Context) -> BoxSource:
     """DDT's boxes of views, by directions that follow from all training images of a class in center_crop.
 
-    The features are ImageNet's, as PSOL's, and where the networks start from random weights those of the classifier
-    that stage 1 trained. A training view's box is that of the view itself; PSOL maps the whole image's.
+    The features are ImageNet's, as PSOL's (without a layer that the backbone adds to what was trained there), and where
+    the networks start from random weights those of the classifier that stage 1 trained. A training view's box is that
+    of the view itself; PSOL maps the whole image's.
     """
     model = context.config.model
     if model.pretrained:
-        trunk = build_trunk(model.classifier, "classifier", pretrained=True, weights_dir=model.weights_dir)
+        entry = backbone(model.classifier)
+        name = entry.file if entry.added and entry.file else model.classifier
+        trunk = build_trunk(name, "classifier", pretrained=True, weights_dir=model.weights_dir)
         layout: dict[str, Any] = {"device": context.device, "memory_format": torch.channels_last}
         trunk = trunk.to(**layout)
     else:
@@ -229,6 +233,8 @@ def train_classifier(
 ) -> None:
     """Trains the classifier in place by the method's loss, with stage 1's rates and epochs."""
     config, first = context.config, context.config.initialization
+    if distributed.size() > 1 and not found.scheme.sliced:
+        raise ConfigError(f"method.name = {found.name!r}: its loss needs a batch as a whole; train it with one worker")
     steps = len(epoch_order(context, torch.Generator()))
     nets.classifier.train()
 

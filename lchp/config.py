@@ -477,6 +477,7 @@ MEANING_BEFORE: Mapping[str, Any] = types.MappingProxyType(
         "evaluation.oracle": False,
         "compile": False,
         "deterministic": False,
+        # of LCHP's, which go by none of these: no compared method's record is as old
         **{f"method.{k}": v for k, v in dataclasses.asdict(MethodConfig()).items()},
         "auto_batch": False,
     }

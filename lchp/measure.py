@@ -113,8 +113,8 @@ def score_maps(models: Models, context: Context) -> dict[str, float]:
     chosen = int(_map_curves(models, context, held_out, grid)[0, IOUS.index(50)].argmax())
     return out | {
         "oracle_validation_threshold": float(grid[chosen]),
-        "boxacc_at_validation": float(at_50[chosen]),
-        "boxacc_v2_at_validation": float(best[:, chosen].mean()),
+        "oracle_validation_boxacc": float(at_50[chosen]),
+        "oracle_validation_boxacc_v2": float(best[:, chosen].mean()),
     }
 
 

@@ -199,7 +199,7 @@ def _score_map_lines(summary: dict[str, Any]) -> list[str]:
     if maps.get("oracle_validation_threshold") is not None:
         lines.append(
             f"  at {maps['oracle_validation_threshold']:.3g}, chosen on the boxes of held-out training images: BoxAcc "
-            f"{maps['boxacc_at_validation']:.2f} %, V2 {maps['boxacc_v2_at_validation']:.2f} %"
+            f"{maps['oracle_validation_boxacc']:.2f} %, V2 {maps['oracle_validation_boxacc_v2']:.2f} %"
         )
     return lines
 

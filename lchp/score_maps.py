@@ -17,7 +17,8 @@ from lchp.predict import load_classifier, published
 
 def write_score_maps(run: Path, output: Path, device: torch.device, *, show_progress: bool = False) -> int:
     """Writes `output`/<image id>.npy for every test image of a compared method's run: 224 x 224 float32 in [0, 1], of
-    the image's own class, the whole image squeezed to a square. Returns how many.
+    the image's own class, the whole image squeezed to a square. Returns how many. Ids are those of predictions.parquet,
+    which only for the data sets `wsol` and `wsol_fullsup` are wsolevaluation's.
 
     `output` appears only when all are written. Raises RunError where the run's method has no score maps (LCHP, PSOL),
     ConfigError where `output` is not empty, and what `lchp.predict.load_run` raises.

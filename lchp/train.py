@@ -9,6 +9,7 @@ import types
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -224,7 +225,7 @@ def _train_compared(nets: Networks, context: Context, plan: Plan) -> tuple[Model
 
 
 def probe(config: TrainConfig, batches: int = 3) -> dict[str, float]:
-    """Seconds per epoch of each stage, measured on a few batches. Nothing of what it trains is kept."""
+    """Seconds per epoch of each training of a run, measured on a few batches. Nothing of what it trains is kept."""
     first = replace(config.initialization, epochs=2, localizer_start=0)
     # tau 0: networks that have hardly begun are confident of nothing
     short = replace(config, initialization=first, refinement=replace(config.refinement, epochs=2, tau=0.0))
@@ -239,10 +240,21 @@ def probe(config: TrainConfig, batches: int = 3) -> dict[str, float]:
     def record(metrics: Metrics) -> None:  # the second epoch, which has warmed up, is the last to be noted
         found[metrics["stage"]] = metrics["seconds"] / steps * whole
 
+    compared = chosen(config)
+    steps_of: list[Callable[..., None]] = [initialize, refine]
+    if compared is not None:
+        steps_of = [partial(train_classifier, identity="", found=compared)]
+        # boxes cost little; DDT's would need images of every class
+        steps_of += [partial(regress, identity="", source=_whole_views)] if config.method.localizer else []
+        steps_of += [refine] if config.method.refine else []
     with tempfile.TemporaryDirectory() as folder:
-        for train_stage in (initialize, refine):
-            train_stage(nets, context, Path(folder) / train_stage.__name__, record=record, show_progress=False)
+        for n, train_stage in enumerate(steps_of):
+            train_stage(nets, context, checkpoint=Path(folder) / str(n), record=record, show_progress=False)
     return found
+
+
+def _whole_views(images: Tensor, _labels: Tensor) -> Tensor:
+    return torch.tensor([0.0, 0.0, 1.0, 1.0], device=images.device).expand(len(images), 4)
 
 
 def initialization_identity(config: TrainConfig, data: str) -> str:
@@ -252,19 +264,23 @@ def initialization_identity(config: TrainConfig, data: str) -> str:
     parts = asdict(config)
     for name in ("root", "workers", "cache", "skip_bad"):
         parts["data"].pop(name)
-    # the two train on the same images, so that a threshold found on one is tried on the other without training again
+    # both train on the same images: with --from a threshold found on one is tried on the other
     parts["data"]["name"] = config.data.name.removesuffix("_fullsup")
     parts["model"].pop("weights_dir")
-    scheme: dict[str, Any] = {} if compared is None else {"scheme": compared.scheme.name}
-    if scheme and config.model.pretrained:
-        scheme["lr_classifier_ratio"] = config.method.lr_classifier_ratio
+    networks, scheme = [config.model.classifier, config.model.localizer], {}
+    if compared is not None:  # its stage 1 trains no localizer
+        networks.pop()
+        parts["model"].pop("localizer")
+        scheme = {"scheme": compared.scheme.name}
+        if config.model.pretrained:
+            scheme |= {"lr_classifier_ratio": config.method.lr_classifier_ratio}
     precision = config.precision
     if precision == "auto":  # a named precision gives a key on machines without the device, too
         precision = resolve_precision(precision, resolve_device(config.device))
     return runs.digest(
         {
             "recipe": RECIPE_VERSION,
-            "weights": [_weights(config, name) for name in (config.model.classifier, config.model.localizer)],
+            "weights": [_weights(config, name) for name in networks],
             "data": data,
             "precision": precision,
             "seed": config.seed,

@@ -74,7 +74,7 @@ def test_a_row_per_method_and_backbone(tmp_path: Path) -> None:
 
 
 def test_thresholds_of_held_out_images_have_columns_that_say_so(tmp_path: Path) -> None:
-    more = {"oracle_validation_threshold": 0.3, "boxacc_at_validation": 65.0, "boxacc_v2_at_validation": 61.0}
+    more = {"oracle_validation_threshold": 0.3, "oracle_validation_boxacc": 65.0, "oracle_validation_boxacc_v2": 61.0}
     run(tmp_path, "CAM", scores(70.0) | more)
     run(tmp_path, "ADL", scores(60.0) | dict.fromkeys(more))
     found = made(tmp_path)

@@ -145,7 +145,7 @@ def test_fields_that_count_are_those_of_the_training_identity() -> None:
     base = override(preset("folder"), fixed | {"initialization.attention": "features"})
     before = refinement_identity(base, "data")
     for name, value in to_flat(base).items():
-        values = {name: other_value(name, value)}
+        values: dict[str, Any] = {name: other_value(name, value)}
         # there are no weights to choose without pretrained ones
         if values[name] is None or name == "model.weights_dir" or name.startswith("method."):
             continue

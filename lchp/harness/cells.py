@@ -57,15 +57,16 @@ class Job:
     @property
     def epochs(self) -> int:
         """Epochs to train, over both stages where it trains both."""
-        return sum(self._trainings.values())
+        return sum(self.trainings.values())
 
     def finished_epochs(self, stage: str, epoch: int) -> int:
         """Epochs that are done when `stage` has finished its `epoch`."""
-        names = list(self._trainings)
-        return epoch + sum(self._trainings[name] for name in names[: names.index(stage)])
+        names = list(self.trainings)
+        return epoch + sum(self.trainings[name] for name in names[: names.index(stage)])
 
     @property
-    def _trainings(self) -> dict[str, int]:
+    def trainings(self) -> dict[str, int]:
+        """Epochs of each training, by the name under which metrics.jsonl has it, in order."""
         first = {INITIALIZATION: self.config.initialization.epochs}
         if self.stage == 1:
             return first

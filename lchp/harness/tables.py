@@ -8,10 +8,10 @@ from typing import Any
 from tabulate import tabulate
 
 from lchp import runs
+from lchp.compared import CLASSIFICATION, epochs_after_stage1, stage1_of
 from lchp.config import PLACES, TrainConfig, show, to_flat
 from lchp.errors import RunError
 from lchp.harness.cells import Cell
-from lchp.harness.schedule import Progress
 from lchp.harness.sweep import Outcome, Plan, SweepResult, describe, gpus_per_worker
 from lchp.records import TITLES
 from lchp.train import probe
@@ -44,12 +44,13 @@ def estimate(plan: Plan) -> str:
     total = 0.0
     for progress in waiting:
         config = progress.job.config
-        if ("refinement", _kind(config)) not in known and config.data.name == "parts":
+        missing = {stage for stage in progress.job.trainings if (stage, _kind(config)) not in known}
+        if missing and config.data.name == "parts":
             known |= {(stage, _kind(config)): seconds for stage, seconds in probe(config).items()}
-        for stage, epochs in _epochs(progress).items():
+        for stage, epochs in progress.job.trainings.items():
             seconds = known.get((stage, _kind(config)))
             if seconds is None:
-                work = f"{sum(sum(_epochs(p).values()) for p in waiting)} epochs in {len(waiting)} trainings"
+                work = f"{sum(p.job.epochs for p in waiting)} epochs in {len(waiting)} trainings"
                 return f"estimate: {work}; no time known yet, since no such training has finished in this storage"
             total += seconds * epochs
     text = f"estimate: {total / 60:.1f} minutes of training"
@@ -60,16 +61,9 @@ def estimate(plan: Plan) -> str:
     return f"{text}; {total / 60 / places:.1f} minutes with {places} at once on this machine"
 
 
-def _epochs(progress: Progress) -> dict[str, int]:
-    job = progress.job
-    first, second = job.config.initialization.epochs, job.config.refinement.epochs
-    if job.stage == 1:
-        return {"initialization": first}
-    return {"refinement": second} | ({} if job.source else {"initialization": first})
-
-
 def _kind(c: TrainConfig) -> tuple[Any, ...]:
-    return c.data.name, c.data.image_size, c.data.root, c.model.classifier, c.model.localizer, c.device, c.precision
+    networks = c.model.classifier, c.model.localizer, stage1_of(c).method.name
+    return c.data.name, c.data.image_size, c.data.root, *networks, c.device, c.precision
 
 
 def _seconds_per_epoch(plan: Plan) -> dict[tuple[str, Any], float]:
@@ -81,7 +75,8 @@ def _seconds_per_epoch(plan: Plan) -> dict[tuple[str, Any], float]:
             c = runs.read_config(path.parent)
         except RunError:
             continue
-        for stage, epochs in (("initialization", c.initialization.epochs), ("refinement", c.refinement.epochs)):
+        each = {CLASSIFICATION: c.initialization.epochs, **epochs_after_stage1(c)}
+        for stage, epochs in each.items():
             if stage in seconds:
                 found.setdefault((stage, _kind(c)), []).append(seconds[stage] / epochs)
     return {k: statistics.median(v) for k, v in found.items()}

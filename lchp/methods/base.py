@@ -35,11 +35,16 @@ object of that class is; not normalised."""
 
 @dataclass(frozen=True)
 class Scheme:
-    """One way to train a classifier from class labels. Methods with the same scheme share its training."""
+    """One way to train a classifier from class labels. Methods with the same scheme share its training.
+
+    sliced: whether the loss of a batch is the mean of those of its slices, so that workers may share it; draws for a
+    whole batch and means over what a batch holds are not.
+    """
 
     name: str
     loss: Loss
     build: Build = Classifier
+    sliced: bool = True
 
 
 @dataclass(frozen=True)

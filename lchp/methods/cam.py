@@ -23,7 +23,8 @@ PLAIN = Scheme("plain", plain_loss)
 
 def class_activation_map(features: Tensor, weights: Tensor) -> Tensor:
     """Eq. 2: features B x C x h x w and each image's class weights B x C to maps B x h x w."""
-    return torch.einsum("bchw,bc->bhw", features.float(), weights.float())
+    with torch.autocast(features.device.type, enabled=False):  # which would round both again
+        return torch.einsum("bchw,bc->bhw", features.float(), weights.float())
 
 
 @torch.no_grad()

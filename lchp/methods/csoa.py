@@ -111,4 +111,4 @@ def csoa_map(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     return cam(model.classifier, images, labels)
 
 
-METHOD = Method("csoa", "CSoA", Scheme("csoa", csoa_loss, Csoa), csoa_map)
+METHOD = Method("csoa", "CSoA", Scheme("csoa", csoa_loss, Csoa, sliced=False), csoa_map)

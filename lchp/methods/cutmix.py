@@ -46,4 +46,4 @@ def cutmix_loss(classifier: nn.Module, batch: Batch) -> Tensor:
     return mixed_loss(classifier, batch, cut_mask(size, share, centre), order)
 
 
-METHOD = Method("cutmix", "CutMix", Scheme("cutmix", cutmix_loss), cam)
+METHOD = Method("cutmix", "CutMix", Scheme("cutmix", cutmix_loss, sliced=False), cam)

@@ -50,4 +50,4 @@ def gr_loss(classifier: nn.Module, batch: Batch) -> Tensor:
     return plain_loss(classifier, replace(batch, images=images))
 
 
-METHOD = Method("gr", "GR", Scheme("gr", gr_loss), cam)
+METHOD = Method("gr", "GR", Scheme("gr", gr_loss, sliced=False), cam)

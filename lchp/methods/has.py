@@ -40,4 +40,4 @@ def has_loss(classifier: nn.Module, batch: Batch, rate: float = HIDE) -> Tensor:
     return plain_loss(classifier, replace(batch, images=images))
 
 
-METHOD = Method("has", "HaS", Scheme("has", has_loss), cam)
+METHOD = Method("has", "HaS", Scheme("has", has_loss, sliced=False), cam)

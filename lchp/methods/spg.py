@@ -138,4 +138,4 @@ def spg_map(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     return cam(model.classifier, images, labels)
 
 
-METHOD = Method("spg", "SPG", Scheme("spg", spg_loss, Spg), spg_map)
+METHOD = Method("spg", "SPG", Scheme("spg", spg_loss, Spg, sliced=False), spg_map)

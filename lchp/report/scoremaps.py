@@ -36,8 +36,8 @@ _MEASURES = (
     Measure("BoxAccV2", "score_maps/boxacc_v2", ""),
 )
 _HELD_OUT = (
-    Measure("BoxAcc (oracle, held-out)", "score_maps/boxacc_at_validation", ""),
-    Measure("BoxAccV2 (oracle, held-out)", "score_maps/boxacc_v2_at_validation", ""),
+    Measure("BoxAcc (oracle, held-out)", "score_maps/oracle_validation_boxacc", ""),
+    Measure("BoxAccV2 (oracle, held-out)", "score_maps/oracle_validation_boxacc_v2", ""),
 )
 _FIXED = Measure("threshold", "score_maps/threshold", "")
 _ABOUT = (
