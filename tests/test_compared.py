@@ -1,6 +1,7 @@
 """The compared methods as runs: what they share, what they write, and that they go on where they stopped."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from lchp.methods import METHODS, Batch
 from lchp.methods.cam import cam
 from lchp.predict import load_classifier, load_run
 from lchp.records import summary_table
+from lchp.report.collect import collect, result_of
 from lchp.scoring import score_maps
 from lchp.scoring.scoremaps import in_its_frame
 from lchp.second_classifier import second_classifier, ten_crops
@@ -298,6 +300,25 @@ def test_workers_share_only_losses_that_are_the_mean_of_those_of_slices(
         nets: Any = None
         with pytest.raises(ConfigError, match=rf"method.name = '{name}': its loss needs a batch as a whole"):
             compared.train_classifier(nets, context, root / "never.pt", "", found)
+
+
+def test_every_method_beats_the_centred_box_on_birds_or_the_record_says_that_it_does_not() -> None:
+    """The published records of 50 classes of CUB with a pretrained MobileNetV2, and their Table 1."""
+    folder = Path(__file__).parents[1] / "analysis" / "records" / "cub50_methods"
+    found = collect([folder]).runs
+    assert set(found["method.name"]) == set(METHODS)
+    assert set(found["model.classifier"]) == {"mobilenet_v2"}
+    assert all(found["model.pretrained"])
+    text = (folder / "tables" / "table_1.md").read_text().replace("\\_", "_")
+    for frame in FRAMES:
+        (note,) = re.findall(rf"no better in {frame} than a centred 80 % box, GT-Known: (.*)", text)
+        said = set(re.findall(r"(?:^|, )([^,]+(?:, refined by LCHP)?) [\d.]+ \(the box", note))
+        below = {
+            run["environment/method"]
+            for run in found.to_dict("records")
+            if run[f"results/{result_of(run)}/{frame}/gt_known"] <= run[f"floors/{frame}/centre_box"]
+        }
+        assert said - {"Pseudo Label"} == below  # LCHP's, of other records
 
 
 def test_labels() -> None:
