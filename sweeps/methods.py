@@ -1,4 +1,4 @@
-"""The methods that the paper compares LCHP with, beside LCHP itself: Tables 1 and 2."""
+"""The methods that the paper compares LCHP with, beside LCHP itself: Tables 1, 2 and 8."""
 
 from pathlib import Path
 
@@ -17,4 +17,4 @@ def cells(preset: Preset) -> list[Overrides]:
 
 
 if __name__ == "__main__":
-    leave(main("methods", cells, about=__doc__, closing=paper_tables(PAPER, (1, 2))))
+    leave(main("methods", cells, about=__doc__, closing=paper_tables(PAPER, (1, 2, 8))))
