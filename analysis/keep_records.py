@@ -1,6 +1,6 @@
 """A copy of records to publish: summaries and predictions, without checkpoints and without a machine's paths.
 
-python analysis/keep_records.py --storage results/cub --out records/cub
+python analysis/keep_records.py --storage results/cub --output records/cub
 python analysis/make_tables.py --storage records/cub            # reads the copy as it read the original
 """
 
@@ -8,6 +8,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from lchp.cli import guarded, parse
 from lchp.report.keep import keep
@@ -17,7 +20,7 @@ from lchp.report.keep import keep
 class Flags:
     """Copy the records of finished runs and sweeps, small enough to publish."""
 
-    out: Path
+    output: Annotated[Path, tyro.conf.arg(aliases=("--out",))]
     """Folder to make; it must not exist."""
     storage: tuple[Path, ...] = (Path("results"),)
     """Storages of sweeps, folders of run folders, or run folders."""
@@ -31,8 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def body() -> int:
         flags: Flags = parse(Flags, arguments, "keep_records.py")
-        kept = keep(flags.storage, flags.out, predictions=flags.predictions)
-        print(f"{kept.runs} runs and {kept.sweeps} sweeps in {flags.out}, {kept.size / 1e6:.1f} MB")
+        kept = keep(flags.storage, flags.output, predictions=flags.predictions)
+        print(f"{kept.runs} runs and {kept.sweeps} sweeps in {flags.output}, {kept.size / 1e6:.1f} MB")
         for line in kept.problems:
             print(line, file=sys.stderr)
         return 1 if kept.problems else 0

@@ -56,7 +56,7 @@ def keep(storages: Sequence[Path], out: Path, *, predictions: bool = True) -> Ke
     Raises RunError where `out` exists or cannot be written, or where there is nothing to keep.
     """
     if out.exists():
-        raise RunError(f"{out}: exists already; name another --out, or remove it")
+        raise RunError(f"{out}: exists already; name another --output, or remove it")
     records = collect(storages)
     problems = list(records.problems)
     make_folder(out.parent)

@@ -11,7 +11,6 @@ from lchp.report.groups import Choice
 from lchp.report.paper import Paper
 from lchp.report.recipe import Found, Line, find, name_of, notes_of_line, together
 from lchp.report.tables import (
-    ALONE,
     DATA,
     Measure,
     Row,
@@ -76,7 +75,8 @@ def score_map_table(records: Records, preset: Preset, where: Mapping[str, Any] |
         nothing if group is None else caption_of(records, Choice(group, ""), preset, PRESETS["cub"], axis=None),
         f"{_ABOUT}{fixed and f', {fixed}'}.",
         *([_ABOUT_HELD_OUT] if len(measures) > len(_MEASURES) else []),
-        f"{ALONE}. The paper gives no values.",
+        "Trained from class labels; the last epoch counts. In each cell mean ± standard deviation over seeds (n). The "
+        "paper gives no values.",
     ]
     notes = [note for line in lines for note in notes_of_line(line, found)]
     maps = [line for line in found.compared if line.maps and not _values(line, _BEST)]
