@@ -163,7 +163,7 @@ def summary_table(summary: dict[str, Any]) -> str:
         tabulate(rows, head, tablefmt="simple", floatfmt=".2f", missingval=""),
         f"\nclassification (center_crop): top-1 {top['top1']:.2f} %, top-5 {top['top5']:.2f} %",
     ]
-    lines.append("selection: none; delta and tau are the config's, and the last epoch counts (no box chose anything)")
+    lines.append("selection: none; thresholds are the config's, and the last epoch counts (no box chose anything)")
     lines += [*_below_floor(summary), *_score_map_lines(summary)]
     kept = summary.get("kept") or {}
     if kept.get("share") is not None:

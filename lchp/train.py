@@ -35,7 +35,7 @@ from lchp.compared import (
     stage1_of,
     train_classifier,
 )
-from lchp.config import PLACES, TrainConfig, to_flat
+from lchp.config import PLACES, TrainConfig, show, to_flat
 from lchp.context import Context, describe_environment, open_context
 from lchp.data import training_fingerprint
 from lchp.devices import peak_memory_mb, resolve_device, resolve_precision
@@ -513,11 +513,21 @@ def _open_board(run: Path, context: Context) -> Any:
 
 
 def _load_initialization(nets: Networks, path: Path, context: Context) -> None:
+    if path.exists() and (other := _other_stage_1(runs.read_config(path.parents[1]), context.config)):
+        raise RunError(f"{path}: its stage 1 is of another config: {', '.join(other[:4])}")
     state = load_checkpoint(path, initialization_identity(context.config, training_fingerprint(context.dataset)))
     if state["epoch"] < context.config.initialization.epochs:
         raise RunError(f"{path}: stage 1 stopped after {state['epoch']} epochs; finish it with --resume first")
     for name, weights in state["modules"].items():  # a compared method's stage 1 has the classifier alone
         getattr(nets, name).load_state_dict(weights)
+
+
+def _other_stage_1(there: TrainConfig, asked: TrainConfig) -> list[str]:
+    """Fields in which the stage 1 of a run is not the one asked for. The data's content and what `auto` became are left
+    to its identity."""
+    mine, theirs = to_flat(stage1_of(asked)), to_flat(stage1_of(there))
+    free = PLACES | {"data.name", "device", "precision"} | (set() if chosen(asked) is None else {"model.localizer"})
+    return [f"{n} {show(v)} (asked for: {show(mine[n])})" for n, v in theirs.items() if n not in free and v != mine[n]]
 
 
 class _CallableModule(types.ModuleType):

@@ -235,6 +235,8 @@ def test_a_run_s_map_scores_are_those_of_lchp_score_on_its_files(tmp_path: Path,
     capsys.readouterr()
     assert main(["scoremaps", "--run", str(run), "--output", str(tmp_path / "maps")]) == 2
     assert "is there already and not empty" in capsys.readouterr().err
+    with pytest.raises(RunError, match=r"of another config: data.validation 0 \(asked for: 0.25\)"):
+        train(override(on_test, {"data.validation": 0.25}), output=tmp_path / "held", stage="refine", source=run)
     psol = train(override(config, {"method.name": "psol"}), output=tmp_path / "psol").run
     assert main(["scoremaps", "--run", str(psol), "--output", str(tmp_path / "none")]) == 2
     assert "a run of psol, which has no score maps" in capsys.readouterr().err

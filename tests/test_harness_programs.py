@@ -58,7 +58,8 @@ def test_kill_the_driver_at_a_random_moment_and_resume(root: Path, tmp_path: Pat
     assert all(j["found"] for n, j in done.items() if n.split("-")[1] in finished)  # what was finished is kept
     for name, lines in begun.items():  # what was trained before the kill was not trained again
         stage, key = name.split("-")
-        assert runs.read_metrics(storage / "store" / stage / key)[: len(lines) - 1] == lines[:-1]
+        kept = lines[:-1]  # the last may lack its checkpoint; a folder may have been made and no more
+        assert runs.read_metrics(storage / "store" / stage / key)[: len(kept)] == kept
     assert any(begun.values())
     for cell in expand(Sweep("x", pinned(small.config(root, **epochs), gpu=False), CELLS)):
         alone = train(cell.config, output=tmp_path / "alone" / cell.stage2)

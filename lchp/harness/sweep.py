@@ -453,8 +453,10 @@ def _best(plan: Plan) -> str:
 
 
 def headline(summary: dict[str, Any]) -> float | None:
-    """The one figure of a progress display: LCHP-R's GT-Known in center_crop; without boxes, its score (`unboxed`)."""
-    known = summary["results"].get("lchp_r", {}).get("center_crop", {}).get("gt_known")
+    """The one figure of a progress display: GT-Known of the last result (LCHP-R's, or a compared method's) in
+    center_crop; without boxes, its score (`unboxed`)."""
+    last = next(reversed(summary["results"].values()), {})
+    known = last.get("center_crop", {}).get("gt_known")
     return known if known is not None else summary.get("unboxed", {}).get("center_crop", {}).get("score")
 
 
