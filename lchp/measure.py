@@ -24,6 +24,17 @@ TAUS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Thresholds of Table 4, at which the kept training boxes are counted."""
 
 
+def _how(context: Context) -> dict[str, Any]:
+    """How networks go over a split: the options that all of `lchp.inference` takes."""
+    config = context.config
+    return {
+        "batch_size": config.evaluation.batch_size,
+        "workers": config.data.workers,
+        "device": context.device,
+        "autocast": context.autocast,
+    }
+
+
 def _predict(models: Models, context: Context, images: Images, *frames: str) -> dict[str, Predictions]:
     """Raises DivergedError where weights, finite as they are, give boxes or scores that are not."""
     found = predict(
@@ -31,10 +42,7 @@ def _predict(models: Models, context: Context, images: Images, *frames: str) -> 
         images,
         frames,
         context.config.data.image_size,
-        batch_size=context.config.evaluation.batch_size,
-        workers=context.config.data.workers,
-        device=context.device,
-        autocast=context.autocast,
+        **_how(context),
         show_progress=context.show_progress,
     )
     for p in found.values():
@@ -132,10 +140,7 @@ def _map_curves(models: Models, context: Context, images: Images, grid: np.ndarr
         models.score_maps,
         images,
         context.config.data.image_size,
-        batch_size=context.config.evaluation.batch_size,
-        workers=context.config.data.workers,
-        device=context.device,
-        autocast=context.autocast,
+        **_how(context),
     )
     for i, scoremap in maps:
         if not np.isfinite(scoremap).all():
@@ -151,10 +156,7 @@ def _view_boxes(models: Models, context: Context, images: Images) -> dict[str, n
         models,
         images,
         context.config.data.image_size,
-        batch_size=context.config.evaluation.batch_size,
-        workers=context.config.data.workers,
-        device=context.device,
-        autocast=context.autocast,
+        **_how(context),
     )
 
 

@@ -259,8 +259,7 @@ def _whole_views(images: Tensor, _labels: Tensor) -> Tensor:
 
 def initialization_identity(config: TrainConfig, data: str) -> str:
     """Hash of all that a stage-1 result depends on; `data` is the data set's fingerprint."""
-    compared, auto_batch = chosen(config), config.auto_batch
-    config = stage1_of(config)
+    compared, config = chosen(config), stage1_of(config)
     parts = asdict(config)
     for name in ("root", "workers", "cache", "skip_bad"):
         parts["data"].pop(name)
@@ -286,7 +285,7 @@ def initialization_identity(config: TrainConfig, data: str) -> str:
             "seed": config.seed,
             "config": {k: parts[k] for k in ("data", "model", "initialization")},
         }
-        | ({"auto_batch": True} if auto_batch else {})  # batches in parts are another BatchNorm
+        | ({"auto_batch": True} if config.auto_batch else {})  # batches in parts are another BatchNorm
         | scheme
     )
 
