@@ -94,6 +94,19 @@ def test_a_copy_makes_the_same_tables_without_the_machines_paths(storage: Path, 
         assert read_predictions(copy).equals(read_predictions(Path(folder)))
 
 
+def test_without_predictions_the_tables_are_the_same(storage: Path, tmp_path: Path) -> None:
+    whole, small = tmp_path / "whole", tmp_path / "small"
+    keep([storage], whole)
+    keep([storage], small, predictions=False)
+    assert list(whole.rglob("*.parquet"))
+    assert not list(small.rglob("*.parquet"))
+    records = [collect([folder]) for folder in (whole, small)]
+    assert not records[1].problems
+    paper = read_paper(PAPER)
+    texts = [to_markdown(table(found, 3, PRESETS["cub50_cpu"], paper)) for found in records]
+    assert texts[0] == texts[1]
+
+
 def test_a_summary_that_does_not_follow_is_left_out(storage: Path, tmp_path: Path) -> None:
     run = sorted((storage / "store" / "stage2").iterdir())[0]
     summary = json.loads((run / "summary.json").read_text())
