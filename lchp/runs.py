@@ -163,10 +163,10 @@ def append_metrics(run: Path, line: Mapping[str, Any]) -> None:
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """All lines of metrics.jsonl, oldest first; none if the file is not there."""
     path = run / METRICS
-    if not path.exists():
-        return []
     try:
         return [json.loads(line) for line in path.read_text().splitlines()]
+    except FileNotFoundError:
+        return []
     except ValueError as error:
         raise RunError(f"{path}: cannot be read ({error})") from None
 

@@ -42,8 +42,9 @@ def test_kill_the_driver_at_a_random_moment_and_resume(root: Path, tmp_path: Pat
     assert process.poll() is None
     process.kill()
     process.communicate()  # its Ray processes may live on for seconds; what they do must not matter
-    finished = {p.parent.name for p in storage.glob("store/*/*/DONE")}
+    # in this order, since a process that lives on may publish its folder between the two lines
     begun = {p.name: runs.read_metrics(p) for p in storage.glob("sweeps/grid/work/stage*") if p.is_dir()}
+    finished = {p.parent.name for p in storage.glob("store/*/*/DONE")}
     again = start(script, "--storage", str(storage), "--resume")
     out, err = again.communicate(timeout=300)
     assert again.returncode == 0, err
@@ -60,7 +61,7 @@ def test_kill_the_driver_at_a_random_moment_and_resume(root: Path, tmp_path: Pat
         stage, key = name.split("-")
         kept = lines[:-1]  # the last may lack its checkpoint; a folder may have been made and no more
         assert runs.read_metrics(storage / "store" / stage / key)[: len(kept)] == kept
-    assert any(begun.values())
+    assert finished or any(begun.values())  # every stage 1 may be finished and no stage 2 have an epoch yet
     for cell in expand(Sweep("x", pinned(small.config(root, **epochs), gpu=False), CELLS)):
         alone = train(cell.config, output=tmp_path / "alone" / cell.stage2)
         assert (alone.run / runs.PREDICTIONS).read_bytes() == found[cell.stage2]
