@@ -134,11 +134,8 @@ def test_what_is_below_a_floor_is_shown_and_named(tmp_path: Path, paper: Paper) 
         "failed",
     ]
     below = [note.partition("no better in ")[2] for note in made.notes if "no better in" in note]
-    box = "than a centred 80 % box, GT-Known:"
-    assert below == [
-        f"center_crop {box} ADL 3.00 (the box 26.00), CAM 26.00 (the box 26.00)",
-        f"full_image {box} ADL 0.00 (the box 15.00)",
-    ]
+    box = "than a centred 80 % box, GT-Known"
+    assert below == [f"center_crop {box} 26.00: ADL 3.00, CAM 26.00", f"full_image {box} 15.00: ADL 0.00"]
     notes = " ".join(made.notes)
     assert "PSOL: failed: seed 0, LCHP-I in center_crop: GT-Known 3.00, below the whole frame's 5.00" in notes
     assert "ADL: failed" not in notes
@@ -172,3 +169,12 @@ def test_a_sweep_s_record_names_the_rows(tmp_path: Path, squares_config: TrainCo
         plan.schedule.failed(f"stage2-{cell.stage2}", "no GPU")
     write_record(plan)
     assert list(collect([tmp_path]).failures[METHOD]) == ["LCHP", "CAM", "PSOL on CAM boxes"]
+
+
+def test_what_is_said_of_several_rows_is_said_once(tmp_path: Path, paper: Paper) -> None:
+    """Rows that differ from the recipe alike share a note; one that differs otherwise has its own."""
+    store(tmp_path, preset("parts"))
+    for name, epochs in (("cam", 2), ("adl", 2), ("spg", 9)):
+        run(tmp_path, override(of(name), {"initialization.epochs": epochs}), 30.0)
+    notes = [n.partition(": ")[2] for n in table(collect([tmp_path]), 1, PRESETS["parts"], paper).notes if ": with " in n]
+    assert notes == ["ADL, CAM: with initialization.epochs 2", "SPG: with initialization.epochs 9"]

@@ -242,29 +242,41 @@ def name_of(line: Line, lines: Sequence[Line]) -> str:
 
 def _below_the_floor(lines: Sequence[Line], rows: Sequence[Row], column: int, frame: str) -> list[str]:
     """Which rows a centred box is as good as or better than. Those that failed say so themselves."""
-    texts = []
+    texts: dict[str, list[str]] = {}
     for line, row in zip(lines, rows, strict=True):
         known = row.cells[column].mean
         if line.group is not None and known is not None:
             floor = statistics.fmean(line.group.runs[f"floors/{frame}/centre_box"])
             if known <= floor:
-                texts.append(f"{name_of(line, lines)} {known:.2f} (the box {floor:.2f})")
-    return [f"no better in {frame} than a centred 80 % box, GT-Known: {', '.join(texts)}"] if texts else []
+                texts.setdefault(f"{floor:.2f}", []).append(f"{name_of(line, lines)} {known:.2f}")
+    return [
+        f"no better in {frame} than a centred 80 % box, GT-Known {floor}: {', '.join(rows)}"
+        for floor, rows in texts.items()
+    ]
 
 
 def _notes(found: Found) -> list[str]:
     """On LCHP's runs, then on the compared methods'."""
     notes = floor_notes(found.all.runs) if found.choice.group is None and found.all is not None else []
     notes += notes_on(found.choice, found.lost, None)
-    notes += [note for line in found.compared for note in notes_of_line(line, found)]
+    notes += notes_of_lines(found.compared, found)
     notes += lost_notes(found.failed, None)
     if found.elsewhere:
         notes.append(f"runs of compared methods on another part of the data set, not in this table: {found.elsewhere}")
     return notes
 
 
-def notes_of_line(line: Line, found: Found) -> list[str]:
-    """What differs from the recipe in a compared method's row, runs whose training failed, and other runs."""
+def notes_of_lines(lines: Sequence[Line], found: Found) -> list[str]:
+    """What differs from the recipe in compared methods' rows, runs whose training failed, and other runs; rows of which
+    the same is to be said, together."""
+    rows: dict[str, list[str]] = {}
+    for line in lines:
+        for text in _about(line, found):
+            rows.setdefault(text, []).append(name_of(line, found.compared))
+    return [f"{', '.join(names)}: {text}" for text, names in rows.items()]
+
+
+def _about(line: Line, found: Found) -> list[str]:
     assert line.base is not None
     assert line.result is not None
     like = override(found.recipe.config, {n: line.base[n] for n in OF_ROW})
@@ -273,4 +285,4 @@ def notes_of_line(line: Line, found: Found) -> list[str]:
     if line.group is not None:
         failed = [] if line.maps else failed_runs(line.group, None, (line.result,))
         about += [*failed_notes(failed), *line.group.notes, *other_notes(Choice(None, line.others))]
-    return [f"{name_of(line, found.compared)}: {text}" for text in about]
+    return about

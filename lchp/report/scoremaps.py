@@ -9,7 +9,7 @@ from lchp.config import PRESETS, Preset
 from lchp.report.collect import Records
 from lchp.report.groups import Choice
 from lchp.report.paper import Paper
-from lchp.report.recipe import Found, Line, find, name_of, notes_of_line, together
+from lchp.report.recipe import Found, Line, find, name_of, notes_of_lines, together
 from lchp.report.tables import (
     DATA,
     Measure,
@@ -78,7 +78,7 @@ def score_map_table(records: Records, preset: Preset, where: Mapping[str, Any] |
         "Trained from class labels; the last epoch counts. In each cell mean ± standard deviation over seeds (n). The "
         "paper gives no values.",
     ]
-    notes = [note for line in lines for note in notes_of_line(line, found)]
+    notes = notes_of_lines(lines, found)
     maps = [line for line in found.compared if line.maps and not _values(line, _BEST)]
     for text, without in (("no score map was scored of", False), ("all cells failed of", True)):
         names = [name_of(line, found.compared) for line in maps if (line.group is None) == without]
