@@ -488,12 +488,18 @@ def parse(command: Callable[..., Any], arguments: list[str], program: str, defau
 
 
 def _explained(fault: str, program: str) -> str:
-    """tyro's message, and what the option that it names takes."""
-    named = re.search(r"--([\w.-]+[\w])", fault)
+    """tyro's message, and what the option that it names takes; choices in one order, without the None of an option that
+    is left out."""
+    said, _, listed = fault.partition(" Expected one of ")
+    said = said.rstrip(".")
+    named = re.search(r"--([\w.-]+[\w])", said)
     name = named[1].replace("-", "_") if named else ""
     if name in field_types():
-        return f"{fault.rstrip('.')}; {name} takes {allowed(name)}"
-    return f"{fault}; {program} --help lists the options"
+        return f"{said}; {name} takes {allowed(name)}"
+    choices = sorted(set(re.findall(r"'([^']*)'", listed)) - {"None"})
+    if choices:
+        said += f": expected one of {', '.join(choices)}"
+    return f"{said}; {program} --help lists the options"
 
 
 def _flags(command: Any) -> list[str]:

@@ -53,6 +53,9 @@ def open_context(config: TrainConfig, show_progress: bool) -> Context:
     if config.data.validation:
         chosen = held_out_images(images.split.image_ids, config.data.validation, config.seed)
         held_out, images = images.select(np.flatnonzero(chosen)), images.select(np.flatnonzero(~chosen))
+    if config.evaluation.oracle and (held_out is None or held_out.split.boxes is None):
+        why = "data.validation = 0 holds none out" if held_out is None else "those of this data set have no boxes"
+        log.warning("evaluation.oracle: without effect, it reads held-out training images' boxes, and %s", why)
     precision = resolve_precision(config.precision, device)
     if dropped := dataset.problems:
         log.warning("dropped %d faulty records (environment.json lists them), first %s", len(dropped), dropped[0])

@@ -165,7 +165,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     path = run / METRICS
     try:
         return [json.loads(line) for line in path.read_text().splitlines()]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     except ValueError as error:
         raise RunError(f"{path}: cannot be read ({error})") from None

@@ -168,6 +168,11 @@ def test_damaged_predictions(finished: Path, tmp_path: Path, capsys) -> None:
     assert "damaged" in mistake(capsys, "evaluate", "--run", str(tmp_path))
 
 
+def test_choices_are_in_one_order_and_without_none(capsys) -> None:
+    said = mistake(capsys, "score", "--dataset", "birds")
+    assert "'birds' for argument '--dataset': expected one of CUB, ILSVRC, OpenImages; lchp score --help" in said
+
+
 def test_output_that_cannot_be_written(root: Path, tmp_path: Path, capsys) -> None:
     (tmp_path / "file").write_text("")
     assert "cannot be written" in mistake(capsys, "train", *flags(root), "--output", str(tmp_path / "file" / "run"))

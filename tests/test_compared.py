@@ -183,6 +183,16 @@ def test_layers_that_imagenet_weights_do_not_hold_learn_faster(shared_data: Path
     )
 
 
+def test_an_oracle_without_held_out_boxes_says_that_it_is_idle(root: Path, caplog) -> None:
+    config = override(config_of(root, "cam"), {"evaluation.oracle": True})
+    open_context(config, show_progress=False)
+    assert "evaluation.oracle: without effect" in caplog.text
+    assert "data.validation = 0" in caplog.text
+    caplog.clear()
+    open_context(override(config, {"data.validation": 0.25}), show_progress=False)
+    assert "without effect" not in caplog.text
+
+
 def test_score_maps_are_scored_and_what_an_oracle_chose_is_named(root: Path, tmp_path: Path) -> None:
     values = {"data.validation": 0.25, "evaluation.oracle": True, "method.threshold": 0.5}
     result = train(override(config_of(root, "cam"), values), output=tmp_path / "run")

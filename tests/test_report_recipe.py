@@ -176,5 +176,7 @@ def test_what_is_said_of_several_rows_is_said_once(tmp_path: Path, paper: Paper)
     store(tmp_path, preset("parts"))
     for name, epochs in (("cam", 2), ("adl", 2), ("spg", 9)):
         run(tmp_path, override(of(name), {"initialization.epochs": epochs}), 30.0)
-    notes = [n.partition(": ")[2] for n in table(collect([tmp_path]), 1, PRESETS["parts"], paper).notes if ": with " in n]
+    notes = [
+        n.partition(": ")[2] for n in table(collect([tmp_path]), 1, PRESETS["parts"], paper).notes if ": with " in n
+    ]
     assert notes == ["ADL, CAM: with initialization.epochs 2", "SPG: with initialization.epochs 9"]
