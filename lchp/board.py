@@ -104,9 +104,11 @@ def sample_grid(
     modes = [(m, m.training) for net in nets for m in net.modules()]
     device = next(models.classifier.parameters()).device
     models.eval()
-    x = see(images.batch(shown.tolist()).images.to(device), "full_image", size)
+    batch = images.batch(shown.tolist())
+    x = see(batch.images.to(device), "full_image", size)
     with autocast:
-        boxes = {name: b.cpu().numpy()[:, None] for name, b in predict_batch(models, x).boxes.items()}
+        found = predict_batch(models, x, batch.labels.to(device)).boxes
+    boxes = {name: b.cpu().numpy()[:, None] for name, b in found.items()}
     for module, training in modes:
         module.training = training
     split = images.split.select(shown)

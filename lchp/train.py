@@ -209,6 +209,13 @@ def _train_compared(nets: Networks, context: Context, plan: Plan) -> tuple[Model
     margin = config.refinement.crop_margin
     models = Models(nets.classifier, None, localizers, config.initialization, margin, boxes)
     kept: dict[str, Any] = {}
+
+    def show(stage: str, epochs: int) -> None:
+        if plan.board is not None:
+            plan.board.pictures(stage, epochs, models, context.autocast)
+
+    if plan.stage != "refine":
+        show(INITIALIZATION, config.initialization.epochs)
     if plan.stage == "init":
         return models, kept
     if not config.method.localizer:
@@ -216,11 +223,13 @@ def _train_compared(nets: Networks, context: Context, plan: Plan) -> tuple[Model
     checkpoints = plan.run / CHECKPOINTS
     regress(nets, context, checkpoints / f"{REGRESSION}.pt", refinement_identity(config, data), boxes, **plan.options)
     localizers["lchp_i"] = copy.deepcopy(nets.localizer)
+    show(REGRESSION, config.initialization.epochs)
     if config.evaluation.kept_by_tau:
         kept = kept_boxes(nets, context)
     if config.method.refine:
         refine(nets, context, checkpoints / f"{REFINEMENT}.pt", **plan.options)
         localizers["lchp_r"] = nets.localizer
+        show(REFINEMENT, config.refinement.epochs)
     return models, kept
 
 

@@ -36,6 +36,7 @@ from lchp.report.figures.run_files import config_of, metrics_of
 from lchp.report.figures.style import CURVES, Drawing, rendered
 from lchp.report.paper import read_paper
 from lchp.runs import read_json, stage1_folder, write_json
+from lchp.train import train
 
 PARTS = PRESETS["parts"]
 
@@ -465,3 +466,51 @@ def test_a_drawing_is_named_and_described(squares_run: Path) -> None:
     drawing = curves.training(metrics_of(squares_run), "About.")
     assert isinstance(drawing, Drawing)
     assert drawing.caption.endswith("About.")
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "results", "trained", "said"),
+    [
+        ("cam", {}, 1, ["classifier"], "CAM (Pseudo Label is the box of its score map or of DDT), lchp"),
+        ("psol", {"method.localizer": True}, 2, ["classifier", "localizer"], "LCHP-I the localizer regressed on such"),
+        (
+            "psol",
+            {"method.localizer": True, "method.refine": True},
+            3,
+            ["classifier", "localizer", "stage 2"],
+            "PSOL, refined by LCHP (Pseudo Label",
+        ),
+    ],
+)
+def test_a_compared_methods_run_is_drawn_with_the_results_it_has(
+    squares_config: TrainConfig, tmp_path: Path, capsys, name: str, more: dict, results: int, trained: list, said: str
+) -> None:
+    """Its TensorBoard file has pictures after each training; the panel, of LCHP's stages, is refused if asked for."""
+    run, titles = tmp_path / "run", [TITLES[r] for r in RESULTS[:results]]
+    train(
+        override(squares_config, {"method.name": name, "tensorboard": True, "refinement.tau": 0.0, **more}), output=run
+    )
+    assert make_figures(Wanted((), run=run), tmp_path / "figures", PAPER) == 0
+    made = {path.stem: path.read_text() for path in (tmp_path / "figures").glob("*.txt")}
+    assert set(made) == {"iou", "confidence", "training", "grid_random_center_crop"}
+    assert all(said in caption for caption in made.values())
+    assert all(
+        (title in made["grid_random_center_crop"].partition(" Run ")[0]) == (title in titles)
+        for title in TITLES.values()
+    )
+    assert f"on the crop in {titles[-1]}'s box" in made["confidence"]
+    assert f"Epochs of {', '.join(f'{t}: 1' for t in trained)}." in made["training"]
+    upper = curves.training(metrics_of(run), "").figure.axes[0]
+    losses = [drawn for drawn in upper.get_lines() if str(drawn.get_label()).startswith("$L")]
+    assert [list(np.asarray(drawn.get_xdata())) for drawn in losses] == [[i + 1] for i in range(len(trained))]
+    events = b"".join(path.read_bytes() for path in (run / "tensorboard").iterdir())
+    stages = [line["stage"] for line in metrics_of(run)]
+    assert all(f"{stage}/boxes".encode() in events for stage in stages)
+    capsys.readouterr()
+    assert make_figures(Wanted((), run=run, figures=("panel",)), tmp_path / "none", PAPER) == 1
+    assert "the panel shows LCHP's own stages" in capsys.readouterr().err
+    predicted = read_frame(run, "center_crop")
+    assert predicted.last == RESULTS[results - 1]
+    assert titles[-1] in pick_images(predicted, "best", 3, 0).rule
+    with pytest.raises(RunError, match="compares two results"):
+        pick_images(replace(predicted, boxes={"lchp_i": predicted.boxes["pseudo_label"]}), "gained", 3, 0)

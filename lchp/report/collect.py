@@ -20,6 +20,7 @@ import pandas as pd
 from lchp.config import MEANING_BEFORE, field_types, flatten, from_dict, suggest, to_flat, unique_keys
 from lchp.errors import ConfigError, RunError
 from lchp.evaluate import FRAMES, RESULTS
+from lchp.records import TITLES
 from lchp.runs import CONFIG, ENVIRONMENT, PREDICTIONS, SUMMARY, read_json
 
 SWEEP, SWEEP_VERSION = "sweep.json", 1
@@ -42,6 +43,13 @@ METHOD = "environment/method"
 RESOLVED = ("environment/precision", "environment/device", METHOD)
 """Columns of what `auto` became on the machine, and the method's name as the tables have it. Failed cells have the
 latter alone, and None where an older sweep did not write it."""
+
+OF_COMPARED = {
+    "pseudo_label": f"{TITLES['pseudo_label']} is the box of its score map or of DDT",
+    "lchp_i": f"{TITLES['lchp_i']} the localizer regressed on such boxes",
+    "lchp_r": f"{TITLES['lchp_r']} that localizer after LCHP's stage 2",
+}
+"""What the results of a compared method are, in words that follow each other."""
 
 
 def result_of(flat: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from lchp.config import Preset, show, to_flat
 from lchp.errors import RunError
 from lchp.evaluate import RESULTS
 from lchp.records import TITLES
-from lchp.report.collect import METHOD, Records, result_of
+from lchp.report.collect import METHOD, OF_COMPARED, Records, result_of
 from lchp.report.figures.run_files import metrics_of
 from lchp.report.groups import AXES, DELTA, IDENTITY, TAU, canonical, place, rows
 from lchp.report.tables import DATA, NO_BOXES, NOT_GIVEN, diverged
@@ -27,11 +27,6 @@ MOST_POINTS = 60
 
 OF_METHOD = ("method.name", "method.localizer", "method.refine")
 """What a method's title says: without columns of their own where there is one of titles."""
-COLUMNS_OF_COMPARED = (
-    f"Of a compared method {TITLES['pseudo_label']} is the box of its score map (or DDT's), {TITLES['lchp_i']} the "
-    f"localizer regressed on such boxes, {TITLES['lchp_r']} that localizer after LCHP's stage 2; the last of them is "
-    "its result."
-)
 
 STYLES = {"stage 1": "s1", "stage 2": "s2", "regression": "s3"}
 """Of curves, in report.css."""
@@ -96,7 +91,8 @@ def read_trials(records: Records, preset: Preset) -> Trials:
     for name in sorted(set(runs["data.name"]), key=lambda n: (n != own, n)):
         of_data = rows(runs, (n == name for n in runs["data.name"]))
         tables.append(_table(name, of_data, to_flat(preset.config), reader))
-    notes = [COLUMNS_OF_COMPARED] if any(name != "lchp" for name in runs["method.name"]) else []
+    words = f"Of a compared method {', '.join(OF_COMPARED.values())}; the last of them is its result."
+    notes = [words] if any(name != "lchp" for name in runs["method.name"]) else []
     if reader.left_out:
         total = sum(len(t.trials) for t in tables)
         notes.append(

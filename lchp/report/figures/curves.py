@@ -150,7 +150,8 @@ def printed(paper: Paper, number: int, column: str) -> PaperCurve:
 
 
 def over_threshold(runs: Sequence[Mapping[str, Predicted]], about: str) -> Drawing:
-    """Share of test images whose box has at least a given IoU, for the three results. runs: per seed, frame -> boxes.
+    """Share of test images whose box has at least a given IoU, for the results that all runs have. runs: per seed,
+    frame -> boxes.
 
     Raises RunError where the test images have no boxes.
     """
@@ -160,6 +161,8 @@ def over_threshold(runs: Sequence[Mapping[str, Predicted]], about: str) -> Drawi
         figure, axes = _stack(2, 1.75)
         for ax, frame in zip(axes, FRAMES, strict=True):
             for result, mark in CURVES.items():
+                if any(result not in run[frame].ious for run in runs):
+                    continue
                 each = np.array([accuracy(run[frame].ious[result]) for run in runs])  # runs x thresholds
                 sd = each.std(0, ddof=1) if len(runs) > 1 else np.full(len(THRESHOLDS), np.nan)
                 curve = Points(THRESHOLDS, each.mean(0), sd, np.full(len(THRESHOLDS), len(runs)), ())
@@ -184,7 +187,8 @@ def accuracy(ious: np.ndarray) -> np.ndarray:
 
 
 def against_iou(frames: Mapping[str, Predicted], tau: float, about: str) -> Drawing:
-    """Confidence of LCHP-R's box against its IoU, with the rank correlation. frames: frame -> a run's predictions.
+    """Confidence of the last result's box (LCHP-R's) against its IoU, with the rank correlation. frames: frame -> a
+    run's predictions.
 
     Raises RunError where the test images have no boxes.
     """
@@ -194,7 +198,7 @@ def against_iou(frames: Mapping[str, Predicted], tau: float, about: str) -> Draw
         for ax, frame in zip(axes, FRAMES, strict=True):
             predicted = frames[frame]
             _require_truth(predicted)
-            p, iou = predicted.confidence, predicted.ious["lchp_r"]
+            p, iou = predicted.confidence, predicted.ious[predicted.last]
             ax.scatter(p, iou, s=5, color=SKY, linewidths=0, alpha=max(0.08, min(0.6, 250 / len(p))), rasterized=True)
             centres, means, right = binned(p, iou)
             ax.plot(centres, means, "o-", color=BLUE, label="mean IoU")
@@ -212,9 +216,10 @@ def against_iou(frames: Mapping[str, Predicted], tau: float, about: str) -> Draw
             ax.set_title(f"Spearman's {words[-1]}".replace("rho", r"$\rho$"), fontsize=SMALL)
         axes[-1].set_xlabel("confidence of the crop")
         _legend(figure, axes[0], ncols=2)
+    last = TITLES[frames[FRAMES[0]].last]
     both = "; ".join(f"{frame}: {w}" for frame, w in zip(FRAMES, words, strict=True))
     caption = (
-        "Confidence (maximum softmax of the classifier on the crop in LCHP-R's box) against that box's IoU, a point "
+        f"Confidence (maximum softmax of the classifier on the crop in {last}'s box) against that box's IoU, a point "
         f"per test image of one run; means over groups of equally many images by confidence; line: tau {tau:g}. "
         f"Rank correlation ({both}; 95 % interval by bootstrap over images). {about}"
     )
@@ -256,32 +261,44 @@ def correlation(p: np.ndarray, iou: np.ndarray) -> str:
 
 
 def training(metrics: Sequence[Mapping[str, Any]], about: str) -> Drawing:
-    """Losses and shares over the epochs of both stages, from the lines of metrics.jsonl (stage 1's first).
+    """Losses and shares over the epochs of both stages, from the lines of metrics.jsonl (stage 1's first); of a
+    compared method, over those of its classifier, its localizer and LCHP's stage 2, as far as it has them.
 
     Raises RunError where there is no line.
     """
     if not metrics:
         raise RunError("metrics.jsonl: no epochs recorded")
-    first = [m for m in metrics if m["stage"] == "initialization"]
-    second = [m for m in metrics if m["stage"] == "refinement"]
+    compared = any(m["stage"] == "initialization" and "l_cls" not in m for m in metrics)
+    # a compared method's localizer has its own training, between the two
+    boxes = "regression" if compared else "initialization"
     losses = (
-        (first, "l_cls", r"$L_{cls}$", Mark(BLUE, "-", "o")),
-        (first, "l_reg", r"$L_{reg}$", Mark(ORANGE, DASHES["dashed"], "s")),
-        (second, "loss", r"$L_{refine}$", Mark(GREEN, DASHES["dotted"], "^")),
+        ("initialization", "loss" if compared else "l_cls", r"$L_{cls}$", Mark(BLUE, "-", "o")),
+        (boxes, "loss" if compared else "l_reg", r"$L_{reg}$", Mark(ORANGE, DASHES["dashed"], "s")),
+        ("refinement", "loss", r"$L_{refine}$", Mark(GREEN, DASHES["dotted"], "^")),
     )
     shares = (
-        (first, "top1", "train top-1", Mark(BLUE, "-", "o")),
-        (first, "pseudo_area", "pseudo box area", Mark(ORANGE, DASHES["dashed"], "s")),
-        (second, "confidence", "mean confidence", Mark(VERMILLION, DASHES["dashed"], "v")),
-        (second, "kept", "confidence above tau", Mark(GREEN, DASHES["dotted"], "^")),
-        (second, "box_area", "box area of b", Mark(PURPLE, (0, (5, 2, 1, 2)), "D")),
+        ("initialization", "top1", "train top-1", Mark(BLUE, "-", "o")),
+        (boxes, "pseudo_area", "pseudo box area", Mark(ORANGE, DASHES["dashed"], "s")),
+        ("refinement", "confidence", "mean confidence", Mark(VERMILLION, DASHES["dashed"], "v")),
+        ("refinement", "kept", "confidence above tau", Mark(GREEN, DASHES["dotted"], "^")),
+        ("refinement", "box_area", "box area of b", Mark(PURPLE, (0, (5, 2, 1, 2)), "D")),
+    )
+    names = {
+        "initialization": "classifier" if compared else "stage 1",
+        "regression": "localizer",
+        "refinement": "stage 2",
+    }
+    trainings = {stage: [m for m in metrics if m["stage"] == stage] for stage in names}
+    trainings = {stage: lines for stage, lines in trainings.items() if lines}
+    starts = dict(
+        zip(trainings, np.r_[0, np.cumsum([len(lines) for lines in trainings.values()])].tolist(), strict=False)
     )
     with style():
         figure, (top, bottom) = _stack(2, 1.9)
         for ax, curves in ((top, losses), (bottom, shares)):
-            for lines, key, label, mark in curves:
-                start = len(first) if lines is second else 0
-                epochs = np.array([start + m["epoch"] for m in lines if key in m])
+            for stage, key, label, mark in curves:
+                lines = trainings.get(stage, [])
+                epochs = np.array([starts[stage] + m["epoch"] for m in lines if key in m])
                 values = np.array([float(m[key]) for m in lines if key in m])
                 if ax is top:
                     values = np.where(values > 0, values, np.nan)  # the axis is logarithmic; 0 while nothing trains
@@ -296,17 +313,19 @@ def training(metrics: Sequence[Mapping[str, Any]], about: str) -> Drawing:
                         markevery=every,
                         label=label,
                     )
-            if first and second:
-                ax.axvline(len(first) + 0.5, color=GREY, linewidth=0.6)
-            ax.legend(loc="lower center", bbox_to_anchor=(0.45, 1.0), ncols=3 if ax is top else 2, borderaxespad=0.2)
+            for start in list(starts.values())[1:]:
+                ax.axvline(start + 0.5, color=GREY, linewidth=0.6)
+            if ax.get_lines():
+                ax.legend(
+                    loc="lower center", bbox_to_anchor=(0.45, 1.0), ncols=3 if ax is top else 2, borderaxespad=0.2
+                )
         top.set(yscale="log", ylabel="loss")
         _percent_axis(bottom, "%")
         bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
-        words = [w for w, lines in (("stage 1", first), ("stage 2", second)) if lines]
-        bottom.set_xlabel(f"epoch ({', then '.join(words)})")
+        bottom.set_xlabel(f"epoch ({', then '.join(names[stage] for stage in trainings)})")
     caption = (
         "Means over each epoch's training batches: losses (above) and shares in percent (below). Epochs of "
-        + ", ".join(f"{w}: {len(lines)}" for w, lines in (("stage 1", first), ("stage 2", second)) if lines)
+        + ", ".join(f"{names[stage]}: {len(lines)}" for stage, lines in trainings.items())
         + f". {about}"
     )
     return Drawing("training", caption, figure)

@@ -1,4 +1,4 @@
-"""Figures 2 and 3: test images with the boxes of the three results and the ground truth."""
+"""Figures 2 and 3: test images with the boxes of the results and the ground truth."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from lchp.config import TrainConfig
 from lchp.data import DataSet
 from lchp.errors import RunError
-from lchp.evaluate import IOU_THRESHOLD, RESULTS, hits
+from lchp.evaluate import IOU_THRESHOLD, hits
 from lchp.pictures import STYLES
 from lchp.records import TITLES
 from lchp.report.figures.images import Predicted, read_pixels
@@ -34,9 +34,10 @@ class Picked:
 def pick_images(predicted: Predicted, pick: Pick, count: int, seed: int, against: Against = "lchp_i") -> Picked:
     """Chooses up to `count` images.
 
-    `random`: drawn by `seed`; `best`, `worst`: by the IoU of LCHP-R's box, ties by the order of the test split;
-    `gained`: drawn by `seed` among those where LCHP-R is right (IoU >= 0.5) and `against` is not; `lost`: the other way
-    round. Raises RunError where the rule needs ground truth and there is none, or where no image fits.
+    `random`: drawn by `seed`; `best`, `worst`: by the IoU of the last result's box (LCHP-R's), ties by the order of the
+    test split; `gained`: drawn by `seed` among those where it is right (IoU >= 0.5) and `against` is not; `lost`: the
+    other way round. Raises RunError where the rule needs ground truth or a result that is not there, or where no image
+    fits.
     """
     everything, rng = np.arange(len(predicted)), np.random.default_rng(seed)
     if pick == "random":
@@ -44,13 +45,16 @@ def pick_images(predicted: Predicted, pick: Pick, count: int, seed: int, against
         return Picked(np.sort(chosen), len(everything), f"drawn at random (seed {seed})")
     if predicted.truth is None:
         raise RunError(f"{predicted.run}: no ground-truth boxes, which --pick {pick} needs; say --pick random")
+    last = predicted.last
     if pick in ("best", "worst"):
-        ious = predicted.ious["lchp_r"]
+        ious = predicted.ious[last]
         chosen = np.argsort(-ious if pick == "best" else ious, kind="stable")[:count]
-        return Picked(chosen, len(everything), f"LCHP-R's {'highest' if pick == 'best' else 'lowest'} IoU")
-    ours, theirs = hits(predicted.ious["lchp_r"]), hits(predicted.ious[against])
+        return Picked(chosen, len(everything), f"{TITLES[last]}'s {'highest' if pick == 'best' else 'lowest'} IoU")
+    if against == last or against not in predicted.ious:
+        raise RunError(f"{predicted.run}: --pick {pick} compares two results, and its last is {TITLES[last]}")
+    ours, theirs = hits(predicted.ious[last]), hits(predicted.ious[against])
     fit = np.flatnonzero(ours & ~theirs if pick == "gained" else theirs & ~ours)
-    names = ("LCHP-R", TITLES[against])
+    names = (TITLES[last], TITLES[against])
     right, wrong = names if pick == "gained" else names[::-1]
     if not len(fit):
         raise RunError(f"{predicted.run}: no image on which {right} is right and {wrong} is wrong ({predicted.frame})")
@@ -59,7 +63,7 @@ def pick_images(predicted: Predicted, pick: Pick, count: int, seed: int, against
 
 
 def grid(dataset: DataSet, config: TrainConfig, predicted: Predicted, picked: Picked, name: str, about: str) -> Drawing:
-    """Figures 2 and 3. `about`: a sentence that says which run this is.
+    """Figures 2 and 3, with the boxes of the results that the run has. `about`: a sentence that says which run this is.
 
     Raises DataError where the pixels are missing or are not those of the run.
     """
@@ -69,8 +73,10 @@ def grid(dataset: DataSet, config: TrainConfig, predicted: Predicted, picked: Pi
     rows = -(-len(ids) // columns)
     side, gap, strip, top = PAGE / columns, 0.09, 0.2, 0.3  # inches
     height = top + rows * (side + strip)
-    layers = [n for n in STYLES if n in RESULTS or predicted.truth is not None]  # in the order to draw them
-    entries = [*RESULTS, *(n for n in layers if n not in RESULTS)]
+    results = list(predicted.boxes)
+    truth_too = ["ground_truth"] if predicted.truth is not None else []
+    entries = [*results, *truth_too]
+    layers = [n for n in STYLES if n in entries]  # in the order to draw them
     with style():
         figure = Figure(figsize=(PAGE, height))
         for cell, (i, image) in enumerate(zip(picked.positions.tolist(), pixels, strict=True)):
@@ -85,7 +91,7 @@ def grid(dataset: DataSet, config: TrainConfig, predicted: Predicted, picked: Pi
                 for box in truth if layer == "ground_truth" else [predicted.boxes[layer][i]]:
                     draw_box(ax, box, layer)
             if predicted.truth is not None:
-                _write_ious(figure, {r: float(predicted.ious[r][i]) for r in RESULTS}, left, upper - inner, side)
+                _write_ious(figure, {r: float(predicted.ious[r][i]) for r in results}, left, upper - inner, side)
         figure.legend(
             handles=box_handles(entries),
             loc="upper center",
@@ -95,14 +101,13 @@ def grid(dataset: DataSet, config: TrainConfig, predicted: Predicted, picked: Pi
             handlelength=3,
             columnspacing=2.5,
         )
+    below = ""
+    if predicted.truth is not None:
+        what = "IoU" if len(results) == 1 else "IoUs"
+        below = f" Under each the {what}, bold where the box is right (IoU of at least {IOU_THRESHOLD:g})."
     caption = (
-        f"{len(ids)} of {picked.of} test images in the frame {predicted.frame}: {picked.rule}. {_legend(entries)}"
-        + (
-            ""
-            if predicted.truth is None
-            else f" Under each the three IoUs, bold where the box is right (IoU of at least {IOU_THRESHOLD:g})."
-        )
-        + f" {about} Images: {', '.join(ids)}."
+        f"{len(ids)} of {picked.of} test images in the frame {predicted.frame}: {picked.rule}. "
+        f"{_legend(entries)}{below} {about} Images: {', '.join(ids)}."
     )
     return Drawing(name, caption, figure)
 
@@ -113,7 +118,7 @@ def _columns(count: int) -> int:
 
 
 def _write_ious(figure: Figure, ious: dict[str, float], left: float, bottom: float, side: float) -> None:
-    """The three IoUs below a picture, each behind a sample of its box's line. Lengths in inches."""
+    """The results' IoUs below a picture, each behind a sample of its box's line. Lengths in inches."""
     width, height = figure.get_size_inches()
     y = (bottom - 0.11) / height
     for k, (name, iou) in enumerate(ious.items()):

@@ -18,8 +18,9 @@ from lchp.runs import PREDICTIONS
 
 @dataclass(frozen=True)
 class Predicted:
-    """A run's N test images in one frame. boxes: result -> N x 4 fractions of the frame; ious: result -> N (NaN where
-    the image has no ground truth); truth: per image K x 4, or None for a set without boxes; confidence: N."""
+    """A run's N test images in one frame. boxes: result -> N x 4 fractions of the frame, of the results that the run
+    has, in their order; ious: result -> N (NaN where the image has no ground truth); truth: per image K x 4, or None
+    for a set without boxes; confidence: N, of the crop in the last result's box."""
 
     run: Path
     frame: str
@@ -32,15 +33,22 @@ class Predicted:
     def __len__(self) -> int:
         return len(self.image_ids)
 
+    @property
+    def last(self) -> str:
+        """The result that the run is about."""
+        return next(reversed(self.boxes))
+
 
 def read_frame(run: Path, frame: str) -> Predicted:
     """One frame of predictions.parquet. Raises RunError for a file that is missing, damaged or of another version."""
     table = read_predictions(run)
     needed = {"image_id", "frame", "confidence", "ground_truth"}
-    needed |= {f"{name}_{what}" for name in RESULTS for what in ("box", "iou")}
+    # a compared method's run, or one of stage 1 alone, has not all of them
+    results = [name for name in RESULTS if f"{name}_box" in table.column_names] or RESULTS
+    needed |= {f"{name}_{what}" for name in results for what in ("box", "iou")}
     missing = sorted(needed - set(table.column_names))
     if missing:
-        raise RunError(f"{run / PREDICTIONS}: lacks {', '.join(missing)}; stage 2 missing, or another version of lchp?")
+        raise RunError(f"{run / PREDICTIONS}: lacks {', '.join(missing)}; written by another version of lchp?")
     rows = table.filter(pc.equal(table["frame"], frame))  # pyright: ignore[reportAttributeAccessIssue]
     if not rows.num_rows:
         raise RunError(f"{run / PREDICTIONS}: no rows for frame {frame}")
@@ -51,8 +59,8 @@ def read_frame(run: Path, frame: str) -> Predicted:
         run,
         frame,
         tuple(rows["image_id"].to_pylist()),
-        {name: np.array(rows[f"{name}_box"].to_pylist(), np.float64).reshape(-1, 4) for name in RESULTS},
-        {name: rows[f"{name}_iou"].to_numpy().astype(np.float64) for name in RESULTS},
+        {name: np.array(rows[f"{name}_box"].to_pylist(), np.float64).reshape(-1, 4) for name in results},
+        {name: rows[f"{name}_iou"].to_numpy().astype(np.float64) for name in results},
         truth,
         rows["confidence"].to_numpy().astype(np.float64),
     )
