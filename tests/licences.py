@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -34,9 +35,9 @@ def normalised(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def pinned() -> set[str]:
-    """Names in constraints.txt."""
-    return {normalised(line.partition("==")[0]) for line in (ROOT / "constraints.txt").read_text().splitlines()}
+def pinned() -> Counter[str]:
+    """Names in constraints.txt, and how many versions of each it pins: by Python's version, some have several."""
+    return Counter(normalised(line.partition("==")[0]) for line in (ROOT / "constraints.txt").read_text().splitlines())
 
 
 def installed() -> dict[str, str]:
@@ -44,7 +45,7 @@ def installed() -> dict[str, str]:
     command = [sys.executable, "-m", "piplicenses", "--from=mixed", "--format=json", "--with-system"]
     found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     licences: dict[str, str] = {normalised(one["Name"]): one["License"] for one in found} | STATED_ELSEWHERE
-    there = {normalised(one["Name"]) for one in found} & pinned()
+    there = {normalised(one["Name"]) for one in found} & pinned().keys()
     return {name: licences[name] for name in sorted(there)}
 
 

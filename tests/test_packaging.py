@@ -74,9 +74,11 @@ def test_licences_of_what_is_installed() -> None:
     here = installed()
     assert len(here) > 50
     assert refused(here) == {}
-    listed = read_table()
-    assert listed.keys() <= pinned()
-    assert here == {name: listed.get(name) for name in here}, "renew it: python tests/licences.py --write"
+    listed, versions = read_table(), pinned()
+    assert here.keys() <= listed.keys() <= versions.keys()
+    # versions for other Pythons may word their licence otherwise
+    one = [name for name in here if versions[name] == 1]
+    assert [here[n] for n in one] == [listed[n] for n in one], "renew it: python tests/licences.py --write"
 
 
 def test_refused_licences() -> None:
