@@ -108,14 +108,19 @@ def train_in(run: Path, values: dict[str, Any]) -> Any:
     return {"metrics": seen, "summary": result.summary}
 
 
+PSOL = {"method.name": "psol", "method.localizer": True, "method.refine": True}
+
+
 @pytest.mark.slow
-def test_two_workers_train_as_one(tmp_path: Path) -> None:
-    """Same losses (to fp32 rounding) as one worker with the same global batch, and nearly the same boxes."""
+@pytest.mark.parametrize("method", [{}, PSOL], ids=["lchp", "psol"])
+def test_two_workers_train_as_one(tmp_path: Path, method: dict[str, Any]) -> None:
+    """Same losses (to fp32 rounding) as one worker with the same global batch, and nearly the same boxes; of PSOL with
+    LCHP's refinement: of its classifier, of DDT's boxes of all training images, of its localizer."""
     from lchp.records import read_predictions
 
     root = small.make_folder(tmp_path / "images")
     values = to_dict(
-        override(small.config(root, first=1, second=2), {"data.validation": 0.25, "evaluation.batch_size": 5})
+        override(small.config(root, first=1, second=2), {"data.validation": 0.25, "evaluation.batch_size": 5, **method})
     )
     torch.set_num_threads(1)
     alone = train_in(tmp_path / "one", values)
@@ -129,7 +134,7 @@ def test_two_workers_train_as_one(tmp_path: Path) -> None:
                 assert mine[name] == pytest.approx(theirs[name], rel=2e-3, abs=1e-4), (name, theirs["epoch"])
     a, b = read_predictions(tmp_path / "one"), read_predictions(tmp_path / "two")
     assert a["image_id"] == b["image_id"]
-    for name in ("lchp_i_box", "lchp_r_box"):
+    for name in ("lchp_i_box", "lchp_r_box", *(["pseudo_label_box"] if method else [])):
         np.testing.assert_allclose(np.array(a[name].to_pylist()), np.array(b[name].to_pylist()), atol=5e-3)
     lines = (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()
-    assert len(lines) == 3  # worker 0 alone writes
+    assert len(lines) == (4 if method else 3)  # worker 0 alone writes
