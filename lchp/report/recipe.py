@@ -46,6 +46,8 @@ METRICS_OF = {1: ("top1_loc", "top5_loc", "gt_known"), 2: ("top1_loc", "gt_known
 
 OF_ROW = ("method.name", "method.localizer", "method.refine", "model.classifier")
 """What tells the rows of compared methods apart."""
+OF_LOCALIZER, OF_REFINEMENT = ("model.localizer", "model.box", "initialization.localizer"), ("refinement.",)
+"""How names of fields begin that a compared method's row does not depend on where that training is not of it."""
 
 
 @dataclass(frozen=True)
@@ -280,7 +282,8 @@ def _about(line: Line, found: Found) -> list[str]:
     assert line.base is not None
     assert line.result is not None
     like = override(found.recipe.config, {n: line.base[n] for n in OF_ROW})
-    away = ", ".join(f"{n} {show(v)}" for n, v in differences(line.base, like).items())
+    idle = {"pseudo_label": (*OF_LOCALIZER, *OF_REFINEMENT), "lchp_i": OF_REFINEMENT, "lchp_r": ()}[line.result]
+    away = ", ".join(f"{n} {show(v)}" for n, v in differences(line.base, like).items() if not n.startswith(idle))
     about = [f"with {away}"] if away else []
     if line.group is not None:
         failed = [] if line.maps else failed_runs(line.group, None, (line.result,))
