@@ -5,6 +5,7 @@ Stage 1 is the classifier, which methods of one scheme share. Stage 2 is the res
 regression, `method.refine` LCHP's refinement after it.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -68,13 +69,16 @@ def label(config: TrainConfig) -> str:
 
 
 def cells(preset: Preset) -> list[dict[str, Any]]:
-    """A sweep's cells, as overrides: every method as published, on each of the preset's classifiers; and on the
-    recipe's own, a localizer regressed on CAM's boxes, and LCHP's refinement of PSOL."""
+    """A sweep's cells, as overrides: every method as published, on each of the preset's classifiers, those first that
+    share a classifier with most others; and on the recipe's own, a localizer regressed on CAM's boxes, and LCHP's
+    refinement of PSOL."""
     own = preset.config.model.classifier
+    sharing = Counter(m.scheme.name for m in METHODS.values())
+    ordered = sorted(METHODS.items(), key=lambda item: -sharing[item[1].scheme.name])
     found = []
     for classifier in dict.fromkeys((own, *preset.classifiers)):
         on = {} if classifier == own else {"model.classifier": classifier}
-        found += [{"method.name": n, **({} if m.map else {"method.localizer": True}), **on} for n, m in METHODS.items()]
+        found += [{"method.name": n, **({} if m.map else {"method.localizer": True}), **on} for n, m in ordered]
     regressed = {"method.localizer": True}
     return [*found, {"method.name": "cam", **regressed}, {"method.name": "psol", **regressed, "method.refine": True}]
 
