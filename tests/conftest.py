@@ -10,10 +10,17 @@ from typing import NoReturn
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from lchp import TrainConfig, override, preset
 from lchp.train import train
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Networks that a test builds without a seed begin alike every time, whatever ran before."""
+    torch.manual_seed(0)
 
 
 def _absent(message: str) -> NoReturn:
