@@ -7,7 +7,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -157,14 +157,24 @@ def test_a_failed_stage_1_is_run_again_on_resume(straight: SweepResult, root: Pa
     assert predictions(mended)[cell.stage2] == predictions(straight)[cell.stage2]
 
 
+def holders(locks: Iterable[Path]) -> set[int]:
+    """Processes that hold locks; one may let go of its lock, or end, while this looks."""
+    found = set()
+    for lock in locks:
+        with contextlib.suppress(FileNotFoundError):
+            found |= {int(word) for word in lock.read_text().split()[1:2]}
+    return {process for process in found if Path(f"/proc/{process}").exists()}
+
+
 def kill_holder(work: Path, seen: list[Any]) -> None:
     """SIGKILLs the process that trains in a work folder as soon as an epoch is finished; notes the metrics so far."""
     lock = work.with_name(f"{work.name}.lock")
     after = work / runs.CHECKPOINTS / "initialization.pt"
     deadline = time.monotonic() + 400
     while time.monotonic() < deadline:
-        if after.exists() and lock.exists() and (words := lock.read_text().split()):
-            os.kill(int(words[1]), signal.SIGKILL)
+        holder = holders([lock])
+        if after.exists() and holder:
+            os.kill(holder.pop(), signal.SIGKILL)
             seen += runs.read_metrics(work)
             return
         time.sleep(0.005)
@@ -201,11 +211,11 @@ def kill_at_random(storage: Path, killed: list[int]) -> None:
         time.sleep(draw.random() / 2)
         living: list[int] = []
         while not living:
-            holders = {int(w[1]) for f in storage.glob("sweeps/*/work/*.lock") if len(w := f.read_text().split()) > 1}
-            living = sorted(p for p in holders if Path(f"/proc/{p}").exists() and p not in killed)
+            living = sorted(holders(storage.glob("sweeps/*/work/*.lock")) - {*killed})
             time.sleep(0.01)
         killed.append(draw.choice(living))
-        os.kill(killed[-1], signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(killed[-1], signal.SIGKILL)
 
 
 def test_killing_workers_at_random_loses_nothing(straight: SweepResult, root: Path, tmp_path: Path) -> None:
