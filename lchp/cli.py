@@ -70,7 +70,7 @@ def _method_line(config: TrainConfig) -> str | None:
         return None
     threshold = "" if found.map is None else f" (method.threshold {method.threshold:g})"
     source = "DDT's box" if found.map is None else "the box of its map"
-    parts = [f"Pseudo Label is {source}, of the image's own class; where top-1 is right, both are one"]
+    parts = [f"Pseudo Label is {source}, of the image's own class (where top-1 is right, that is the predicted one)"]
     parts += ["LCHP-I the localizer regressed on such boxes"] if method.localizer else []
     parts += ["LCHP-R that after LCHP's stage 2"] if method.refine else []
     return f"method: {label(config)}{threshold}; {', '.join(parts)}"
@@ -99,6 +99,8 @@ class Evaluate:
         import json
 
         if self.classifier is not None:
+            if self.macro:
+                raise ConfigError("--macro does not go with --classifier, which changes no GT-Known")
             return self._with(self.classifier)
         if self.ten_crop:
             raise ConfigError("--ten-crop: expected --classifier DIR, whose crops they are")
@@ -194,6 +196,8 @@ class Score:
             self._refuse("--boxes", "masks", "multi_contour", "threshold")
             if (self.annotations is None) == (self.metadata is None):
                 raise ConfigError("--boxes needs --annotations FILE, or --metadata DIR with --dataset NAME")
+            if self.annotations is not None:
+                self._refuse("--annotations", "dataset")
             return score_boxes(self.boxes, self.annotations or self._folder())
         assert self.scoremaps is not None
         if self.dataset == "OpenImages":
@@ -214,7 +218,7 @@ class Score:
 
     def _refuse(self, what: str, *names: str) -> None:
         for name in names:
-            if getattr(self, name) not in (None, False):
+            if getattr(self, name) is not None and getattr(self, name) is not False:
                 raise ConfigError(f"--{name.replace('_', '-')} does not go with {what}")
 
     def _folder(self) -> Path:
@@ -279,6 +283,7 @@ class Predict:
 
     def run(self) -> int:
         """Carries the command out; the exit status."""
+        from lchp.compared import label
         from lchp.devices import resolve_device
         from lchp.predict import load_run, predict_to
         from lchp.records import TITLES
@@ -298,7 +303,8 @@ class Predict:
             show_progress=True,
         )
         speed = f"{summary.seconds:.1f} s, {summary.images / summary.seconds:.1f} images/s"
-        said = [f"{summary.images} images by {TITLES[trained.result]} ({speed})"]
+        of = "" if trained.config.method.name == "lchp" else f" of {label(trained.config)}"
+        said = [f"{summary.images} images by {TITLES[trained.result]}{of} ({speed})"]
         if summary.left_out:
             said.append(f"{summary.left_out} left out (confidence below {self.min_confidence:g}, or box under a pixel)")
         if summary.broken:

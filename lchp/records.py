@@ -21,7 +21,7 @@ from lchp.evaluate import (
     macro_average,
     unboxed,
 )
-from lchp.runs import PREDICTIONS, write_atomically
+from lchp.runs import PREDICTIONS, SUMMARY, write_atomically
 
 TITLES = {"pseudo_label": "Pseudo Label", "lchp_i": "LCHP-I", "lchp_r": "LCHP-R"}
 METRICS = {"gt_known": "GT-Known", "top1_loc": "Top-1", "top5_loc": "Top-5", "mean_iou": "mean IoU"}
@@ -75,7 +75,11 @@ def read_predictions(run: Path) -> pa.Table:
     try:
         return pq.read_table(path)
     except FileNotFoundError:
-        raise RunError(f"{path}: no such file; has this run finished?") from None
+        if not run.is_dir():
+            raise RunError(f"{run}: no such run folder") from None
+        kept = (run / SUMMARY).exists()
+        why = "this record was kept without predictions" if kept else "has this run finished?"
+        raise RunError(f"{path}: no such file; {why}") from None
     except (OSError, pa.ArrowException) as error:
         raise RunError(f"{path}: damaged or not a parquet file ({str(error).splitlines()[0][:200]})") from None
 

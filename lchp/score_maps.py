@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from lchp.compared import chosen, map_source
+from lchp.compared import chosen, label, map_source
 from lchp.data import load
 from lchp.data.images import open_images
 from lchp.devices import autocast, resolve_precision
@@ -31,7 +31,7 @@ def write_score_maps(run: Path, output: Path, device: torch.device, *, show_prog
     found = chosen(config)
     maps = None if found is None else map_source(found, classifier)
     if maps is None:
-        raise RunError(f"{run}: a run of {config.method.name}, which has no score maps")
+        raise RunError(f"{run}: a run of {label(config)}, which has no score maps")
     data = config.data
     images = open_images(load(data).test, data, show_progress=show_progress)
     each = each_score_map(

@@ -502,9 +502,20 @@ def _check_claim(run: Path, config: TrainConfig, stage: StageChoice, resume: boo
         raise RunError(
             f"{there}: differs from the config asked for; resume with the same flags, or use another --output"
         )
-    first, second = ((run / CHECKPOINTS / f"{name}.pt").exists() for name in (INITIALIZATION, REFINEMENT))
-    if {"init": second, "refine": first, "both": second and not first}[stage]:
+    if _begun_otherwise(run, stage):
         raise RunError(f"{run}: was begun with another --stage than {stage}; resume with the same flags")
+
+
+def _begun_otherwise(run: Path, stage: StageChoice) -> bool:
+    """Whether a run has a stage that `stage` does not ask for. Stage 1 alone may go on to both."""
+    first, *later = ((run / CHECKPOINTS / f"{name}.pt").exists() for name in (INITIALIZATION, REGRESSION, REFINEMENT))
+    begun, summary = (runs.read_json(run / n) if (run / n).exists() else {} for n in (ENVIRONMENT, SUMMARY))
+    alone = begun.get("stage1") is not None  # stage 2 alone names where its stage 1 is
+    if stage == "refine":
+        return first or ("stage1" in begun and not alone)
+    if stage == "init":  # that a compared method's map is scored is all that tells its stage 2
+        return alone or any(later) or "score_maps" in summary
+    return alone or (any(later) and not first)
 
 
 def _trained_by(config: TrainConfig) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from lchp import compared, runs
 from lchp.backbones import build_trunk
 from lchp.cli import main
 from lchp.compared import build_classifier, by_rate, cells, chosen, epochs_after_stage1, label, stage1_of
-from lchp.config import PRESETS, TrainConfig, override
+from lchp.config import PRESETS, TrainConfig, override, to_flat
 from lchp.context import open_context
 from lchp.errors import ConfigError, RunError
 from lchp.evaluate import FRAMES
@@ -27,6 +27,7 @@ from lchp.methods.cam import cam
 from lchp.predict import load_classifier, load_run
 from lchp.records import summary_table
 from lchp.report.collect import collect, result_of
+from lchp.report.groups import counts as report_counts
 from lchp.scoring import score_maps
 from lchp.scoring.scoremaps import in_its_frame
 from lchp.second_classifier import second_classifier, ten_crops
@@ -161,6 +162,8 @@ def test_a_key_holds_what_a_result_depends_on(
         changed = override(config, {field: value})
         assert (refinement_identity(changed, "data") != second) == (field in counts), field
         assert (initialization_identity(changed, "data") != first) == (field in CLASSIFIER), field
+        if field != "seed" and not field.startswith("method."):
+            assert report_counts(field, to_flat(config)) == (field in counts), field  # what tables say differs
 
 
 def test_layers_that_imagenet_weights_do_not_hold_learn_faster(shared_data: Path) -> None:
@@ -251,7 +254,7 @@ def test_a_run_s_map_scores_are_those_of_lchp_score_on_its_files(tmp_path: Path,
         train(override(on_test, {"data.validation": 0.25}), output=tmp_path / "held", stage="refine", source=run)
     psol = train(override(config, {"method.name": "psol"}), output=tmp_path / "psol").run
     assert main(["scoremaps", "--run", str(psol), "--output", str(tmp_path / "none")]) == 2
-    assert "a run of psol, which has no score maps" in capsys.readouterr().err
+    assert "a run of DDT, which has no score maps" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
 
 
@@ -325,8 +328,8 @@ def test_every_method_beats_the_centred_box_on_birds_or_the_record_says_that_it_
     assert all(found["model.pretrained"])
     text = (folder / "tables" / "table_1.md").read_text().replace("\\_", "_")
     for frame in FRAMES:
-        (note,) = re.findall(rf"no better in {frame} than a centred 80 % box, GT-Known: (.*)", text)
-        said = set(re.findall(r"(?:^|, )([^,]+(?:, refined by LCHP)?) [\d.]+ \(the box", note))
+        (note,) = re.findall(rf"no better in {frame} than a centred 80 % box, GT-Known [\d.]+: (.*)", text)
+        said = set(re.findall(r"(?:^|, )([^,]+(?:, refined by LCHP)?) \d+\.\d\d", note))
         below = {
             run["environment/method"]
             for run in found.to_dict("records")
@@ -387,3 +390,24 @@ def test_ten_crops() -> None:
     assert torch.equal(crops[3], pixels[:, 2:, 2:])
     assert torch.equal(crops[4], pixels[:, 1:5, 1:5])
     assert torch.equal(crops[5], crops[0].flip(2))
+
+
+@pytest.mark.parametrize(("name", "values"), [("cam", {}), ("psol", {"localizer": True})])
+def test_a_finished_run_is_not_cut_to_its_first_stage(
+    root: Path, tmp_path: Path, name: str, values: dict[str, Any]
+) -> None:
+    config, run = config_of(root, name, **values), tmp_path / "run"
+    train(config, output=run, stage="init")
+    with pytest.raises(RunError, match="another --stage than refine"):
+        train(config, output=run, stage="refine", source=run, resume=True)
+    train(config, output=run, resume=True)  # stage 1 alone may go on
+    before = (run / runs.SUMMARY).read_bytes()
+    with pytest.raises(RunError, match="another --stage than init"):
+        train(config, output=run, stage="init", resume=True)
+    assert (run / runs.SUMMARY).read_bytes() == before
+    second = tmp_path / "second"
+    train(config, output=second, stage="refine", source=run)
+    for stage in ("both", "init"):
+        with pytest.raises(RunError, match=f"another --stage than {stage}"):
+            train(config, output=second, stage=stage, resume=True)
+    train(config, output=second, stage="refine", source=run, resume=True)

@@ -113,13 +113,38 @@ def rows(frame: pd.DataFrame, keep: Iterable[bool]) -> pd.DataFrame:
     return frame.iloc[np.flatnonzero(np.fromiter(keep, bool))]
 
 
+OF_CLASSIFIER = ("epochs", "lr", "schedule", "lr_decay", "momentum", "weight_decay", "mask")
+"""Fields of `initialization` that every compared method has."""
+
+
+def counts(name: str, values: Mapping[str, Any]) -> bool:
+    """Whether a run of a config (by dotted name) depends on a field. A compared method's does not on what only LCHP's
+    stage 1 has, nor on a localizer or a refinement that it is without (as in its key; a test holds one against the
+    other)."""
+    if values.get("method.name", "lchp") == "lchp":
+        return True
+    localizer, refine = values["method.localizer"], values["method.refine"]
+    section, _, leaf = name.rpartition(".")
+    if section == "initialization":
+        return (
+            leaf in OF_CLASSIFIER
+            or (localizer and leaf.startswith("localizer_") and leaf != "localizer_start")
+            or (refine and leaf == "beta")
+        )
+    if section == "refinement":
+        return refine or leaf == "crop_margin" or (localizer and leaf == "tau")
+    if name in ("model.localizer", "model.localizer_head", "model.box_encoding"):
+        return localizer
+    return name not in ("model.head", "model.attention_maps", "model.bap_scale")
+
+
 def differences(values: Mapping[str, Any], config: TrainConfig, *, besides: Sequence[str] = ()) -> dict[str, Any]:
     """Fields whose value is not the config's, of those that count; an `auto` of the config agrees with anything."""
     flat = to_flat(config)
     return {
         name: values[name]
         for name in IDENTITY
-        if name in values and name not in besides and flat[name] not in ("auto", values[name])
+        if name in values and name not in besides and flat[name] not in ("auto", values[name]) and counts(name, values)
     }
 
 

@@ -46,8 +46,6 @@ METRICS_OF = {1: ("top1_loc", "top5_loc", "gt_known"), 2: ("top1_loc", "gt_known
 
 OF_ROW = ("method.name", "method.localizer", "method.refine", "model.classifier")
 """What tells the rows of compared methods apart."""
-OF_LOCALIZER, OF_REFINEMENT = ("model.localizer", "model.box", "initialization.localizer"), ("refinement.",)
-"""How names of fields begin that a compared method's row does not depend on where that training is not of it."""
 
 
 @dataclass(frozen=True)
@@ -182,8 +180,9 @@ def recipe_table(
         here = tuple(replace(m, paper=prefix + m.paper) for m in measures)
         about = _notes(of_data)
         for frame in FRAMES:
-            published = paper.rows(number) if known and frame == PAPER_FRAME else ()
-            lines = list(_lines(of_data, published))
+            lines = list(_lines(of_data, paper.rows(number) if known else ()))
+            if frame != PAPER_FRAME:  # of which the paper has no figures
+                lines = [line for line in lines if line.result is not None]
             rows = []
             for line in lines:
                 values = paper if line.first and frame == PAPER_FRAME and known else Paper({})
@@ -280,12 +279,10 @@ def notes_of_lines(lines: Sequence[Line], found: Found) -> list[str]:
 
 def _about(line: Line, found: Found) -> list[str]:
     assert line.base is not None
-    assert line.result is not None
     like = override(found.recipe.config, {n: line.base[n] for n in OF_ROW})
-    idle = {"pseudo_label": (*OF_LOCALIZER, *OF_REFINEMENT), "lchp_i": OF_REFINEMENT, "lchp_r": ()}[line.result]
-    away = ", ".join(f"{n} {show(v)}" for n, v in differences(line.base, like).items() if not n.startswith(idle))
+    away = ", ".join(f"{n} {show(v)}" for n, v in differences(line.base, like).items())
     about = [f"with {away}"] if away else []
     if line.group is not None:
-        failed = [] if line.maps else failed_runs(line.group, None, (line.result,))
+        failed = [] if line.maps or line.result is None else failed_runs(line.group, None, (line.result,))
         about += [*failed_notes(failed), *line.group.notes, *other_notes(Choice(None, line.others))]
     return about
