@@ -158,6 +158,16 @@ def test_a_sweep_can_print_its_tables(tmp_path: Path) -> None:
     assert "Table 4." in text
 
 
+def test_a_sweep_prints_no_section_without_a_figure_of_its_own(tmp_path: Path) -> None:
+    """Table 1 has the paper's rows of CUB and ImageNet, Table 2 those of Tiny-ImageNet; the runs are on `parts`."""
+    text = render_tables(write_grid(tmp_path), PRESETS["parts"], (1, 2), PAPER)
+    assert "parts (embedded, synthetic), full_image\n" in text
+    assert "CUB-200-2011, center_crop\n" not in text
+    assert "Table 2." not in text
+    (tmp_path / "empty").mkdir()
+    assert "Table 2." in render_tables(tmp_path / "empty", PRESETS["parts"], (2,), PAPER)
+
+
 def test_the_script_runs_by_its_path_without_torch_and_ray(tmp_path: Path) -> None:
     code = (
         "import runpy, sys\n"

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from lchp.report.contents import check, tables
 from lchp.report.groups import parse_where, preset_of, require
 from lchp.report.paper import Paper, read_paper
 from lchp.report.render import FORMATS, latex_document, to_text
-from lchp.report.tables import Table
+from lchp.report.tables import NOT_GIVEN, NOT_RUN, Section, Table
 from lchp.runs import write_atomically
 
 
@@ -120,5 +120,12 @@ def _waiting(sweep: SweepRecord) -> str:
 
 
 def render_tables(storage: Path, preset: Preset, numbers: Sequence[int], paper_csv: Path) -> str:
-    """Tables of one storage as text, for a sweep that has ended."""
-    return "\n".join(map(to_text, tables(collect([storage]), preset, read_paper(paper_csv), numbers)))
+    """Tables of one storage as text, for a sweep that has ended: of those with a figure of ours the sections that have
+    one, or all as they are where there is none."""
+    made = tables(collect([storage]), preset, read_paper(paper_csv), numbers)
+    ours = [replace(table, sections=tuple(s for s in table.sections if _has_ours(s))) for table in made]
+    return "\n".join(map(to_text, [table for table in ours if table.sections] or made))
+
+
+def _has_ours(section: Section) -> bool:
+    return any(cell.ours not in (NOT_RUN, NOT_GIVEN) for row in section.rows for cell in row.cells)
