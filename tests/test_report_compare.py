@@ -99,7 +99,7 @@ def test_what_cannot_be_compared_is_refused_by_name(tmp_path: Path) -> None:
     d = write_predicted(tmp_path / "d", {"lchp_r": right()}, truth=False)
     with pytest.raises(RunError, match=r"d/predictions.parquet: the test images have no ground-truth boxes"):
         compare(side, Side(d, "lchp_r"))
-    with pytest.raises(RunError, match=r"nowhere/predictions.parquet: no such file"):
+    with pytest.raises(RunError, match=r"nowhere: no such run folder"):
         compare(side, Side(tmp_path / "nowhere", "lchp_r"))
     path = b / "predictions.parquet"
     path.write_bytes(path.read_bytes()[:1000])
