@@ -95,8 +95,8 @@ def test_one_process_does_nothing() -> None:
     assert type(distributed.share_batch_statistics(net)) is nn.BatchNorm2d
 
 
-def train_worker(_: int, folder: Path, values: dict[str, Any]) -> Any:
-    return train_in(folder / "two", values)
+def train_worker(_: int, folder: Path, configs: dict[str, dict[str, Any]]) -> Any:
+    return {name: train_in(folder / "two" / name, values) for name, values in configs.items()}
 
 
 def train_in(run: Path, values: dict[str, Any]) -> Any:
@@ -108,33 +108,34 @@ def train_in(run: Path, values: dict[str, Any]) -> Any:
     return {"metrics": seen, "summary": result.summary}
 
 
-PSOL = {"method.name": "psol", "method.localizer": True, "method.refine": True}
+METHODS = {"lchp": {}, "psol": {"method.name": "psol", "method.localizer": True, "method.refine": True}}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [{}, PSOL], ids=["lchp", "psol"])
-def test_two_workers_train_as_one(tmp_path: Path, method: dict[str, Any]) -> None:
+def test_two_workers_train_as_one(tmp_path: Path) -> None:
     """Same losses (to fp32 rounding) as one worker with the same global batch, and nearly the same boxes; of PSOL with
     LCHP's refinement: of its classifier, of DDT's boxes of all training images, of its localizer."""
     from lchp.records import read_predictions
 
-    root = small.make_folder(tmp_path / "images")
-    values = to_dict(
-        override(small.config(root, first=1, second=2), {"data.validation": 0.25, "evaluation.batch_size": 5, **method})
-    )
+    config = small.config(small.make_folder(tmp_path / "images"), first=1, second=2)
+    config = override(config, {"data.validation": 0.25, "evaluation.batch_size": 5})
+    configs = {name: to_dict(override(config, method)) for name, method in METHODS.items()}
     torch.set_num_threads(1)
-    alone = train_in(tmp_path / "one", values)
-    both = spawn(train_worker, tmp_path, values)
-    assert both[0]["summary"] == both[1]["summary"]
+    one = {name: train_in(tmp_path / "one" / name, values) for name, values in configs.items()}
+    two = spawn(train_worker, tmp_path, configs)  # both in the same workers, which take seconds to start
     names = ("l_cls", "l_reg", "loss", "top1", "confidence", "kept", "pseudo_area", "box_area", "validation_score")
-    for found in both:
-        assert [m["stage"] for m in found["metrics"]] == [m["stage"] for m in alone["metrics"]]
-        for mine, theirs in zip(found["metrics"], alone["metrics"], strict=True):
-            for name in [n for n in names if n in theirs]:
-                assert mine[name] == pytest.approx(theirs[name], rel=2e-3, abs=1e-4), (name, theirs["epoch"])
-    a, b = read_predictions(tmp_path / "one"), read_predictions(tmp_path / "two")
-    assert a["image_id"] == b["image_id"]
-    for name in ("lchp_i_box", "lchp_r_box", *(["pseudo_label_box"] if method else [])):
-        np.testing.assert_allclose(np.array(a[name].to_pylist()), np.array(b[name].to_pylist()), atol=5e-3)
-    lines = (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()
-    assert len(lines) == (4 if method else 3)  # worker 0 alone writes
+    for method, alone in one.items():
+        both = [found[method] for found in two]
+        assert both[0]["summary"] == both[1]["summary"]
+        for found in both:
+            assert [m["stage"] for m in found["metrics"]] == [m["stage"] for m in alone["metrics"]]
+            for mine, theirs in zip(found["metrics"], alone["metrics"], strict=True):
+                for name in [n for n in names if n in theirs]:
+                    at = (method, name, theirs["epoch"])
+                    assert mine[name] == pytest.approx(theirs[name], rel=2e-3, abs=1e-4), at
+        a, b = (read_predictions(tmp_path / workers / method) for workers in ("one", "two"))
+        assert a["image_id"] == b["image_id"]
+        for name in ("lchp_i_box", "lchp_r_box", *(["pseudo_label_box"] if method == "psol" else [])):
+            np.testing.assert_allclose(np.array(a[name].to_pylist()), np.array(b[name].to_pylist()), atol=5e-3)
+        lines = (tmp_path / "two" / method / "metrics.jsonl").read_text().splitlines()
+        assert len(lines) == (4 if method == "psol" else 3)  # worker 0 alone writes

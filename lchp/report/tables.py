@@ -306,6 +306,8 @@ def diverged(known: float, floor: float) -> bool:
 def diverged_cells(lost: pd.DataFrame, result: str) -> pd.DataFrame:
     """Of failed cells, those that have no `result` since a training diverged: stage 1, or for a run's last result any
     of its stages."""
+    if lost.empty:  # as it mostly is, and pandas takes milliseconds to list no rows of so many columns
+        return lost
     cells = lost.to_dict("records")
     return rows_of(lost, (c["diverged"] and (_in_stage1(c) or result == result_of(c)) for c in cells))
 
@@ -403,6 +405,8 @@ def failed_notes(lines: list[str]) -> list[str]:
 
 def lost_notes(lost: pd.DataFrame, axis: Axis | None) -> list[str]:
     """Of cells without a result, with their errors."""
+    if lost.empty:
+        return []
     notes = []
     for cell in lost.sort_values(["seed", "key"]).to_dict("records"):
         at = f"{axis.head} {axis.label(cell[axis.field])}, " if axis else ""
