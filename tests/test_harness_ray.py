@@ -128,33 +128,35 @@ def test_a_resumed_sweep_trains_what_is_new_or_damaged_and_loses_no_cell(
     assert found == predictions(straight)
 
 
-def test_one_cell_that_always_fails(root: Path, tmp_path: Path) -> None:
+def test_what_fails_leaves_the_rest_and_a_failed_stage_1_is_run_again_on_resume(
+    straight: SweepResult, root: Path, tmp_path: Path
+) -> None:
     from lchp.harness.tables import closing_table
 
-    cells = [{"model.localizer": "tinny"}, {"refinement.lr": 1e30}, {}]
-    result = run(Sweep("faulty", small.config(root, first=1, second=2), cells), Options(tmp_path, max_concurrent=2))
-    assert [c.state for c in result.cells] == ["failed", "failed", "done"]
-    text = closing_table(result)
+    cell = straight.cells[0].cell
+    blocked = tmp_path / "sweeps" / "faulty" / "work" / f"stage1-{cell.stage1}.lock"
+    blocked.mkdir(parents=True)  # nobody can lock it
+    cells = [{"model.localizer": "tinny"}, {"refinement.lr": 1e30}, {}, CELLS[0]]
+    sweep = Sweep("faulty", small.config(root), cells)
+    failed = run(sweep, Options(tmp_path, max_failures=1, max_concurrent=2, resume=True))
+    assert [c.state for c in failed.cells] == ["failed", "failed", "done", "failed"]
+    text = closing_table(failed)
     assert "failed: localizer tinny, seed 0" in text
     assert "did you mean tiny" in text
     assert "training diverged" in text
-    done = jobs(result)
-    assert done[f"stage1-{result.cells[0].cell.stage1}"]["attempts"] == 1  # trying again would not mend it
-
-
-def test_a_failed_stage_1_is_run_again_on_resume(straight: SweepResult, root: Path, tmp_path: Path) -> None:
-    cell = straight.cells[0].cell
-    blocked = tmp_path / "sweeps" / "blocked" / "work" / f"stage1-{cell.stage1}.lock"
-    blocked.mkdir(parents=True)  # nobody can lock it
-    sweep = Sweep("blocked", small.config(root), CELLS[:1])
-    failed = run(sweep, Options(tmp_path, max_failures=1, resume=True))
-    assert failed.cells[0].state == "failed"
-    assert "its stage 1" in (failed.cells[0].error or "")
-    assert "IsADirectoryError" in (failed.cells[0].error or "")  # what happened, not only that something did
-    assert jobs(failed)[f"stage1-{cell.stage1}"]["attempts"] == 2
+    done = jobs(failed)
+    assert done[f"stage1-{failed.cells[0].cell.stage1}"]["attempts"] == 1  # trying again would not mend it
+    error = failed.cells[3].error or ""
+    assert "its stage 1" in error
+    assert "IsADirectoryError" in error  # what happened, not only that something did
+    assert done[f"stage1-{cell.stage1}"]["attempts"] == 2
     blocked.rmdir()
-    mended = run(sweep, Options(tmp_path, resume=True))
-    assert predictions(mended)[cell.stage2] == predictions(straight)[cell.stage2]
+    mended = run(sweep, Options(tmp_path, max_concurrent=2, resume=True)).cells
+    assert [c.state for c in mended] == ["failed", "failed", "done", "done"]
+    assert mended[2].run == failed.cells[2].run
+    assert mended[3].run is not None
+    expected = predictions(straight)[cell.stage2]
+    assert (mended[3].run / runs.PREDICTIONS).read_bytes() == expected
 
 
 def holders(locks: Iterable[Path]) -> set[int]:
