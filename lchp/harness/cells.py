@@ -1,7 +1,9 @@
 """A sweep's cells, and the trainings they need: each different one once."""
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -11,11 +13,15 @@ from lchp.compared import epochs_after_stage1, stage1_of
 from lchp.config import DataConfig, EvaluationConfig, TrainConfig, from_dict, override, to_dict
 from lchp.data import fingerprint, load
 from lchp.devices import resolve_device, resolve_precision
+from lchp.errors import ConfigError
 from lchp.runs import digest
 from lchp.train import INITIALIZATION, initialization_identity, refinement_identity
 
 Overrides = dict[str, Any]
 """Dotted field name -> value, over the sweep's base config."""
+
+MAX_CELLS = 10_000
+"""Cells of a sweep, and trials of a search: all are made and recorded before the first is trained, at 1 ms each."""
 
 
 @dataclass(frozen=True)
@@ -89,21 +95,45 @@ class Job:
 
 
 def grid(axes: Mapping[str, Iterable[Any]]) -> list[Overrides]:
-    """Every combination of the values of each dotted field, the last field varying fastest."""
-    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+    """Every combination of the values of each dotted field, the last field varying fastest.
+
+    Raises ConfigError for more than MAX_CELLS of them.
+    """
+    # what has no length is counted by taking it out, which may never end
+    lists = [v if isinstance(v, Sized) else list(itertools.islice(v, MAX_CELLS + 1)) for v in axes.values()]
+    _require_few("the grid", *map(_length, lists))
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*lists)]
 
 
 def expand(sweep: Sweep) -> list[Cell]:
     """The cells with their configs and keys, one for each different config, seed by seed.
 
-    Raises ConfigError for an override that does not fit, DataError where the data cannot be read.
+    Raises ConfigError for an override that does not fit and for more than MAX_CELLS, DataError where the data cannot
+    be read.
     """
+    _require_few(f"sweep {sweep.name}: cells x --seeds", _length(sweep.cells), _length(sweep.seeds))
     cells: dict[str, Cell] = {}
     for seed in sweep.seeds:
         for overrides in sweep.cells:
             cell = make_cell(replace(sweep.base, seed=seed), overrides)
             cells.setdefault(cell.stage2, cell)
     return list(cells.values())
+
+
+def _require_few(what: str, *factors: int) -> None:
+    number = math.prod(factors)
+    if number > MAX_CELLS:
+        said = " x ".join(map(str, factors))
+        raise ConfigError(
+            f"{what}: {said} = {number} cells, expected at most {MAX_CELLS}; take fewer, or several sweeps"
+        )
+
+
+def _length(values: Sized) -> int:
+    try:
+        return len(values)
+    except OverflowError:  # a range of more than any list can hold
+        return sys.maxsize
 
 
 def make_cell(base: TrainConfig, overrides: Overrides) -> Cell:
