@@ -1,6 +1,7 @@
 """The harness without Ray: store, cells, schedule, plans."""
 
 import importlib
+import itertools
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from lchp.checkpoints import previous, save_checkpoint
 from lchp.cli import parse
 from lchp.config import OPEN_CHOICES, PRESETS, TrainConfig, alternatives, override, preset, to_flat
 from lchp.errors import ConfigError, RunError
-from lchp.harness import Options, Sweep, grid
+from lchp.harness import Options, Sweep, grid, main
 from lchp.harness.cells import Cell, Job, expand, jobs_of, make_cell, pinned
 from lchp.harness.schedule import FINISHED, Schedule
 from lchp.harness.startup import Resources
@@ -338,7 +339,7 @@ def test_a_search_that_died_before_it_told_keeps_the_result(tmp_path: Path) -> N
     taken = Study(plan, study, spec)
     taken.take_up()
     assert taken.refill() == []
-    assert [(t.state.name, t.value) for t in study.trials] == [("FAIL", None), ("COMPLETE", 1.5)]
+    assert [(t.state.name, t.value) for t in study.trials] == [("COMPLETE", 1.5)]
 
 
 def test_a_damaged_result_of_a_search_is_trained_again(tmp_path: Path) -> None:
@@ -355,6 +356,37 @@ def test_a_damaged_result_of_a_search_is_trained_again(tmp_path: Path) -> None:
         "waiting",
         "waiting",
     ]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "said"),
+    [(range(5_001), "2 x 5001 = 10002"), (range(10**9), "2 x 1000000000 = 2000000000"), (range(10**30), "2 x 9")],
+)
+def test_too_many_cells_are_counted_and_not_made(seeds: range, said: str) -> None:
+    with pytest.raises(ConfigError, match=f"s: cells x --seeds: {said}.* cells, expected at most 10000; take"):
+        expand(Sweep("s", preset("parts"), [{}, {"refinement.tau": 0.1}], seeds))
+
+
+def test_too_large_a_grid_is_counted_and_not_made() -> None:
+    values = {f"field{i}": range(100) for i in range(9)}
+    with pytest.raises(ConfigError, match=f"the grid: 100 x 100 .*= {100**9} cells, expected at most 10000"):
+        grid(values)
+    with pytest.raises(ConfigError, match="the grid: 10001"):
+        grid({"refinement.tau": itertools.count()})
+    assert len(grid({"a": iter(range(100)), "b": range(100)})) == 10_000
+
+
+def test_seeds_without_number_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for flags, said in (
+        (["--seeds", "1000000000"], "1 x 1000000000 = 1000000000 cells, expected at most 10000"),
+        (["--seeds", str(10**40)], "cells, expected at most 10000"),
+        (["--seed", str(2**31 - 1), "--seeds", "2"], "seed = 2147483648: expected in 0..2^31-1"),
+        (["--seed", str(2**31)], "2147483648"),
+    ):
+        assert main("s", lambda _: [{}], argv=[*flags, "--dry-run", "--storage", str(tmp_path)]) == 2
+        out, err = capsys.readouterr()
+        assert (out, err.count("\n")) == ("", 1), err
+        assert said in err
 
 
 def test_an_oracle_needs_boxes(tmp_path: Path) -> None:

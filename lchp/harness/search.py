@@ -1,23 +1,29 @@
 """Searching instead of a grid: Optuna asks for configs, stage-2 trials that look bad are stopped early (ASHA).
 
 The objective is measured after every epoch of stage 2 on training images that `data.validation` holds out, without any
-box unless the oracle is asked for. The study lives in STORAGE/optuna.db (Optuna's own SQLite storage).
+box unless the oracle is asked for. The study lives in STORAGE/optuna.db (Optuna's own SQLite storage), the results in
+the store: a result that the study could not be told of is told at the next occasion, and never lost.
 """
 
+import contextlib
+import math
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.trial import TrialState
+from optuna.distributions import check_distribution_compatibility
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import FrozenTrial, TrialState
 
 from lchp import runs
 from lchp.config import PLACES, TrainConfig, to_flat
 from lchp.data import load
 from lchp.errors import ConfigError, RunError
-from lchp.harness.cells import Job, Overrides, Sweep, jobs_of, make_cell, pinned
+from lchp.harness.cells import MAX_CELLS, Cell, Job, Overrides, Sweep, jobs_of, make_cell, pinned
+from lchp.harness.database import DATABASE, open_study
 from lchp.harness.schedule import Progress, Schedule
 from lchp.harness.storage import Store, locked
 from lchp.harness.sweep import (
@@ -39,7 +45,7 @@ Space = Callable[[optuna.Trial], Overrides]
 
 OBJECTIVES = {"unboxed": "validation_score", "oracle_gt_known": "validation_oracle_gt_known"}
 VALIDATION = 0.2
-DATABASE = "optuna.db"
+_OVER = {"done": TrialState.COMPLETE, "failed": TrialState.FAIL, "stopped": TrialState.PRUNED}
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,12 @@ class Search:
     objective: str = "unboxed"
     early_stopping: bool = True
 
+    def __post_init__(self) -> None:
+        if self.objective not in OBJECTIVES:
+            raise ConfigError(f"objective = {self.objective!r}: expected one of {', '.join(OBJECTIVES)}")
+        if not 1 <= self.trials <= MAX_CELLS:
+            raise ConfigError(f"--trials = {self.trials}: expected at least 1 and at most {MAX_CELLS}")
+
 
 def search(spec: Search, options: Options | None = None, *, show_progress: bool = False) -> SweepResult:
     """Runs a search; `resume` goes on with its study until it has `trials` finished trials.
@@ -61,10 +73,6 @@ def search(spec: Search, options: Options | None = None, *, show_progress: bool 
     Raises ConfigError or RunError for a search that cannot start.
     """
     options = options or Options()
-    if spec.objective not in OBJECTIVES:
-        raise ConfigError(f"objective = {spec.objective!r}: expected one of {', '.join(OBJECTIVES)}")
-    if spec.trials < 1:
-        raise ConfigError(f"--trials = {spec.trials}: expected at least 1")
     base = pinned(_with_validation(spec.base, spec.objective), gpu=gpus_per_worker(options, spec.base) > 0)
     if base.evaluation.oracle and load(base.data).train.boxes is None:
         raise ConfigError("--oracle-gt-known: the training images have no boxes to choose by")
@@ -80,11 +88,13 @@ def search(spec: Search, options: Options | None = None, *, show_progress: bool 
         opened = open_study(storage, spec.name, base.seed)
         if opened.trials and not options.resume:
             raise RunError(f"{storage / DATABASE}: has a study {spec.name!r} already; --resume, or take another --name")
-        if opened.user_attrs.get("objective", spec.objective) != spec.objective:
-            raise RunError(f"{spec.name}: its study was searched by another objective; take another --name")
+        objective = opened.user_attrs.get("objective", None if opened.trials else spec.objective)
+        if objective != spec.objective:
+            raise RunError(f"{spec.name}: its study is of another objective or program; take another --name")
         recipe = runs.digest({k: v for k, v in to_flat(base).items() if k not in PLACES})
         if opened.user_attrs.get("recipe", recipe) != recipe:
             raise RunError(f"{spec.name}: its study was searched with other flags; take another --name")
+        require_space(opened, spec, base)
         opened.set_user_attr("objective", spec.objective)
         opened.set_user_attr("recipe", recipe)
         study = Study(plan, opened, spec)
@@ -101,6 +111,7 @@ def search(spec: Search, options: Options | None = None, *, show_progress: bool 
                 best=study.best,
                 **({"scheduler": asha(base.refinement.epochs)} if spec.early_stopping else {}),
             )
+            study.close()
         finally:
             write_record(plan)
         for rest in ("ray", WORK):  # of trials that were stopped, too
@@ -108,16 +119,35 @@ def search(spec: Search, options: Options | None = None, *, show_progress: bool 
         return SweepResult(folder, outcomes_of(plan), plan.timing)
 
 
-def open_study(storage: Path, name: str, seed: int = 0) -> optuna.Study:
-    """The study of a search, made if it is not there yet: maximises, samples by TPE."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage.mkdir(parents=True, exist_ok=True)
-    study = optuna.create_study(
-        storage=f"sqlite:///{storage / DATABASE}", study_name=name, direction="maximize", load_if_exists=True
-    )
-    # trials run at the same time; and a search that goes on must not draw its first random settings again
-    study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials), constant_liar=True)
-    return study
+def require_space(study: optuna.Study, spec: Search, base: TrainConfig) -> None:
+    """Draws a cell that nobody trains. Raises ConfigError where it is none, RunError where the study has a field of the
+    same name in another kind of space, which Optuna cannot go on with."""
+    probe = optuna.create_study().ask()
+    make_cell(base, spec.space(probe))
+    now = probe.distributions
+    for trial in study.get_trials(deepcopy=False):
+        for name, before in trial.distributions.items():
+            try:
+                check_distribution_compatibility(before, now.get(name, before))
+            except ValueError:
+                raise RunError(
+                    f"{spec.name}: its study has drawn {name} from {before}, this space has {now[name]}; "
+                    "give it the same kind of space, or take another --name"
+                ) from None
+
+
+def trials_of(study: optuna.Study, *states: TrialState) -> list[tuple[str, FrozenTrial]]:
+    """The trials of a study in these states that are a search's (a study may hold another program's, too), each with
+    the stage-2 key of its cell."""
+    found = study.get_trials(deepcopy=False, states=states)
+    keyed = [(str(t.user_attrs.get("run", "")).rpartition("/")[2], t) for t in found]
+    return [(key, trial) for key, trial in keyed if re.fullmatch("[0-9a-f]{16}", key)]
+
+
+def measured(summary: Mapping[str, Any], objective: str) -> float | None:
+    """The value of an objective in a run's summary.json."""
+    value = (summary.get("validation") or {}).get(OBJECTIVES[objective].removeprefix("validation_"))
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
 def asha(epochs: int) -> Any:
@@ -137,92 +167,141 @@ def asha(epochs: int) -> Any:
 
 @dataclass
 class Study:
-    """Between an Optuna study and a sweep's schedule."""
+    """Between an Optuna study and a sweep's schedule.
+
+    Tune calls it and would die of what it raises: the first `fault` is kept, no trial is asked for any more, those that
+    run come to their end, and `close` raises it.
+    """
 
     plan: Plan
     study: optuna.Study
     spec: Search
-    trials: dict[str, optuna.Trial] = field(default_factory=dict)  # stage-2 job -> its trial
+    trials: dict[str, list[optuna.Trial]] = field(default_factory=dict)  # stage-2 job -> its trials, untold of its end
     reported: dict[str, int] = field(default_factory=dict)
+    over: int = 0
     failures: int = 0
+    fault: Exception | None = None
 
     def take_up(self) -> None:
-        """Trials that an earlier start left running are asked again with the same values, so that they go on."""
-        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            self.study.enqueue_trial(trial.params, skip_if_exists=False)
-            self.study.tell(trial.number, state=TrialState.FAIL)
-        pruned, complete = self._keys(TrialState.PRUNED), self._keys(TrialState.COMPLETE)
-        there = {c.stage2 for c in self.plan.cells if self.plan.store.find(2, c.stage2) is not None}
+        """What an earlier start left: it is told of trials whose results came too late for it; the others that were
+        left running are asked again with the same values, so that they go on."""
+        store, cells = self.plan.store, {c.stage2: c for c in self.plan.cells}
+        for key, trial in trials_of(self.study, TrialState.RUNNING):
+            value = None if store.find(2, key) is None else self._recorded_objective(key)
+            if value is None:
+                values = trial.system_attrs.get("fixed_params", {}) | trial.params
+                attrs = {k: v for k, v in trial.user_attrs.items() if k in ("run", "overrides")}
+                self.study.enqueue_trial(values, user_attrs=attrs)
+            self.study.tell(trial.number, value, state=TrialState.FAIL if value is None else TrialState.COMPLETE)
+        over = trials_of(self.study, TrialState.COMPLETE, TrialState.PRUNED)
+        complete = {key for key, trial in over if trial.state == TrialState.COMPLETE}
+        pruned = {key for key, _ in over} - complete
+        self.over = len(over)
+        for key, trial in over:
+            if key not in cells and "overrides" in trial.user_attrs:  # their record was lost
+                cells[key] = make_cell(self.plan.sweep.base, trial.user_attrs["overrides"])
+        there = {key for key in cells if store.find(2, key) is not None}
         # other cells without a result belong to the trials above, which ask for them, or failed
-        self.plan.cells[:] = [c for c in self.plan.cells if c.stage2 in there | pruned | complete]
-        again = {c.stage1 for c in self.plan.cells if c.stage2 in complete - there}  # damaged: to be trained again
+        self.plan.cells[:] = [c for key, c in cells.items() if key == c.stage2 and key in there | pruned | complete]
+        again = {c.stage1 for c in self.plan.cells if c.stage2 in complete - there}  # damaged: trained again
         self.plan.schedule.jobs.clear()
         for job in jobs_of(self.plan.cells, share=self.plan.options.share).values():
             self.plan.schedule.add([job])
-            if job.key in there or (job.stage == 1 and (job.key not in again or self.plan.store.find(1, job.key))):
+            if job.key in there or (job.stage == 1 and (job.key not in again or store.find(1, job.key))):
                 self.plan.schedule.done(job.name, found=True)
+                if job.stage == 2:
+                    self.plan.schedule.jobs[job.name].facts["objective"] = self._recorded_objective(job.key)
             elif job.key in pruned:
                 self.plan.schedule.stopped(job.name)
 
-    def _keys(self, state: TrialState) -> set[str]:
-        """Stage-2 keys of the trials in a state."""
-        return {Path(t.user_attrs["run"]).name for t in self.study.get_trials(deepcopy=False, states=(state,))}
-
     def refill(self) -> list[Job]:
         """The jobs of the next trial; none when enough trials have been asked."""
-        while self._asked() < self.spec.trials:
-            trial = self.study.ask()
-            cell = make_cell(self.plan.sweep.base, self.spec.space(trial))
-            name = f"stage2-{cell.stage2}"
-            known = self.plan.schedule.jobs.get(name)
-            trial.set_user_attr("run", str(self.plan.store.path(2, cell.stage2)))
-            if known is not None:  # the same config again
-                value = self._recorded_objective(known) if known.state == "done" else None
-                self.failures += value is None
-                self.study.tell(trial, value, state=TrialState.FAIL if value is None else TrialState.COMPLETE)
-                continue
-            self.trials[name] = trial
-            self.plan.cells.append(cell)
-            return list(jobs_of([cell], share=self.plan.options.share).values())
+        if self.fault is None:
+            try:
+                return self._draw()
+            except Exception as error:
+                self.fault = error
         return []
-
-    def best(self) -> str:
-        """For the display: the best objective so far. Never a figure of the test images, by which nothing is chosen."""
-        values = [v for t in self.study.get_trials(deepcopy=False) if (v := t.value) is not None]
-        return f"objective {max(values):.2f}" if values else ""
 
     def changed(self, progress: Progress) -> None:
         """Tells the study of epochs and ends."""
-        for other in [n for n in self.trials if self.plan.schedule.jobs[n].state == "failed"]:
-            self._tell(other, None, TrialState.FAIL)  # it, or its stage 1, failed
-        name = progress.job.name
-        trial = self.trials.get(name)
-        if trial is None:
-            return
-        value, epoch = progress.facts.get("objective"), progress.facts.get("train_epoch")
-        if value is not None and epoch is not None and self.reported.get(name, 0) < epoch:
-            self.reported[name] = epoch
-            trial.report(value, epoch)
-        if progress.state == "done":
-            value = self._recorded_objective(progress)
-            progress.facts["objective"] = value
-            self._tell(name, value, TrialState.FAIL if value is None else TrialState.COMPLETE)
-        elif progress.state == "stopped":
-            self._tell(name, None, TrialState.PRUNED)
+        if self.fault is None:
+            try:
+                self._report(progress)
+                self._settle()
+            except Exception as error:
+                self.fault = error
 
-    def _tell(self, name: str, value: float | None, state: TrialState) -> None:
-        self.failures += state == TrialState.FAIL
-        self.study.tell(self.trials.pop(name), value, state=state)
+    def close(self) -> None:
+        """Tells the study what it could not be told before. Raises RunError where that fails again, and `fault`."""
+        self._settle()
+        if self.fault is not None:
+            raise self.fault
+
+    def best(self) -> str:
+        """For the display: the best objective so far. Never a figure of the test images, by which nothing is chosen."""
+        ended = [p for p in self.plan.schedule.jobs.values() if p.job.stage == 2 and p.state == "done"]
+        values = [v for p in ended if (v := p.facts.get("objective")) is not None]
+        return f"objective {max(values):.2f}" if values else ""
+
+    def _draw(self) -> list[Job]:
+        while self._asked() < self.spec.trials:
+            trial = self.study.ask()
+            cell = self._cell(trial)
+            name = f"stage2-{cell.stage2}"
+            flat = to_flat(cell.config)
+            trial.set_user_attr("run", str(self.plan.store.path(2, cell.stage2)))
+            trial.set_user_attr("overrides", {n: flat[n] for n in cell.overrides})
+            self.trials.setdefault(name, []).append(trial)
+            if name not in self.plan.schedule.jobs:
+                self.plan.cells.append(cell)
+                return list(jobs_of([cell], share=self.plan.options.share).values())
+            self._settle()  # the same config again
+        return []
+
+    def _cell(self, trial: optuna.Trial) -> Cell:
+        try:
+            return make_cell(self.plan.sweep.base, self.spec.space(trial))
+        except RunError:  # of the database
+            raise
+        except Exception as error:
+            self.study.tell(trial, state=TrialState.FAIL)
+            if isinstance(error, ValueError):  # Optuna's, of a space that is another one than before
+                raise ConfigError(f"{self.spec.name}: trial {trial.number} cannot be drawn: {error}") from None
+            raise
+
+    def _report(self, progress: Progress) -> None:
+        name, facts = progress.job.name, progress.facts
+        value, epoch = facts.get("objective"), facts.get("train_epoch")
+        if name in self.trials and value is not None and epoch is not None and self.reported.get(name, 0) < epoch:
+            self.reported[name] = epoch
+            with contextlib.suppress(UpdateFinishedTrialError):  # by another program
+                self.trials[name][0].report(value, epoch)
+
+    def _settle(self) -> None:
+        """Tells the study of the trials that are over."""
+        for name in list(self.trials):
+            progress = self.plan.schedule.jobs[name]
+            if progress.state == "done":
+                progress.facts["objective"] = self._recorded_objective(progress.job.key)
+                if progress.facts["objective"] is None:
+                    self.plan.schedule.failed(name, f"its {runs.SUMMARY} has no {OBJECTIVES[self.spec.objective]}")
+            state = _OVER.get(progress.state)
+            if state is None:
+                continue
+            value = progress.facts["objective"] if state == TrialState.COMPLETE else None
+            for trial in self.trials[name]:
+                self.study.tell(trial, value, state=state, skip_if_finished=True)
+            told = len(self.trials.pop(name))
+            self.failures += told if state == TrialState.FAIL else 0
+            self.over += 0 if state == TrialState.FAIL else told
 
     def _asked(self) -> int:
         """Failures of this start count, so that a space in which everything fails comes to an end."""
-        over = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-        return len(over) + len(self.trials) + self.failures
+        return self.over + sum(map(len, self.trials.values())) + self.failures
 
-    def _recorded_objective(self, progress: Progress) -> float | None:
-        summary = runs.read_json(self.plan.store.path(2, progress.job.key) / runs.SUMMARY)
-        key = OBJECTIVES[self.spec.objective].removeprefix("validation_")
-        return (summary.get("validation") or {}).get(key)
+    def _recorded_objective(self, key: str) -> float | None:
+        return measured(runs.read_json(self.plan.store.path(2, key) / runs.SUMMARY), self.spec.objective)
 
 
 def _with_validation(base: TrainConfig, objective: str) -> TrainConfig:

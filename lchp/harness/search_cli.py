@@ -1,5 +1,6 @@
 """The command line of a search script: the flags of all sweeps, and its own."""
 
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -8,13 +9,16 @@ from typing import Annotated
 
 import optuna
 import tyro
+from optuna.trial import TrialState
 
 from lchp.cli import chosen_preset, guarded, parse
-from lchp.config import PRESETS, Preset
+from lchp.config import PRESETS, Preset, show
 from lchp.errors import ConfigError
 from lchp.harness.cells import Overrides
 from lchp.harness.cli import Flags, described, to_go_on
-from lchp.harness.search import DATABASE, VALIDATION, Search, open_study, search
+from lchp.harness.database import DATABASE, Database, open_study
+from lchp.harness.search import VALIDATION, Search, measured, search, trials_of
+from lchp.harness.sweep import SweepResult
 from lchp.harness.tables import timing_line
 
 Space = Callable[[Preset, optuna.Trial], Overrides]
@@ -62,23 +66,29 @@ def main(name: str, space: Space, *, about: str | None = None, argv: Sequence[st
             )
             return 0
         result = search(spec, common.options, show_progress=True)
-        print(f"\n{closing(spec, common.options.storage.absolute())}")
-        study = f"sqlite:///{common.options.storage / DATABASE}"
+        print(f"\n{closing(spec, result)}")
+        study = shlex.quote(Database(common.options.storage / DATABASE).url)
         print(f"\n{timing_line(result)}\nrecords: {result.folder / 'sweep.json'}; study: optuna-dashboard {study}")
         return 1 if result.failed else 0
 
     return guarded(body, to_go_on(arguments))
 
 
-def closing(spec: Search, storage: Path) -> str:
-    """Counts, and the best trial as flags to run it again."""
-    study = open_study(storage, spec.name)
-    states = [t.state.name.lower() for t in study.get_trials(deepcopy=False)]
+def closing(spec: Search, result: SweepResult) -> str:
+    """Counts, and the best trial as flags to run it again. What is best the records say, not the study."""
+    study = open_study(result.storage, spec.name)
+    trials = trials_of(study, *TrialState)
+    states = [t.state.name.lower() for _, t in trials]
     counts = ", ".join(f"{states.count(s)} {s}" for s in ("complete", "pruned", "fail") if s in states)
-    if "complete" not in states:
+    ended = [(v, o) for o in result.cells if o.summary and (v := measured(o.summary, spec.objective)) is not None]
+    if not ended:
         return f"trials: {counts or 'none'}"
-    best = study.best_trial
+    value, best = max(ended, key=lambda e: e[0])
+    number, drawn = "", best.cell.overrides
+    for key, trial in trials:
+        if key == best.cell.stage2 and trial.state == TrialState.COMPLETE:
+            number, drawn = f"trial {trial.number}, ", trial.params
+            break
     what = "oracle GT-Known of held-out images" if spec.objective == "oracle_gt_known" else "score without boxes"
-    values = "\n".join(f"  {k} = {v:.4g}" for k, v in best.params.items())
-    run = best.user_attrs["run"]
-    return f"trials: {counts}\nbest by {what}: trial {best.number}, {best.value:.2f}\n{values}\n  run: {run}"
+    values = "\n".join(f"  {k} = {f'{v:.4g}' if isinstance(v, float) else show(v)}" for k, v in drawn.items())
+    return f"trials: {counts}\nbest by {what}: {number}{value:.2f}\n{values}\n  run: {best.run}"
