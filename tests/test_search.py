@@ -14,6 +14,7 @@ from optuna.trial import TrialState
 from lchp import runs
 from lchp.config import TrainConfig, override, preset
 from lchp.errors import ConfigError, RunError
+from lchp.harness import database
 from lchp.harness import search as searching
 from lchp.harness.cells import Job, Sweep
 from lchp.harness.database import DATABASE, Database, open_study
@@ -24,6 +25,11 @@ from lchp.harness.storage import Store
 from lchp.harness.sweep import Options, Plan, SweepResult, outcomes_of
 
 BASE = override(preset("parts"), {"data.validation": 0.2})
+
+
+@pytest.fixture(autouse=True)
+def short_waits_of_sqlite(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "BUSY", 0.05)
 
 
 def tau(trial: optuna.Trial) -> dict[str, Any]:
@@ -152,6 +158,12 @@ def as_unreadable_record(path: Path) -> None:
         c.execute("update trial_params set distribution_json = '{'")
 
 
+def as_unknown_state(path: Path) -> None:
+    open_study(path.parent, "s").ask()
+    with contextlib.closing(sqlite3.connect(path)) as c, c:
+        c.execute("update trials set state = 'LOST'")
+
+
 def as_minimising(path: Path) -> None:
     optuna.create_study(storage=f"sqlite:///{path}", study_name="s", direction="minimize")
 
@@ -167,6 +179,7 @@ def as_minimising(path: Path) -> None:
         (as_another_programs, "another program's.*move it away"),
         (as_lacking_a_table, "no such table: trial_params.*move it away"),
         (as_unreadable_record, "move it away"),
+        (as_unknown_state, "'LOST' is not among.*move it away"),
         (as_old, "set up by optuna 2.0.0.*optuna storage upgrade --storage 'sqlite:////.*optuna.db'.*Or move it away"),
         (as_new, "pip install -U optuna.*Or move it away"),
         (as_minimising, "does not maximise.*another --name"),
@@ -227,11 +240,11 @@ def test_what_a_killed_program_left_half_written_is_undone(tmp_path: Path) -> No
 
 def test_a_lock_is_waited_for(tmp_path: Path) -> None:
     study = study_of(tmp_path, 2, patience=60)
-    with locked(tmp_path, 2.5):
+    with locked(tmp_path, 0.7):
         first = begin(study)
-    with locked(tmp_path, 2.5):
+    with locked(tmp_path, 0.7):
         end(study, *first)
-    with locked(tmp_path, 1.5):
+    with locked(tmp_path, 0.3):
         assert open_study(tmp_path, "s").best_value == 1.5
     assert study.fault is None
     assert trials(tmp_path) == [("COMPLETE", 1.5)]
@@ -243,13 +256,14 @@ def test_a_lock_without_an_end_is_one_line(tmp_path: Path) -> None:
         open_study(tmp_path, "s", patience=0.2)
 
 
-def test_a_result_that_could_not_be_told_is_told_at_the_end(tmp_path: Path) -> None:
+def test_a_result_that_could_not_be_told_is_told_at_the_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     study = study_of(tmp_path, 3)
     first, second = begin(study), begin(study)
     with locked(tmp_path):
         end(study, *first)
         end(study, *second, score=2.5)
         assert study.refill() == []
+    assert caplog.text.count("no more trials are drawn, those begun are trained to their end") == 1
     with pytest.raises(RunError, match="locked for"):
         study.close()
     assert trials(tmp_path) == [("COMPLETE", 1.5), ("COMPLETE", 2.5)]
@@ -451,7 +465,9 @@ def best_of(result: SweepResult) -> str:
 
 
 @pytest.mark.parametrize("lost", ["study", "record"])
-def test_study_and_record_make_up_for_each_other(tmp_path: Path, instant: list[str], lost: str) -> None:
+def test_study_and_record_make_up_for_each_other(
+    tmp_path: Path, instant: list[str], lost: str, caplog: pytest.LogCaptureFixture
+) -> None:
     before = search(spec(), Options(tmp_path))
     said, known = best_of(before), list(instant)
     file = {"study": tmp_path / DATABASE, "record": before.folder / "sweep.json"}[lost]
@@ -459,6 +475,7 @@ def test_study_and_record_make_up_for_each_other(tmp_path: Path, instant: list[s
     after = search(spec(), Options(tmp_path, resume=True))
     assert {(o.cell.stage2, o.state) for o in after.cells} == {(o.cell.stage2, "done") for o in before.cells}
     assert (best_of(after), instant) == (said, known)
+    assert ("holds no study s to go on with" in caplog.text) == (lost == "study")
 
 
 def test_the_best_is_found_that_the_study_calls_failed(tmp_path: Path, instant: list[str]) -> None:

@@ -140,12 +140,19 @@ def open_study(storage: Path, name: str, seed: int = 0, *, patience: float = PAT
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     runs.make_folder(storage)
     database = Database(storage / DATABASE, patience)
-    study = optuna.create_study(storage=database.storage(), study_name=name, direction="maximize", load_if_exists=True)
     try:
+        study = optuna.create_study(
+            storage=database.storage(), study_name=name, direction="maximize", load_if_exists=True
+        )
         trials = study.get_trials(deepcopy=False)
         directions = [d.name for d in study.directions]
-    except (ValueError, TypeError, AttributeError) as error:  # a record in it that does not read
-        raise RunError(f"{database.path}: is no database of Optuna's, or damaged ({error}); {MOVE_AWAY}") from None
+    except RunError:
+        raise
+    except OSError as error:
+        raise runs.unwritable(database.path, error) from None
+    except Exception as error:  # whatever the reading of a damaged record comes to
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise RunError(f"{database.path}: is no database of Optuna's, or damaged ({reason}); {MOVE_AWAY}") from None
     if directions != ["MAXIMIZE"]:
         raise RunError(f"{database.path}: its study {name!r} does not maximise one value; take another --name")
     # trials run at the same time; and a search that goes on must not draw its first random settings again

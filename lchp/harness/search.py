@@ -6,6 +6,7 @@ the store: a result that the study could not be told of is told at the next occa
 """
 
 import contextlib
+import logging
 import math
 import re
 import shutil
@@ -42,6 +43,8 @@ from lchp.harness.sweep import (
 
 Space = Callable[[optuna.Trial], Overrides]
 """Draws a cell from an Optuna trial, by trial.suggest_float and its like."""
+
+log = logging.getLogger(__name__)
 
 OBJECTIVES = {"unboxed": "validation_score", "oracle_gt_known": "validation_oracle_gt_known"}
 VALIDATION = 0.2
@@ -88,6 +91,8 @@ def search(spec: Search, options: Options | None = None, *, show_progress: bool 
         opened = open_study(storage, spec.name, base.seed)
         if opened.trials and not options.resume:
             raise RunError(f"{storage / DATABASE}: has a study {spec.name!r} already; --resume, or take another --name")
+        if options.resume and not opened.trials:
+            log.warning("%s: holds no study %s to go on with; this is a new one", storage / DATABASE, spec.name)
         objective = opened.user_attrs.get("objective", None if opened.trials else spec.objective)
         if objective != spec.objective:
             raise RunError(f"{spec.name}: its study is of another objective or program; take another --name")
@@ -220,7 +225,7 @@ class Study:
             try:
                 return self._draw()
             except Exception as error:
-                self.fault = error
+                self._stop(error)
         return []
 
     def changed(self, progress: Progress) -> None:
@@ -230,7 +235,7 @@ class Study:
                 self._report(progress)
                 self._settle()
             except Exception as error:
-                self.fault = error
+                self._stop(error)
 
     def close(self) -> None:
         """Tells the study what it could not be told before. Raises RunError where that fails again, and `fault`."""
@@ -243,6 +248,11 @@ class Study:
         ended = [p for p in self.plan.schedule.jobs.values() if p.job.stage == 2 and p.state == "done"]
         values = [v for p in ended if (v := p.facts.get("objective")) is not None]
         return f"objective {max(values):.2f}" if values else ""
+
+    def _stop(self, fault: Exception) -> None:
+        self.fault = fault
+        if any(p.state in ("waiting", "running") for p in self.plan.schedule.jobs.values()):
+            log.warning("no more trials are drawn, those begun are trained to their end: %s", fault)
 
     def _draw(self) -> list[Job]:
         while self._asked() < self.spec.trials:
