@@ -114,6 +114,13 @@ def test_a_study_may_have_any_name(tmp_path: Path, name: str) -> None:
     assert [t.value for t in open_study(tmp_path, name).trials] == [2.5]
 
 
+@pytest.mark.parametrize("name", ["\udcff", "a\nb"])
+def test_a_study_has_a_name_that_is_text(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=r"^--name = .*: expected text that can be printed$"):
+        open_study(tmp_path, name)
+    assert not (tmp_path / DATABASE).exists()
+
+
 def as_old(path: Path) -> None:
     open_study(path.parent, "s")
     with contextlib.closing(sqlite3.connect(path)) as c, c:

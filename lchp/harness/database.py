@@ -24,7 +24,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
 
 from lchp import runs
-from lchp.errors import RunError
+from lchp.errors import ConfigError, RunError
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -135,8 +135,11 @@ class Database:
 def open_study(storage: Path, name: str, seed: int = 0, *, patience: float = PATIENCE) -> optuna.Study:
     """The study of a search, made if it is not there yet: maximises, samples by TPE.
 
-    Raises RunError, from its own methods too, where the database cannot be used or stays locked for `patience` seconds.
+    Raises ConfigError for a name that is no text, and RunError, from the study's methods too, where the database cannot
+    be used or stays locked for `patience` seconds.
     """
+    if not name.isprintable():  # bytes that are no text cannot be stored
+        raise ConfigError(f"--name = {name!r}: expected text that can be printed")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     runs.make_folder(storage)
     database = Database(storage / DATABASE, patience)
