@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from lchp.data.base import DataSet, Problem, Split, WrittenBox, require_regular
+from lchp.data.decode import EXTENSIONS
 from lchp.errors import DataError
 
-# torchvision.datasets.folder.IMG_EXTENSIONS
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+IMAGE_EXTENSIONS = EXTENSIONS
 
 TOLERANCE = 1.0
 """How far in px a box may reach over the image's edge before it counts as a fault: annotations round differently."""
@@ -125,6 +125,14 @@ def checked_box(
     if box[2] <= box[0] or box[3] <= box[1]:
         raise ValueError(f"{shown} (x1 y1 x2 y2) lies outside of the image")
     return box
+
+
+def against_lists(dataset: DataSet, path: Path, width: int, height: int, image_id: str) -> Iterator[Problem]:
+    """A problem for all that a data set's lists say of an image file which its size (px) denies."""
+    yield from outside(dataset.written.get(path, ()), width, height, image_id)
+    if (size := dataset.sizes.get(path)) is not None and size[2:] != (width, height):
+        message = f"image {image_id}: listed as {size.width} x {size.height}, but the file has {width} x {height}"
+        yield Problem(size.file, size.line, message, image_id)
 
 
 def outside(boxes: Iterable[WrittenBox], width: int, height: int, image_id: str) -> Iterator[Problem]:

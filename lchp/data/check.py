@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from lchp.data.annotations import outside
+from lchp.data.annotations import against_lists, outside
 from lchp.data.base import DataSet, Problem, Split, WrittenBox
 from lchp.data.decode import decode, fault, verify
 from lchp.errors import DataError
@@ -57,7 +57,7 @@ def _check_file(dataset: DataSet, path: Path, image_id: str | None, *, exif: boo
         height, width = decode(path, None, exif=exif).shape[:2]
     except DataError as error:
         return [Problem(str(path), None, fault(path, error), image_id)]
-    return list(outside(dataset.written.get(path, ()), width, height, image_id or path.name))
+    return list(against_lists(dataset, path, width, height, image_id or path.name))
 
 
 def summary(dataset: DataSet) -> str:
