@@ -14,6 +14,7 @@ import tempfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -176,15 +177,14 @@ def _read_cache(
         rows = np.load(target / _ROWS)
         if rows.dtype != _ROW or rows.shape != (len(split),) or _checksum(rows) != about["rows"]:
             raise ValueError(f"{_ROWS} is another")
+        head, total = _header(rows), int(_bytes_of(rows).sum())
         with file.open("rb") as stored:
-            np.lib.format.read_magic(stored)
-            shape, _, dtype = np.lib.format.read_array_header_1_0(stored)
-            begin, total = stored.tell(), int(_bytes_of(rows).sum())
-        if shape != _shape(rows) or dtype != np.uint8 or os.stat(file).st_size != begin + total:
-            raise ValueError(f"{dtype} {shape} instead of uint8 {_shape(rows)}, or cut")
+            found = stored.read(len(head))
+        if found != head or os.stat(file).st_size != len(head) + total:
+            raise ValueError(f"{_PIXELS} is cut, or begins otherwise")
         if not set(bad) <= set(range(len(split))):
             raise ValueError("more images than there are")
-        cached = Cached(split, config.resize, target, _mapped(file, begin, total, folder), rows)
+        cached = Cached(split, config.resize, target, _mapped(file, len(head), total, folder), rows)
         if (now := state(file)) != about["state"]:  # touched by whoever it was, or a copy
             if damaged := cached.damaged(config, show_progress):
                 raise ValueError(f"{damaged} of {len(rows)} images do not fit their checksums")
@@ -205,10 +205,13 @@ def _decodes(split: Split, index: int, resize: int) -> bool:
     return True
 
 
-def _shape(rows: np.ndarray) -> tuple[int, ...]:
-    """That of the array in images.npy: an image per row where all are of one size, else bytes."""
-    sizes = {(height, width) for height, width in zip(rows["height"].tolist(), rows["width"].tolist(), strict=True)}
-    return (len(rows), *sizes.pop(), 3) if len(sizes) == 1 else (int(_bytes_of(rows).sum()),)
+def _header(rows: np.ndarray) -> bytes:
+    """What images.npy begins with: it is an array with an image per row where all are of one size, else of bytes."""
+    sizes = {*zip(rows["height"].tolist(), rows["width"].tolist(), strict=True)}
+    shape = (len(rows), *sizes.pop(), 3) if len(sizes) == 1 else (int(_bytes_of(rows).sum()),)
+    out = BytesIO()
+    np.lib.format.write_array_header_1_0(out, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return out.getvalue()
 
 
 def _mapped(file: Path, begin: int, count: int, folder: Path) -> np.ndarray:
@@ -229,11 +232,10 @@ def _make(
     """Decodes all images into the files of `partial`."""
     rows = layout(contents.headers, config.resize)
     total, file, bad = int(_bytes_of(rows).sum()), partial / _PIXELS, dict[int, str]()
-    log.info("image cache of %s GB in %s", gigabytes(total), folder)
+    log.info("image cache of %s in %s", shown_bytes(total), folder)
     with file.open("wb") as out:
-        about = {"descr": "|u1", "fortran_order": False, "shape": _shape(rows)}
-        np.lib.format.write_array_header_1_0(out, about)
-        begin = out.tell()
+        begin = out.write(_header(rows))
+        out.flush()
         out.truncate(begin + total)
         _mapped(file, begin, total, folder)  # rather now than after hours of decoding
         handle = out.fileno()
@@ -267,9 +269,10 @@ def _checksum(array: np.ndarray) -> int:
     return zlib.crc32(np.ascontiguousarray(array).data)
 
 
-def gigabytes(count: int) -> str:
-    """A number of bytes in GB, with a digit that tells."""
-    return f"{count / 1e9:,.1f}" if count >= 1e8 else f"{count / 1e9:.2g}"
+def shown_bytes(count: int) -> str:
+    """A number of bytes as `1.4 GB`, `23 MB` or `5 kB`."""
+    unit, size = next(((u, s) for u, s in (("GB", 1e9), ("MB", 1e6)) if count >= s), ("kB", 1e3))
+    return f"{count / size:,.1f} {unit}" if unit == "GB" else f"{count / size:.0f} {unit}"
 
 
 def _put(handle: int, pixels: np.ndarray, at: int) -> None:

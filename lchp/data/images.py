@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from lchp.config import DataConfig
 from lchp.data.annotations import against_lists
 from lchp.data.base import DataSet, Problem, Split, describe, require_sound
-from lchp.data.cache import Cached, gigabytes, open_cache, place_of, size_of
+from lchp.data.cache import Cached, open_cache, place_of, shown_bytes, size_of
 from lchp.data.content import Contents, cache_folder, look
 from lchp.data.decode import decode, image_size
 from lchp.errors import DataError
@@ -230,7 +230,7 @@ def _require_room(splits: Sequence[tuple[Split, Contents | None]], config: DataC
         return
     if needed > free:
         raise DataError(
-            f"data.cache: {gigabytes(needed)} GB are needed in {folder} and {gigabytes(free)} GB are free; "
+            f"data.cache: {needed / 1e9:.1f} GB are needed in {folder} and {free / 1e9:.1f} GB are free; "
             "name another folder or say --data.cache off"
         )
 
@@ -291,7 +291,7 @@ def lacking_memory(workers: int, batch_size: int, resize: int) -> str | None:
     free = found.f_bavail * found.f_frsize
     if free >= needed or not found.f_blocks:  # mounted without a limit
         return None
-    return f"{_SHARED_MEMORY} has {gigabytes(free)} GB free, and {workers} processes need {gigabytes(needed)} GB"
+    return f"{_SHARED_MEMORY} has {shown_bytes(free)} free, and {workers} processes need {shown_bytes(needed)}"
 
 
 def _by_processes(
