@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
@@ -182,8 +181,8 @@ def _states_of(names: Sequence[str], config: DataConfig) -> np.ndarray:
     """N x 4 int64, see `_STATE`; by threads, since a network's file system takes its time."""
     chunks = [names[start : start + _QUEUED] for start in range(0, len(names), _QUEUED)]
     with ThreadPoolExecutor(config.workers or os.cpu_count()) as pool:
-        found = list(chain.from_iterable(pool.map(lambda chunk: [_state(name) for name in chunk], chunks)))
-    return np.array(found, np.int64).reshape(-1, len(_STATE))
+        found = list(pool.map(lambda chunk: np.array([_state(name) for name in chunk], np.int64), chunks))
+    return np.concatenate(found) if found else np.zeros((0, len(_STATE)), np.int64)
 
 
 def _wait_for_a_tick(changed: int) -> None:
