@@ -572,8 +572,7 @@ def test_folder_formats(tmp_path: Path) -> None:
     assert len(dataset.train) == 3 + len(FORMATS)
     assert check(dataset) == []
     assert dataset.notes == (
-        f"{tmp_path}: passed over 3 pictures that cannot be decoded here: .heic 2, .jxl 1; convert them to JPEG or PNG "
-        "to have them used",
+        f"{tmp_path}: passed over 3 pictures that cannot be decoded here: .heic 2, .jxl 1; convert them to JPEG or PNG",
         f"{tmp_path}: passed over 2 files that are no images: .txt 1, Makefile 1",
         f"{tmp_path}: passed over 4 hidden files and what systems leave (thumbnails): "
         ".DS_Store 1, ._* 1, @eaDir 1, Thumbs.db 1",

@@ -16,7 +16,15 @@ from lchp.errors import DataError, printable
 
 IMAGE_EXTENSIONS = EXTENSIONS
 
-_NO_CLASS = {"__macosx", "@eadir", "@recycle", "#recycle", "$recycle.bin", "system volume information", "lost+found"}
+SYSTEM_FOLDERS = {
+    "__macosx",
+    "@eadir",
+    "@recycle",
+    "#recycle",
+    "$recycle.bin",
+    "system volume information",
+    "lost+found",
+}
 """Folders that systems and network disks make, in lower case; their files, some called .jpg, are nobody's images."""
 _LEFT_BY_SYSTEMS = {"thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "picasa.ini", "icon\r"}
 
@@ -158,7 +166,7 @@ def list_images(folder: Path, problems: list[Problem]) -> list[str]:
 
 def list_folders(folder: Path, problems: list[Problem]) -> list[str]:
     """Sorted names of the folders in `folder`; hidden ones and those that systems make are passed over."""
-    return sorted(e.name for e in _scan(folder, problems) if _is_folder(e) and e.name.lower() not in _NO_CLASS)
+    return sorted(e.name for e in _scan(folder, problems) if _is_folder(e) and e.name.lower() not in SYSTEM_FOLDERS)
 
 
 @dataclass
@@ -179,7 +187,7 @@ class PassedOver:
             return pictures
         for name, is_folder in entries:
             lower, kind = name.lower(), os.path.splitext(name)[1].lower()
-            if lower.startswith(".") or lower in (_NO_CLASS if is_folder else _LEFT_BY_SYSTEMS):
+            if lower.startswith(".") or lower in (SYSTEM_FOLDERS if is_folder else _LEFT_BY_SYSTEMS):
                 self.system["._*" if lower.startswith("._") else name] += 1
             elif not is_folder and kind in PICTURES and not lower.endswith(IMAGE_EXTENSIONS):
                 pictures[kind] += 1
@@ -194,7 +202,7 @@ class PassedOver:
             (
                 self.undecodable,
                 "pictures that cannot be decoded here",
-                "; convert them to JPEG or PNG to have them used",
+                "; convert them to JPEG or PNG",
             ),
             (self.other, "files that are no images", ""),
             (self.system, "hidden files and what systems leave (thumbnails)", ""),
