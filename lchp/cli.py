@@ -361,7 +361,7 @@ class DataCheck:
     def run(self) -> int:
         """Carries the command out; the exit status."""
         from lchp.data import DATASETS
-        from lchp.data.check import check, summary
+        from lchp.data.check import cache_summary, check, summary
 
         root = None if self.root is None else str(self.root)
         values = {"data.name": self.name, "data.root": root, "data.workers": self.workers}
@@ -369,6 +369,8 @@ class DataCheck:
         dataset = DATASETS[self.name](config)
         problems = check(dataset, workers=config.workers)
         print(summary(dataset))
+        if (cache := cache_summary(dataset, config)) is not None:
+            print(cache)
         for problem in problems:
             print(problem)
         print(f"{len(problems)} problem{'' if len(problems) == 1 else 's'}")

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from lchp.config import TrainConfig
-from lchp.data import DataSet, fingerprint, read
+from lchp.data import DataSet, fingerprint, read, training_fingerprint
 from lchp.data.images import Images, open_dataset
 from lchp.devices import autocast, describe, prepare, resolve_device, resolve_precision
 from lchp.errors import ConfigError
@@ -35,6 +35,10 @@ class Context:
     precision: str
     show_progress: bool
     test: Images
+    fingerprint: str
+    """Of the whole data set."""
+    training_fingerprint: str
+    """Of what training sees of it."""
     held_out: Images | None = None
     """The training images that `data.validation` takes away from `images`."""
 
@@ -49,6 +53,8 @@ def open_context(config: TrainConfig, show_progress: bool) -> Context:
     device = resolve_device(config.device)
     prepare(config, device)
     dataset, images, test = open_dataset(read(config.data), config.data, show_progress=show_progress)
+    for note in dataset.notes:
+        log.warning("%s", note)
     held_out = None
     if config.data.validation:
         chosen = held_out_images(images.split.image_ids, config.data.validation, config.seed)
@@ -59,7 +65,8 @@ def open_context(config: TrainConfig, show_progress: bool) -> Context:
     precision = resolve_precision(config.precision, device)
     if dropped := dataset.problems:
         log.warning("dropped %d faulty records (environment.json lists them), first %s", len(dropped), dropped[0])
-    return Context(config, dataset, images, device, precision, show_progress, test, held_out)
+    marks = fingerprint(dataset), training_fingerprint(dataset)
+    return Context(config, dataset, images, device, precision, show_progress, test, *marks, held_out)
 
 
 def held_out_images(image_ids: Sequence[str], share: float, seed: int) -> np.ndarray:
@@ -86,7 +93,7 @@ def describe_environment(context: Context) -> dict[str, Any]:
         "precision": context.precision,
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
-        "data_fingerprint": fingerprint(context.dataset),
+        "data_fingerprint": context.fingerprint,
         "class_names": list(context.dataset.class_names),
         "skipped": [str(problem) for problem in context.dataset.problems],
     }

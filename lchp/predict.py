@@ -26,7 +26,7 @@ from lchp import runs
 from lchp.checkpoints import load_checkpoint
 from lchp.compared import REGRESSION, build_classifier, chosen
 from lchp.config import TrainConfig
-from lchp.data.annotations import IMAGE_EXTENSIONS
+from lchp.data.annotations import IMAGE_EXTENSIONS, SYSTEM_FOLDERS, PassedOver, by_kind
 from lchp.data.decode import decode, image_size
 from lchp.devices import autocast, resolve_precision
 from lchp.errors import ConfigError, DataError, RunError
@@ -256,10 +256,11 @@ def _predict_batch(
     ]
 
 
-def find_images(source: Path, skip: Path | None = None) -> Iterator[tuple[str, Path]]:
+def find_images(source: Path, skip: Path | None = None, others: PassedOver | None = None) -> Iterator[tuple[str, Path]]:
     """(name, path) of one file, or of all images below a folder in a fixed order, without holding the list.
 
-    Names are relative with `/`. Hidden files and folders, links to folders, and the folder `skip` are passed over.
+    Names are relative with `/`. Hidden files and folders, those that systems make, links to folders, and the folder
+    `skip` are passed over; `others` counts what is no image.
     """
     if not source.is_dir():
         yield source.name, source
@@ -267,9 +268,11 @@ def find_images(source: Path, skip: Path | None = None) -> Iterator[tuple[str, P
     passed = None if skip is None else skip.resolve()
     for parent, folders, files in os.walk(source):
         here = Path(parent)
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        folders[:] = sorted(f for f in folders if not f.startswith(".") and f.lower() not in SYSTEM_FOLDERS)
         if passed is not None:
             folders[:] = [f for f in folders if (here / f).resolve() != passed]
+        if others is not None:
+            others.count(here)
         for file in sorted(files):
             if file.lower().endswith(IMAGE_EXTENSIONS) and not file.startswith("."):
                 yield (here / file).relative_to(source).as_posix(), here / file
@@ -304,9 +307,13 @@ def predict_to(
     _check_options(target, format, pictures, min_confidence, batch_size, workers)
     if not source.exists():
         raise DataError(f"{source}: no such image or folder")
-    total = sum(1 for _ in find_images(source, target))
+    others = PassedOver()
+    total = sum(1 for _ in find_images(source, target, others))
     if not total:
-        raise DataError(f"{source}: no images found ({' '.join(IMAGE_EXTENSIONS)})")
+        why = f"; {by_kind(others.undecodable)} cannot be decoded here" if others.undecodable else ""
+        raise DataError(f"{source}: no images found ({' '.join(IMAGE_EXTENSIONS)}){why}")
+    for note in others.notes(source):
+        tqdm.write(note, file=sys.stderr)
     done = broken = left_out = 0
     begin = time.perf_counter()
 

@@ -37,7 +37,6 @@ from lchp.compared import (
 )
 from lchp.config import PLACES, TrainConfig, show, to_flat
 from lchp.context import Context, describe_environment, open_context
-from lchp.data import training_fingerprint
 from lchp.devices import peak_memory_mb, resolve_device, resolve_precision
 from lchp.distributed import share_batch_statistics
 from lchp.errors import ConfigError, RunError
@@ -114,7 +113,7 @@ def train(
     writes = distributed.rank() == 0
     context = open_context(config, show_progress)
     begin, earlier = time.perf_counter(), sum(line["seconds"] for line in runs.read_metrics(run))
-    identity = initialization_identity(config, training_fingerprint(context.dataset))
+    identity = initialization_identity(config, context.training_fingerprint)
     stage1 = {"checkpoint": str(first.resolve()), "identity": identity} if stage == "refine" else None
     # stage1: where stage 2 alone found its classifier
     environment = describe_environment(context) | {"stage1": stage1, "method": label(config)}
@@ -197,7 +196,7 @@ def _train_lchp(nets: Networks, context: Context, plan: Plan) -> tuple[Models, d
 
 def _train_compared(nets: Networks, context: Context, plan: Plan) -> tuple[Models, dict[str, Any]]:
     """A compared method's classifier, its boxes, and the localizer where it is asked for; as `_train_lchp`."""
-    config, data = context.config, training_fingerprint(context.dataset)
+    config, data = context.config, context.training_fingerprint
     found = chosen(config)
     assert found is not None
     if plan.stage != "refine":
@@ -380,7 +379,7 @@ def initialize(nets: Networks, context: Context, checkpoint: Path, **options: An
         ),
         seed=config.seed,
         checkpoint=checkpoint,
-        identity=initialization_identity(config, training_fingerprint(context.dataset)),
+        identity=initialization_identity(config, context.training_fingerprint),
         **options,
     )
 
@@ -444,7 +443,7 @@ def refine(nets: Networks, context: Context, checkpoint: Path, **options: Any) -
             f"{m['images_per_second']:.0f} images/s"
         ),
     )
-    identity = refinement_identity(config, training_fingerprint(context.dataset))
+    identity = refinement_identity(config, context.training_fingerprint)
     fit(stage, seed=config.seed, checkpoint=checkpoint, identity=identity, **options)
 
 
@@ -534,7 +533,7 @@ def _open_board(run: Path, context: Context) -> Any:
 def _load_initialization(nets: Networks, path: Path, context: Context) -> None:
     if path.exists() and (other := _other_stage_1(runs.read_config(path.parents[1]), context.config)):
         raise RunError(f"{path}: its stage 1 is of another config: {', '.join(other[:4])}")
-    state = load_checkpoint(path, initialization_identity(context.config, training_fingerprint(context.dataset)))
+    state = load_checkpoint(path, initialization_identity(context.config, context.training_fingerprint))
     if state["epoch"] < context.config.initialization.epochs:
         raise RunError(f"{path}: stage 1 stopped after {state['epoch']} epochs; finish it with --resume first")
     for name, weights in state["modules"].items():  # a compared method's stage 1 has the classifier alone

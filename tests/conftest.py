@@ -5,6 +5,7 @@ Where samples are missing, what needs them is skipped, saying so; with $LCHP_REQ
 
 import os
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -21,6 +22,14 @@ from lchp.train import train
 def pytest_runtest_setup() -> None:
     """Networks that a test builds without a seed begin alike every time, whatever ran before."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is remembered of the tests' images does not go into the user's cache folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("caches")))
+        yield
 
 
 def _absent(message: str) -> NoReturn:

@@ -210,6 +210,15 @@ def test_cub_line_that_is_not_utf8(small_cub: Path) -> None:
     assert dataset.test.image_ids == ("8",)
 
 
+def test_cub_names_that_look_the_same(small_cub: Path) -> None:
+    images = small_cub / "images" / "005.A bird"
+    (images / "im 4.jpg").rename(images / "cafe\u0301.jpg")
+    replace(small_cub / "images.txt", "im 4.jpg", "caf\u00e9.jpg")
+    dataset = cub.load(small_cub)
+    assert found(dataset) == []
+    assert check(dataset) == []
+
+
 def test_cub_class_without_training_image(small_cub: Path) -> None:
     replace(small_cub / "train_test_split.txt", "2 1", "2 0")
     dataset = cub.load(small_cub)
@@ -376,6 +385,23 @@ def test_imagenet_one_bad_box_of_two(small_imagenet: Path) -> None:
     assert dataset.test.boxes[0].tolist() == [[0, 0, 10, 10]]
 
 
+@pytest.mark.parametrize("scale", [0.5, 3])
+def test_imagenet_boxes_are_pixels_of_the_xmls_size(small_imagenet: Path, scale: float) -> None:
+    """Of images that were made smaller, say, to squares."""
+    want = imagenet.load(small_imagenet).test
+    assert want.paths is not None
+    assert want.boxes is not None
+    width, height = int(64 * scale), 32
+    Image.new("RGB", (width, height)).save(want.paths[0])
+    dataset = imagenet.load(small_imagenet)
+    assert found(dataset) == []
+    assert dataset.test.boxes is not None
+    assert dataset.test.boxes[0].dtype == np.float32
+    np.testing.assert_allclose(dataset.test.boxes[0], want.boxes[0] * [scale, 0.5, scale, 0.5])
+    assert np.array_equal(dataset.test.boxes[1], want.boxes[1])
+    assert check(dataset) == []
+
+
 def test_imagenet_missing_files(small_imagenet: Path) -> None:
     xml_of(small_imagenet).unlink()
     (small_imagenet / "ILSVRC" / "Data" / "CLS-LOC" / "train" / "n3").mkdir()
@@ -468,6 +494,112 @@ def test_folder_loose_images_and_link_to_itself(small_folder: Path) -> None:
     assert len(dataset.train) + len(dataset.test) == 60
     assert len(dataset.problems) == 1
     assert "1 images outside of any class folder ('loose.jpg', ...)" in found(dataset)[0]
+
+
+@pytest.mark.parametrize(
+    ("train", "held_out"),
+    [
+        ("Train", "Test"),
+        ("training", "validation"),
+        ("TRAIN", "val"),
+        ("train", "valid"),
+        ("Training_Set", "Test set"),
+        ("01_train", "02-testing"),
+        ("train2017", "val2017"),
+        ("train_images", "eval"),
+    ],
+)
+def test_folder_splits_by_any_usual_name(tmp_path: Path, train: str, held_out: str) -> None:
+    for part, count in ((train, 3), (held_out, 2)):
+        for key in ("x", "y"):
+            for i in range(count):
+                picture(tmp_path / part / key / f"{i}.jpg")
+    dataset = folder.load(tmp_path)
+    assert found(dataset) == []
+    assert dataset.class_names == ("x", "y")
+    assert (len(dataset.train), len(dataset.test)) == (6, 4)
+    assert dataset.test.image_ids[0] == f"{held_out}/x/0.jpg"
+
+
+def test_folder_prefers_the_test_split(tmp_path: Path) -> None:
+    for part in ("Train", "Val", "Test"):
+        picture(tmp_path / part / "x" / "0.jpg")
+    assert folder.load(tmp_path).test.image_ids == ("Test/x/0.jpg",)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (["Train/x/0.jpg", "training/x/0.jpg", "test/x/0.jpg"], "Train/ and training/ name the same split"),
+        (["train/x/0.jpg", "Val/x/0.jpg", "valid/x/0.jpg"], "Val/ and valid/ name the same split"),
+        (["Test/x/0.jpg", "Test/y/0.jpg"], "Test/ but no train/ beside it"),
+        (["Val/0.jpg", "test/0.jpg"], "test/ but no train/ beside it"),
+        (["Train/0.jpg", "Test/0.jpg"], "no class folders in Train/"),
+        (["Train/x/0.jpg", "Test/0.jpg"], "no class folders in Test/"),
+        (["TRAINING/x/0.jpg", "x/0.jpg"], "TRAINING/ but neither test/ nor val/"),
+    ],
+)
+def test_folder_splits_that_are_refused(tmp_path: Path, files: list[str], message: str) -> None:
+    for file in files:
+        picture(tmp_path / file)
+    with pytest.raises(DataError, match=f"{message}.*expected|{message}; keep one") as error:
+        folder.load(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_folder_classes_that_are_called_like_splits(tmp_path: Path) -> None:
+    for key in ("invalid", "valid", "trains", "test tube"):
+        for i in range(2):
+            picture(tmp_path / key / f"{i}.jpg")
+    assert folder.load(tmp_path).class_names == ("invalid", "test tube", "trains", "valid")
+
+
+FORMATS = {"jfif": "JPEG", "JPE": "JPEG", "mpo": "MPO", "gif": "GIF", "jp2": "JPEG2000", "avif": "AVIF", "pbm": "PPM"}
+
+
+def test_folder_formats(tmp_path: Path) -> None:
+    """What Pillow decodes is used; what it does not is said once, with its number."""
+    here = tmp_path / "train" / "a"
+    for i in range(3):
+        picture(here / f"{i}.jpg")
+        picture(tmp_path / "test" / "a" / f"{i}.jpg")
+    for extension, name in FORMATS.items():
+        Image.new("RGB", (20, 16), "red").save(here / f"x.{extension}", format=name)
+    for name in ("p.HEIC", "sub/q.heic", "r.jxl", "notes.txt", "Makefile", ".DS_Store", "Thumbs.db", "._0.jpg"):
+        write(here / name, "")
+    picture(here / "@eaDir" / "0.jpg" / "SYNOPHOTO_THUMB_M.jpg")
+    dataset = folder.load(tmp_path)
+    assert len(dataset.train) == 3 + len(FORMATS)
+    assert check(dataset) == []
+    assert dataset.notes == (
+        f"{tmp_path}: passed over 3 pictures that cannot be decoded here: .heic 2, .jxl 1; convert them to JPEG or PNG",
+        f"{tmp_path}: passed over 2 files that are no images: .txt 1, Makefile 1",
+        f"{tmp_path}: passed over 4 hidden files and what systems leave (thumbnails): "
+        ".DS_Store 1, ._* 1, @eaDir 1, Thumbs.db 1",
+    )
+    assert all(note in summary(dataset) for note in dataset.notes)
+
+
+def test_folder_class_of_pictures_that_cannot_be_decoded(tmp_path: Path) -> None:
+    for i in range(3):
+        picture(tmp_path / "a" / f"{i}.jpg")
+        write(tmp_path / "b" / f"{i}.HEIC", "")
+    (problem,) = found(folder.load(tmp_path))
+    assert "class b has no images that can be decoded here (.heic 3); convert them to JPEG or PNG" in problem
+
+
+def test_folder_names_that_look_the_same(tmp_path: Path) -> None:
+    """macOS writes an accent as a character of its own; a list written elsewhere does not."""
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    picture(tmp_path / "train" / composed / "0.jpg", 40, 30)
+    picture(tmp_path / "test" / apart / f"{apart}.jpg", 40, 30)
+    write(tmp_path / "boxes.csv", boxes_csv((f"test/{composed}/{composed}.jpg",)))
+    dataset = folder.load(tmp_path)
+    assert found(dataset) == []
+    assert dataset.class_names == (composed,)
+    assert dataset.test.labels.tolist() == [0]
+    assert dataset.test.boxes is not None
+    assert check(dataset) == []
 
 
 def boxes_csv(image_ids: tuple[str, ...]) -> str:

@@ -391,3 +391,22 @@ def test_the_command_line_says_what_is_wrong(squares_run: Path, tmp_path: Path, 
         error = capsys.readouterr().err
         assert error.count("\n") == 1
         assert re.search(expected, error), error
+
+
+def test_what_is_no_image_is_said_once(trained: TrainedRun, squares_root: Path, tmp_path: Path, capsys) -> None:
+    source = tmp_path / "photos"
+    shutil.copytree(squares_root / "red", source)
+    for name in ("a.HEIC", "b.heic", "@eaDir/0.png", "Thumbs.db", "notes.txt"):
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_bytes(b"")
+    assert predict_to(trained, source, tmp_path / "out").images == 8
+    said = capsys.readouterr().err.splitlines()
+    assert [line for line in said if "passed over" in line] == [
+        f"{source}: passed over 2 pictures that cannot be decoded here: .heic 2; convert them to JPEG or PNG",
+        f"{source}: passed over 1 files that are no images: .txt 1",
+        f"{source}: passed over 2 hidden files and what systems leave (thumbnails): @eaDir 1, Thumbs.db 1",
+    ]
+    for image in source.glob("*.png"):
+        image.unlink()
+    with pytest.raises(DataError, match=r"no images found .*; \.heic 2 cannot be decoded here"):
+        predict_to(trained, source, tmp_path / "again")

@@ -1,5 +1,6 @@
 """The data sets of wsolevaluation: made-up clones, spoilt in one way each, and CUB's real images in its layout."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from lchp.config import DataConfig
 from lchp.data import DATASETS, cub, wsol
 from lchp.data.base import DataSet
 from lchp.data.check import check
+from lchp.data.images import open_dataset
 from lchp.errors import DataError
 
 
@@ -198,3 +200,39 @@ def test_real_birds_in_this_layout(cub50_root: Path, tmp_path: Path) -> None:
         each = iou(np.concatenate(split.boxes), np.concatenate(other.boxes))
         assert each.min() > 0.9
         assert each.mean() > 0.985
+
+
+def swap_sizes(clone: Path, split: str) -> None:
+    file = lists(clone, split) / "image_sizes.txt"
+    file.write_text(file.read_text().replace(",48,40", ",40,48", 1))
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_listed_sizes_are_held_against_the_files(clone: Path, split: str) -> None:
+    """A map is laid over an image of the listed size: right maps score nothing where that is wrong."""
+    swap_sizes(clone, split)
+    image_id = f"001.Red/{split}0.jpg"
+    said = f"{lists(clone, split)}/image_sizes.txt:1: image {image_id}: listed as 40 x 48, but the file has 48 x 40"
+    assert said in [str(problem) for problem in check(wsol.load(clone))]
+    config = DataConfig(name="wsol", root=str(clone), cache="off", resize=16, image_size=12)
+    with pytest.raises(DataError) as error:
+        open_dataset(wsol.load(clone), config, show_progress=False)
+    assert said in str(error.value)
+    kept, train, test = open_dataset(wsol.load(clone), replace(config, skip_bad=True), show_progress=False)
+    assert len(train) == 12
+    assert (image_id in kept.test.image_ids, len(test)) == (False, 6 - (split == "test"))
+    assert (train.split.boxes is None) == (split == "train")
+
+
+def test_names_that_look_the_same(clone: Path) -> None:
+    """Lists in composed characters, files as macOS writes them."""
+    images = clone / "dataset" / "CUB"
+    (images / "001.Red").rename(images / "Cafe\u0301")
+    (images / "Cafe\u0301" / "test0.jpg").rename(images / "Cafe\u0301" / "te\u0301st0.jpg")
+    for file in (clone / "metadata").glob("CUB/*/*.txt"):
+        text = file.read_text().replace("001.Red/test0", "001.Red/t\u00e9st0").replace("001.Red", "Caf\u00e9")
+        file.write_text(text)
+    dataset = wsol.load(clone)
+    assert found(dataset) == []
+    assert check(dataset) == []
+    assert dataset.test.image_ids[0] == "Caf\u00e9/t\u00e9st0.jpg"

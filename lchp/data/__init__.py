@@ -1,15 +1,14 @@
 """Data sets by name, each one file here. Adding one: a module with `load(root) -> DataSet` and its line in DATASETS."""
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 
 from lchp.config import DataConfig
 from lchp.data import cub, folder, imagenet, tiny_imagenet, wsol
 from lchp.data.base import DataSet, Problem, Split, describe, require_folder, require_sound
+from lchp.data.content import look
 
 
 def _load_parts(_config: DataConfig) -> DataSet:
@@ -50,21 +49,25 @@ def load(config: DataConfig) -> DataSet:
     return dataset
 
 
-def fingerprint(dataset: DataSet) -> str:
-    """Hash of a set's ids, labels, boxes and images (pixels in memory, or file sizes): the data part of a key."""
+def fingerprint(dataset: DataSet, cache: str = "auto") -> str:
+    """Hash of a set's ids, labels, boxes and images (their pixels in memory, or their files' content).
+
+    Files that no `open_dataset` has read are read here, but for those known in the folder that `cache` (data.cache)
+    names.
+    """
     digest = hashlib.sha256(_classes(dataset))
     for split in (dataset.train, dataset.test):
-        for part in _contents(split):
+        for part in _contents(split, cache):
             digest.update(part)
         for boxes in split.boxes or ():
             digest.update(np.ascontiguousarray(boxes, np.float32).tobytes() + b"|")
     return digest.hexdigest()[:16]
 
 
-def training_fingerprint(dataset: DataSet) -> str:
+def training_fingerprint(dataset: DataSet, cache: str = "auto") -> str:
     """Hash of what training sees, for the identity of checkpoints: names, and the training split without its boxes."""
     digest = hashlib.sha256(_classes(dataset))
-    for part in _contents(dataset.train):
+    for part in _contents(dataset.train, cache):
         digest.update(part)
     return digest.hexdigest()[:16]
 
@@ -74,21 +77,16 @@ def _classes(dataset: DataSet) -> bytes:
     return f"{dataset.name.removesuffix('_fullsup')}\0{dataset.class_names}".encode()
 
 
-def _contents(split: Split) -> Iterator[bytes | memoryview]:
-    """Ids, labels and images of a split; an image's file counts by its size, -1 where it cannot be read."""
+def _contents(split: Split, cache: str) -> Iterator[bytes | memoryview]:
+    """Ids, labels and images of a split."""
     yield "\0".join(split.image_ids).encode()
     yield np.ascontiguousarray(split.labels).tobytes()
     if split.images is not None:
         yield np.ascontiguousarray(split.images).data
-    if split.paths is not None:
-        yield np.array([_file_size(path) for path in split.paths], np.int64).tobytes()
-
-
-def _file_size(path: Path) -> int:
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return -1  # such an image is reported, or dropped, when it is to be decoded
+    if split.digests is not None:
+        yield split.digests.tobytes()
+    elif split.paths is not None:
+        yield look(split.paths, DataConfig(cache=cache), exif=split.exif, show_progress=False).digests.tobytes()
 
 
 __all__ = ["DATASETS", "DataSet", "Problem", "Split", "describe", "fingerprint", "load", "read", "training_fingerprint"]

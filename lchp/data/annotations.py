@@ -2,6 +2,7 @@
 
 import math
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,11 +10,23 @@ from pathlib import Path
 
 import numpy as np
 
-from lchp.data.base import DataSet, Problem, Split, WrittenBox, require_regular
-from lchp.errors import DataError
+from lchp.data.base import DataSet, Problem, Split, WrittenBox, WrittenSize, require_regular
+from lchp.data.decode import EXTENSIONS, PICTURES
+from lchp.errors import DataError, printable
 
-# torchvision.datasets.folder.IMG_EXTENSIONS
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+IMAGE_EXTENSIONS = EXTENSIONS
+
+SYSTEM_FOLDERS = {
+    "__macosx",
+    "@eadir",
+    "@recycle",
+    "#recycle",
+    "$recycle.bin",
+    "system volume information",
+    "lost+found",
+}
+"""Folders that systems and network disks make, in lower case; their files, some called .jpg, are nobody's images."""
+_LEFT_BY_SYSTEMS = {"thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "picasa.ini", "icon\r"}
 
 TOLERANCE = 1.0
 """How far in px a box may reach over the image's edge before it counts as a fault: annotations round differently."""
@@ -127,6 +140,14 @@ def checked_box(
     return box
 
 
+def against_lists(dataset: DataSet, path: Path, width: int, height: int, image_id: str) -> Iterator[Problem]:
+    """A problem for all that a data set's lists say of an image file which its size (px) denies."""
+    yield from outside(dataset.written.get(path, ()), width, height, image_id)
+    if (size := dataset.sizes.get(path)) is not None and size[2:] != (width, height):
+        message = f"image {image_id}: listed as {size.width} x {size.height}, but the file has {width} x {height}"
+        yield Problem(size.file, size.line, message, image_id)
+
+
 def outside(boxes: Iterable[WrittenBox], width: int, height: int, image_id: str) -> Iterator[Problem]:
     """A problem for each box that leaves its image of that size (px) by more than `TOLERANCE`."""
     for file, line, (x1, y1, x2, y2) in boxes:
@@ -144,8 +165,64 @@ def list_images(folder: Path, problems: list[Problem]) -> list[str]:
 
 
 def list_folders(folder: Path, problems: list[Problem]) -> list[str]:
-    """Sorted names of the folders in `folder`; hidden ones and `__MACOSX` are passed over."""
-    return sorted(e.name for e in _scan(folder, problems) if _is_folder(e) and e.name != "__MACOSX")
+    """Sorted names of the folders in `folder`; hidden ones and those that systems make are passed over."""
+    return sorted(e.name for e in _scan(folder, problems) if _is_folder(e) and e.name.lower() not in SYSTEM_FOLDERS)
+
+
+@dataclass
+class PassedOver:
+    """Files that are not taken for images, by kind -> number."""
+
+    undecodable: Counter[str] = field(default_factory=Counter)
+    system: Counter[str] = field(default_factory=Counter)
+    other: Counter[str] = field(default_factory=Counter)
+
+    def count(self, folder: Path) -> Counter[str]:
+        """Counts what `list_images` and `list_folders` pass over in a folder; its pictures that cannot be decoded."""
+        pictures: Counter[str] = Counter()
+        try:
+            with os.scandir(folder) as found:
+                entries = [(e.name, _is_folder(e)) for e in found]
+        except OSError:  # list_images has reported it
+            return pictures
+        for name, is_folder in entries:
+            lower, kind = name.lower(), os.path.splitext(name)[1].lower()
+            if lower.startswith(".") or lower in (SYSTEM_FOLDERS if is_folder else _LEFT_BY_SYSTEMS):
+                self.system["._*" if lower.startswith("._") else name] += 1
+            elif not is_folder and kind in PICTURES and not lower.endswith(IMAGE_EXTENSIONS):
+                pictures[kind] += 1
+            elif not is_folder and not lower.endswith(IMAGE_EXTENSIONS):
+                self.other[kind or name] += 1
+        self.undecodable += pictures
+        return pictures
+
+    def notes(self, root: Path) -> tuple[str, ...]:
+        """A line for each kind of which there are some."""
+        kinds = (
+            (
+                self.undecodable,
+                "pictures that cannot be decoded here",
+                "; convert them to JPEG or PNG",
+            ),
+            (self.other, "files that are no images", ""),
+            (self.system, "hidden files and what systems leave (thumbnails)", ""),
+        )
+        return tuple(
+            printable(f"{root}: passed over {sum(some.values()):,} {what}: {by_kind(some)}{advice}")
+            for some, what, advice in kinds
+            if some
+        )
+
+
+def by_kind(numbers: Counter[str], most: int = 6) -> str:
+    """`.heic 8, .jxl 1`, the most frequent first."""
+    shown = ", ".join(f"{kind} {number:,}" for kind, number in sorted(numbers.items(), key=lambda k: (-k[1], k))[:most])
+    return f"{shown}, ..." if len(numbers) > most else shown
+
+
+def same_looking(text: str) -> str:
+    """The one spelling of names that look the same but are written in different Unicode forms, as macOS does."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 def _scan(folder: Path, problems: list[Problem]) -> list[os.DirEntry[str]]:
@@ -194,13 +271,15 @@ def assemble(
     problems: Sequence[Problem],
     exif: bool = False,
     left_out: Sequence[Path] = (),
+    sizes: Mapping[Path, WrittenSize] | None = None,
+    notes: tuple[str, ...] = (),
 ) -> DataSet:
     """The data set of two listings.
 
     `classes` maps class keys, in the order of their labels, to names; those without a training image get no label, and
     their test images are left out and reported. Equal names are told apart by their key (ImageNet has two cranes).
     A split has boxes where those of all its images are known; that it is empty is a problem like others.
-    `left_out`: image files that the loader itself left out.
+    `left_out`: image files that the loader itself left out. `sizes` and `notes` are those of the data set.
     """
     trained = set(train.classes)
     present = [key for key in classes if key in trained]
@@ -217,7 +296,9 @@ def assemble(
     train_split = _split("training", root, train, labels, all_problems, others, exif)
     test_split = _split("test", root, test, labels, all_problems, others, exif)
     written = train.written | test.written
-    return DataSet(name, class_names, train_split, test_split, tuple(all_problems), written, tuple(others))
+    return DataSet(
+        name, class_names, train_split, test_split, tuple(all_problems), written, tuple(others), sizes or {}, notes
+    )
 
 
 def _split(

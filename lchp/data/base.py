@@ -26,6 +26,15 @@ class Problem:
         return printable(f"{self.file}{'' if self.line is None else f':{self.line}'}: {self.message}")
 
 
+class WrittenSize(NamedTuple):
+    """An image's width and height in px, and the place where a data set's lists say so."""
+
+    file: str
+    line: int | None
+    width: int
+    height: int
+
+
 class WrittenBox(NamedTuple):
     """A box x1 y1 x2 y2 (px, exclusive ends) and the place where a data set's lists say so."""
 
@@ -44,6 +53,7 @@ class Split:
     Images are either files (`paths`) or, for generated sets, an N x H x W x 3 uint8 array (`images`).
     `exif`: the files' EXIF orientation is to be applied, and boxes are those of the upright picture. It is off for the
     published sets, whose boxes follow the pixels as stored.
+    `digests`: N x 16 uint8, what stands for the files' contents (`lchp.data.content`), where they have been read.
     """
 
     image_ids: tuple[str, ...]
@@ -52,6 +62,7 @@ class Split:
     images: np.ndarray | None = None
     boxes: tuple[np.ndarray, ...] | None = None
     exif: bool = False
+    digests: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -65,6 +76,7 @@ class Split:
             None if self.images is None else self.images[keep],
             None if self.boxes is None else tuple(self.boxes[i] for i in keep),
             self.exif,
+            None if self.digests is None else self.digests[keep],
         )
 
 
@@ -73,8 +85,9 @@ class DataSet:
     """A training and a test split with their class names; either may be empty where all of it was left out.
 
     `problems`: what was found wrong. For finding the rest of what is wrong: `written`, the boxes that the lists give
-    for an image file, also where its split has no boxes because another image lacks one; and `left_out`, the image
-    files that are in neither split because of a problem.
+    for an image file, also where its split has no boxes because another image lacks one; `sizes`, those that the lists
+    give; and `left_out`, the image files that are in neither split because of a problem. `notes`: what is no fault but
+    should be known, such as files that were passed over, a line each.
     """
 
     name: str
@@ -84,6 +97,8 @@ class DataSet:
     problems: tuple[Problem, ...] = field(default=())
     written: Mapping[Path, tuple[WrittenBox, ...]] = field(default_factory=dict, repr=False, compare=False)
     left_out: tuple[Path, ...] = field(default=(), repr=False, compare=False)
+    sizes: Mapping[Path, WrittenSize] = field(default_factory=dict, repr=False, compare=False)
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
 
 Loader = Callable[[Path], DataSet]

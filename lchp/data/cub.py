@@ -15,6 +15,7 @@ from lchp.data.annotations import (
     list_images,
     parse_box,
     read_keyed,
+    same_looking,
     shorten,
 )
 from lchp.data.base import DataSet, Problem, require_folder
@@ -90,9 +91,10 @@ def _files(folder: Path, problems: list[Problem]) -> set[str]:
 
 
 def _existing_file(files: set[str]) -> Callable[[str], str]:
-    unused = set(files)
+    unused, alike = set(files), {same_looking(file): file for file in files}
 
     def parse(relative: str) -> str:
+        relative = relative if relative in files else alike.get(same_looking(relative), relative)
         if relative not in files:
             raise ValueError(f"file {shorten(relative)} does not exist in images/")
         if relative not in unused:

@@ -2,17 +2,52 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, features
 
 from lchp.data.base import require_regular
 from lchp.errors import DataError, printable
 
 # Named, so that content decides rather than the extension, and none of Pillow's exotic readers (EPS starts Ghostscript)
-# is reached. JPEG includes MPO, which many phones write; GIF only ever shows up under another extension.
-FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
+# is reached. JPEG includes MPO, which many phones write.
+_EXTENSIONS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "PNG": (".png", ".apng"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "BMP": (".bmp",),
+    "DIB": (".dib",),
+    "TIFF": (".tif", ".tiff"),
+    "WEBP": (".webp",),
+    "GIF": (".gif",),
+    "JPEG2000": (".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
+    "QOI": (".qoi",),
+    "AVIF": (".avif", ".avifs"),
+}
+_BUILT = {"WEBP": "webp", "JPEG2000": "jpg_2000", "AVIF": "avif"}
+"""Formats that a build of Pillow may lack, by the feature's name."""
+
+
+def _formats() -> tuple[str, ...]:
+    """The formats above that Pillow decodes here."""
+    Image.init()
+    return tuple(name for name in _EXTENSIONS if name in Image.OPEN and features.check(_BUILT.get(name, "pil")))
+
+
+FORMATS = _formats()
+EXTENSIONS = tuple(extension for name in FORMATS for extension in _EXTENSIONS[name])
+"""Of the files that are taken for images, in lower case."""
+# fmt: off
+PICTURES = frozenset([
+    *(extension for some in _EXTENSIONS.values() for extension in some),
+    ".heic", ".heif", ".hif", ".jxl", ".jxr", ".tga", ".psd", ".svg", ".ico", ".exr", ".hdr", ".pfm", ".eps", ".xcf",
+    ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw",
+])
+# fmt: on
+"""Extensions of pictures, of which those that are not among `EXTENSIONS` cannot be decoded here."""
 
 _WHITE_16 = 65535
 
@@ -28,31 +63,86 @@ _TURNS = {
 }
 
 
-def decode(path: Path, size: int | None, exif: bool = False) -> np.ndarray:
+class Kept(NamedTuple):
+    """An image as a cache keeps it, uint8 RGB, and the EXIF orientation (1: none) that `finished` has yet to apply."""
+
+    pixels: np.ndarray
+    orientation: int
+
+
+class Header(NamedTuple):
+    """Width and height in px as stored, and the EXIF orientation to be applied, 1 (none) to 8."""
+
+    width: int
+    height: int
+    orientation: int
+
+    def upright(self) -> tuple[int, int]:
+        """Width and height in px of the picture that `decode` gives."""
+        return (self.height, self.width) if self.orientation >= 5 else (self.width, self.height)
+
+
+def decode(path: Path, size: int | None, exif: bool = False, content: bytes | None = None) -> np.ndarray:
     """The picture as uint8 RGB, `size` x `size` x 3 (both axes, bilinear with antialias), or H x W x 3 for `size` None.
 
     Gray becomes RGB, 16-bit gray is scaled to 8 bits, CMYK and palettes are converted; an alpha channel is dropped, not
     composited, so pixels under it show their stored colour. The first frame of an animation counts. `exif` turns the
     picture upright by its EXIF orientation (TIFF, where it belongs to the format, is always upright).
+    content: the file's, where it has been read already.
     Raises DataError, naming the file, for whatever cannot be decoded in full, and for more pixels than Pillow's
     MAX_IMAGE_PIXELS.
     """
-    with _opened(path) as image:
+    with _opened(path, content) as image:
         orientation = _orientation(image) if exif else 1
         box = _draft(image, size)
-        rgb = _to_rgb(image)
-        if size is not None:
-            rgb = rgb.resize((size, size), Image.Resampling.BILINEAR, box=box)
-        if orientation in _TURNS:  # after the resize, since few pixels turn faster than many
-            rgb = rgb.transpose(_TURNS[orientation])
-        return np.array(rgb)
+        return _finished(_to_rgb(image), size, orientation, box)
+
+
+def decode_kept(path: Path, size: int, exif: bool, content: bytes) -> Kept:
+    """As `decode`, but at the source's size where `keeps_source`; `finished` then gives what `decode` does."""
+    with _opened(path, content) as image:
+        if not keeps_source(image.width, image.height, size):
+            return Kept(decode(path, size, exif, content), 1)
+        orientation = _orientation(image) if exif else 1
+        return Kept(np.array(_to_rgb(image)), orientation)
+
+
+def keeps_source(width: int, height: int, size: int) -> bool:
+    """Whether an image is worth keeping at its own size (px) rather than at `size` x `size`: at half of the pixels."""
+    return 2 * width * height <= size * size
+
+
+def finished(kept: Kept, size: int) -> np.ndarray:
+    """The pixels that `decode` gives, `size` x `size` x 3, of an image kept at its source's size."""
+    return _finished(Image.fromarray(kept.pixels), size, kept.orientation, None)
+
+
+def _finished(
+    rgb: Image.Image, size: int | None, orientation: int, box: tuple[float, float, float, float] | None
+) -> np.ndarray:
+    if size is not None:
+        rgb = rgb.resize((size, size), Image.Resampling.BILINEAR, box=box)
+    if orientation in _TURNS:  # after the resize, since few pixels turn faster than many
+        rgb = rgb.transpose(_TURNS[orientation])
+    return np.array(rgb)
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of an image file. Raises DataError naming it."""
+    with _named(path):
+        require_regular(path)
+        return path.read_bytes()
+
+
+def header(path: Path, exif: bool = False, content: bytes | None = None) -> Header:
+    """What an image's header says; `exif` and `content` as in `decode`. Raises DataError naming the file."""
+    with _opened(path, content) as image:
+        return Header(image.width, image.height, _orientation(image) if exif else 1)
 
 
 def image_size(path: Path, exif: bool = False) -> tuple[int, int]:
     """Width and height in px, read from the header; `exif` as in `decode`. Raises DataError naming the file."""
-    with _opened(path) as image:
-        sideways = exif and _orientation(image) >= 5
-        return (image.height, image.width) if sideways else image.size
+    return header(path, exif).upright()
 
 
 def fault(path: Path, error: DataError) -> str:
@@ -67,17 +157,24 @@ def verify(path: Path) -> None:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
+def _opened(path: Path, content: bytes | None = None) -> Iterator[ImageFile.ImageFile]:
     """The image, its pixels not read yet; whatever goes wrong with it inside of the block becomes a DataError."""
-    shown = printable(str(path))
-    try:
-        require_regular(path)
-        with Image.open(path, formats=FORMATS) as image:
+    with _named(path):
+        if content is None:
+            require_regular(path)
+        with Image.open(path if content is None else BytesIO(content), formats=FORMATS) as image:
             _refuse_bomb(image)
             yield image
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    shown = printable(str(path))
+    try:
+        yield
     except FileNotFoundError:
         raise DataError(f"{shown}: no such image file") from None
-    except MemoryError:
+    except (MemoryError, DataError):
         raise
     except Exception as error:  # Pillow's readers raise whatever their parsing trips over in a damaged file
         raise DataError(f"{shown}: not a readable image ({_reason(error)})") from error

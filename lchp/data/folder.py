@@ -4,24 +4,37 @@ import csv
 import hashlib
 import io
 import os
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from lchp.data.annotations import (
     Listing,
+    PassedOver,
     assemble,
+    by_kind,
     checked_box,
     list_folders,
     list_images,
     parse_box,
     read_bytes,
+    same_looking,
     shorten,
 )
 from lchp.data.base import DataSet, Problem, require_folder
 from lchp.errors import DataError
 
 EXPECTED = "train/<class>/ and test/<class>/ (or val/<class>/), or <class>/ folders of images"
+TRAIN, TEST, VAL = (
+    {"train", "training"},
+    {"test", "testing"},
+    {"val", "valid", "validation", "validate", "dev", "eval", "evaluation"},
+)
+"""What the folder of a split is called, in any case, also with an ending such as `_set`."""
 HEADER = ["image", "x1", "y1", "x2", "y2"]
 TEST_SHARE = 0.2
 
@@ -32,10 +45,11 @@ Rows = dict[str, list[tuple[int, np.ndarray]]]
 def load(root: Path) -> DataSet:
     """Images and, where `root`/boxes.csv exists, boxes.
 
-    Layouts: `root`/train/<class>/ with `root`/test/<class>/ (or val/), or `root`/<class>/ alone, where `TEST_SHARE` of
-    every class becomes the test split (see `split_class`). Class folders are searched in full; hidden files are passed
-    over. Labels follow the sorted class names of the training split; image ids are paths relative to `root` with `/`.
-    EXIF orientation is applied.
+    Layouts: `root`/train/<class>/ with `root`/test/<class>/ (or val/; see `TRAIN`, `TEST`, `VAL`), or `root`/<class>/
+    alone, where `TEST_SHARE` of every class becomes the test split (see `split_class`). Class folders are searched in
+    full; what is passed over there is noted. Labels follow the sorted class names of the training split; image ids are
+    paths relative to `root` with `/`. Names that look the same are the same class, or image of boxes.csv, whatever
+    their Unicode form. EXIF orientation is applied.
 
     boxes.csv has the header `image,x1,y1,x2,y2`: relative path, px of the upright picture with exclusive x2 y2, one
     row per box. If it names any test image, test images without a valid box are reported and left out, so that box
@@ -43,8 +57,8 @@ def load(root: Path) -> DataSet:
     Raises DataError where there are no class folders.
     """
     root = require_folder(root, "your images", EXPECTED)
-    problems: list[Problem] = []
-    train, test = _list_splits(root, problems)
+    problems, passed = list[Problem](), PassedOver()
+    train, test = _list_splits(root, problems, passed)
     file, left_out = root / "boxes.csv", list[Path]()
     if os.path.lexists(file):
         rows = _read_boxes(file, {*train.ids, *test.ids}, problems)
@@ -55,7 +69,9 @@ def load(root: Path) -> DataSet:
         else:
             problems.append(Problem(str(file), None, "no valid row for any test image; box metrics are off"))
     classes = sorted({*train.classes, *test.classes})
-    return assemble("folder", root, {c: c for c in classes}, train, test, problems, exif=True, left_out=left_out)
+    return assemble(
+        "folder", root, {c: c for c in classes}, train, test, problems, True, left_out, notes=passed.notes(root)
+    )
 
 
 def split_class(image_ids: list[str]) -> set[str]:
@@ -75,27 +91,48 @@ def _position(image_id: str) -> float:
     return int.from_bytes(hashlib.sha256(image_id.encode()).digest()[:8], "big") / 2**64
 
 
-def _list_splits(root: Path, problems: list[Problem]) -> tuple[Listing, Listing]:
+def _list_splits(root: Path, problems: list[Problem], passed: PassedOver) -> tuple[Listing, Listing]:
     folders = list_folders(root, problems)
+    train, test, val = (_of_split(root, folders, names) for names in (TRAIN, TEST, VAL))
+    held_out = test or val
+    if train and held_out:
+        for name in (train, held_out):
+            if not list_folders(root / name, problems):
+                raise DataError(f"{root}: no class folders in {name}/; expected {EXPECTED}")
+        return _list_classes(root, f"{train}/", problems, passed), _list_classes(root, f"{held_out}/", problems, passed)
     # A class may itself be called "train": then images lie directly in it.
-    if "train" in folders and not list_images(root / "train", problems):
-        name = next((name for name in ("test", "val") if name in folders), None)
-        if name is None:
-            raise DataError(f"{root}: train/ but neither test/ nor val/ beside it; expected {EXPECTED}")
-        return _list_classes(root, "train/", problems), _list_classes(root, f"{name}/", problems)
+    if train and not list_images(root / train, problems):
+        raise DataError(f"{root}: {train}/ but neither test/ nor val/ beside it; expected {EXPECTED}")
+    if folders and {*folders} <= {test, val}:
+        raise DataError(f"{root}: {held_out}/ but no train/ beside it; expected {EXPECTED}")
     if not folders:
         raise DataError(f"{root}: no class folders; expected {EXPECTED}")
-    everything, train, test = _list_classes(root, "", problems), Listing(), Listing()
+    everything = _list_classes(root, "", problems, passed)
+    of_train, of_test = Listing(), Listing()
     by_class: dict[str, list[str]] = {}
     for image_id, key in zip(everything.ids, everything.classes, strict=True):
         by_class.setdefault(key, []).append(image_id)
     for_test = set().union(*map(split_class, by_class.values()))
     for image_id, key, path in zip(everything.ids, everything.classes, everything.paths, strict=True):
-        (test if image_id in for_test else train).add(image_id, key, path)
-    return train, test
+        (of_test if image_id in for_test else of_train).add(image_id, key, path)
+    return of_train, of_test
 
 
-def _list_classes(root: Path, prefix: str, problems: list[Problem]) -> Listing:
+def _of_split(root: Path, folders: list[str], names: set[str]) -> str | None:
+    """The folder of a split that is called by one of `names`, if there is one. Raises DataError for several."""
+    found = [folder for folder in folders if _word(folder) in names]
+    if len(found) > 1:
+        raise DataError(f"{root}: {' and '.join(f'{name}/' for name in found)} name the same split; keep one of them")
+    return found[0] if found else None
+
+
+def _word(name: str) -> str:
+    """`training` for `01 Training_Set`: the letters of a folder's name, in lower case, without what adds nothing."""
+    letters = re.sub(r"[\W\d_]+", "", unicodedata.normalize("NFKC", name).casefold())
+    return re.sub(r"(?<=.)(set|data|split|images|imgs)$", "", letters)
+
+
+def _list_classes(root: Path, prefix: str, problems: list[Problem], passed: PassedOver) -> Listing:
     """All images below the class folders of `root`/`prefix`."""
     listing, top = Listing(), root / prefix
     if loose := list_images(top, problems):
@@ -103,15 +140,18 @@ def _list_classes(root: Path, prefix: str, problems: list[Problem]) -> Listing:
         problems.append(Problem(str(top), None, message))
     for name in list_folders(top, problems):
         # followlinks is off: a link to a parent folder would never end. A class folder itself may be a link.
+        parents = _walk(top / name, problems)
         found = sorted(
-            f"{Path(parent).relative_to(root).as_posix()}/{file}"
-            for parent in _walk(top / name, problems)
+            f"{parent.relative_to(root).as_posix()}/{file}"
+            for parent in parents
             for file in list_images(parent, problems)
         )
+        pictures = sum((passed.count(parent) for parent in parents), Counter[str]())
         if not found:
-            problems.append(Problem(str(top / name), None, f"class {name} has no images"))
+            why = f" that can be decoded here ({by_kind(pictures)}); convert them to JPEG or PNG" if pictures else ""
+            problems.append(Problem(str(top / name), None, f"class {name} has no images{why}"))
         for image_id in found:
-            listing.add(image_id, name, root / image_id)
+            listing.add(image_id, same_looking(name), root / image_id)
     return listing
 
 
@@ -125,6 +165,17 @@ def _walk(folder: Path, problems: list[Problem]) -> list[Path]:
 
 
 def _read_boxes(file: Path, known: set[str], problems: list[Problem]) -> Rows:
+    alike: dict[str, list[str]] = {}
+    for image_id in known:
+        alike.setdefault(same_looking(image_id), []).append(image_id)
+
+    def image_of(written: str) -> str | None:
+        for name in (written, written.strip()):  # a name may begin with a space
+            if name in known:
+                return name
+        found = alike.get(same_looking(written.strip()), [])
+        return found[0] if len(found) == 1 else None
+
     text = read_bytes(file).removeprefix(b"\xef\xbb\xbf").decode(errors="surrogateescape")
     rows: Rows = {}
     reader = csv.reader(io.StringIO(text, newline=""))
@@ -136,23 +187,30 @@ def _read_boxes(file: Path, known: set[str], problems: list[Problem]) -> Rows:
             problems.append(Problem(str(file), 1, message))
             return rows
         for row in reader:
-            _read_row(row, known, rows, file, reader.line_num, problems)
+            _read_row(row, image_of, rows, file, reader.line_num, problems)
     except csv.Error as error:
         problems.append(Problem(str(file), reader.line_num, f"not valid CSV ({error}); the rest is ignored"))
     return rows
 
 
-def _read_row(row: list[str], known: set[str], rows: Rows, file: Path, line: int, problems: list[Problem]) -> None:
+def _read_row(
+    row: list[str],
+    image_of: Callable[[str], str | None],
+    rows: Rows,
+    file: Path,
+    line: int,
+    problems: list[Problem],
+) -> None:
     if not "".join(row).strip():
         return
-    image_id, *fields = (row[0] if row[0] in known else row[0].strip()), *row[1:]  # a name may begin with a space
+    image_id = image_of(row[0])
     try:
-        if image_id not in known:
-            raise ValueError(f"no such image {shorten(image_id)}")
-        box = checked_box(*parse_box(fields))
+        if image_id is None:
+            raise ValueError(f"no such image {shorten(row[0].strip())}")
+        box = checked_box(*parse_box(row[1:]))
         rows.setdefault(image_id, []).append((line, box))
     except ValueError as error:
-        problems.append(Problem(str(file), line, str(error), image_id if image_id in known else None))
+        problems.append(Problem(str(file), line, str(error), image_id))
 
 
 def _with_boxes(listing: Listing, rows: Rows, file: Path) -> Listing:

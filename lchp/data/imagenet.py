@@ -1,7 +1,9 @@
 """ImageNet-1k (ILSVRC2012 CLS-LOC) in its original layout or torchvision's; validation images are the test split."""
 
+import os
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from xml.etree import ElementTree
 from xml.parsers import expat
@@ -20,6 +22,7 @@ from lchp.data.annotations import (
     shorten,
 )
 from lchp.data.base import DataSet, Problem, require_folder, require_regular
+from lchp.data.decode import image_size
 from lchp.errors import DataError
 
 EXPECTED = "Data/CLS-LOC/{train,val} with Annotations/CLS-LOC/val, or train/<class>/ and val/"
@@ -36,7 +39,8 @@ def load(root: Path) -> DataSet:
     LOC_synset_mapping.txt where there is one; image ids are file names without extension, sorted.
 
     A validation image's class comes from LOC_val_solution.csv, else from its XML, else from its folder; its boxes (any
-    number, inclusive px in the files) from the XML, or from that csv where there is no folder of XML. Training boxes
+    number, inclusive px in the files) from the XML, or from that csv where there is no folder of XML. An XML's boxes
+    are px of its <size>: where the image's file has another (its header is read), they are scaled to it. Training boxes
     are not read. An image with a fault is left out. Raises DataError where the layout is another.
     """
     root = require_folder(root, "ImageNet-1k", EXPECTED)
@@ -86,20 +90,26 @@ def _read_val(
         message = "no validation boxes (Annotations/CLS-LOC/val/*.xml or LOC_val_solution.csv); box metrics are off"
         problems.append(Problem(str(base), None, message))
     test, left_out, found = Listing(), list[Path](), set()
-    for image_id, path in sorted((_stem(path.name), path) for path in _val_files(folder, problems)):
+    files = sorted((_stem(path.name), path) for path in _val_files(folder, problems))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        annotated = pool.map(lambda file: _annotation(annotations, *file) if has_xml else None, files)
+    for (image_id, path), annotation in zip(files, annotated, strict=True):
         found.add(image_id)
         source, line = (annotations / f"{image_id}.xml", None) if has_xml else (csv or path, None)
         try:
             size: tuple[float, float] | None = None
+            actual: tuple[int, int] | None = None
             objects: list[Object] = []
-            if has_xml:
-                size, objects = read_xml(source)
+            if isinstance(annotation, ValueError):
+                raise annotation
+            if annotation is not None:
+                size, objects, actual = annotation
             elif image_id in solution:
                 line, _, objects = solution[image_id]
             in_csv = {solution[image_id][1]} if image_id in solution else set()
             in_folder = {path.parent.name} if path.parent != folder else set()
             wnid = _only_class(in_csv or {name for name, _ in objects} or in_folder)
-            boxes = _boxes(objects, wnid, size, Problem(str(source), line, "", image_id), problems)
+            boxes = _boxes(objects, wnid, size, actual, Problem(str(source), line, "", image_id), problems)
             if boxes is None and (has_xml or csv):
                 raise ValueError(f"no usable box of class {wnid}")
             places = [] if boxes is None else [(str(source), line)] * len(boxes)
@@ -112,6 +122,20 @@ def _read_val(
         if image_id not in found and wnid in wnids:
             problems.append(Problem(str(csv), line, f"image {shorten(image_id)} does not exist in val/", image_id))
     return test, left_out
+
+
+def _annotation(
+    annotations: Path, image_id: str, path: Path
+) -> tuple[tuple[float, float] | None, list[Object], tuple[int, int] | None] | ValueError:
+    """What an image's XML says (see `read_xml`) and the size of its file; or what is wrong with the XML."""
+    try:
+        size, objects = read_xml(annotations / f"{image_id}.xml")
+    except ValueError as error:
+        return error
+    try:
+        return size, objects, image_size(path)
+    except DataError:  # reported, or dropped, when it is to be decoded
+        return size, objects, None
 
 
 def _val_files(folder: Path, problems: list[Problem]) -> Iterator[Path]:
@@ -129,9 +153,17 @@ def _only_class(names: set[str]) -> str:
 
 
 def _boxes(
-    objects: list[Object], wnid: str, size: tuple[float, float] | None, at: Problem, problems: list[Problem]
+    objects: list[Object],
+    wnid: str,
+    size: tuple[float, float] | None,
+    actual: tuple[int, int] | None,
+    at: Problem,
+    problems: list[Problem],
 ) -> np.ndarray | None:
-    """K x 4 of the class's objects, exclusive ends; a faulty box is reported and left out; None if none remains."""
+    """K x 4 of the class's objects, exclusive ends; a faulty box is reported and left out; None if none remains.
+
+    The objects are px of an image of `size`; the boxes, of its file of size `actual`, where both are known.
+    """
     boxes = []
     for name, (x1, y1, x2, y2) in objects:
         try:
@@ -139,7 +171,12 @@ def _boxes(
                 boxes.append(checked_box(x1, y1, x2 + 1, y2 + 1, *(size or ())))
         except ValueError as error:
             problems.append(Problem(at.file, at.line, str(error), at.image_id))
-    return np.stack(boxes) if boxes else None
+    if not boxes:
+        return None
+    found = np.stack(boxes)
+    if size is None or actual is None or actual == size:
+        return found
+    return (found * np.tile(np.array(actual) / np.array(size), 2)).astype(np.float32)
 
 
 def _read_solution(file: Path, problems: list[Problem]) -> dict[str, tuple[int, str, list[Object]]]:

@@ -1,39 +1,38 @@
 """A split's pixels: decoded once into a memory-mapped cache, or anew each time; then batches of them."""
 
-import hashlib
 import logging
 import os
 import shutil
-import tempfile
+import sys
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-import platformdirs
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from lchp.config import DataConfig
-from lchp.data.annotations import outside
+from lchp.data.annotations import against_lists
 from lchp.data.base import DataSet, Problem, Split, describe, require_sound
-from lchp.data.decode import decode, fault, image_size
-from lchp.errors import DataError, RunError
-from lchp.runs import read_json, sync_folder, write_json
+from lchp.data.cache import Cached, open_cache, place_of, shown_bytes, size_of
+from lchp.data.content import Contents, cache_folder, look
+from lchp.data.decode import decode, image_size
+from lchp.errors import DataError
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_QUEUED = 4096
-"""Images queued for the threads at a time: a future for each of ImageNet's would cost gigabytes."""
-_TRIES = 3
-"""Caches made one after the other: another process may replace the same damaged one meanwhile."""
+_SHARED_MEMORY = "/dev/shm"
+_PREFETCHED, _TAKEN = 2, 4
+"""Batches in shared memory: those made ahead by each process (torch's default), and those in the consumer's hands."""
+_PATIENCE = 120
+"""Seconds without a batch after which processes count as stuck: one may die without a word while it hands one over."""
 
 
 class Batch(NamedTuple):
@@ -48,15 +47,17 @@ class Batch(NamedTuple):
 class Images:
     """The split's images at R x R.
 
-    `pixels`: uint8 array of R x R x 3 images (in memory or mapped), whose rows `rows` (N ints) are the split's; or
+    `pixels`: uint8 array of R x R x 3 images (in memory, or a cache), whose rows `rows` (N ints) are the split's; or
     None: decode anew. `problems`: images that did not decode and were dropped from `split` (under data.skip_bad).
+    `originals`: N x 2 int, width and height in px of the upright originals, where they have been looked at.
     """
 
     split: Split
     resize: int
-    pixels: np.ndarray | None
+    pixels: np.ndarray | Cached | None
     rows: np.ndarray
     problems: tuple[Problem, ...] = ()
+    originals: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.split)
@@ -71,21 +72,28 @@ class Images:
         except DataError as error:
             return error
 
-    def batch(self, index: list[int]) -> Batch:
-        """The images at the positions `index`. Raises DataError naming the first that does not decode."""
-        if self.pixels is not None:
-            pixels = self.pixels[self.rows[index]]
-        else:
-            assert self.split.paths is not None
-            pixels = np.stack([decode(self.split.paths[i], self.resize, exif=self.split.exif) for i in index])
+    def batch(self, index: list[int], each: Callable[..., Iterable[np.ndarray]] = map) -> Batch:
+        """The images at the positions `index`. Raises DataError naming the first that does not decode.
+
+        each: a `map` that may decode several at once, in order.
+        """
+        kept = self.pixels
+        pixels = np.stack(list(each(self._decode, index))) if kept is None else kept[self.rows[index]]
         return Batch(torch.tensor(index), torch.from_numpy(pixels), torch.from_numpy(self.split.labels[index]))
+
+    def _decode(self, position: int) -> np.ndarray:
+        assert self.split.paths is not None
+        return decode(self.split.paths[position], self.resize, exif=self.split.exif)
 
     def select(self, keep: np.ndarray) -> "Images":
         """The images at the positions `keep` (int array), from the same pixels."""
-        return replace(self, split=self.split.select(keep), rows=self.rows[keep])
+        originals = None if self.originals is None else self.originals[keep]
+        return replace(self, split=self.split.select(keep), rows=self.rows[keep], originals=originals)
 
     def sizes(self) -> np.ndarray:
-        """N x 2 int: width, height in px of the originals (headers only are read)."""
+        """N x 2 int: width, height in px of the originals (headers are read of those that have not been looked at)."""
+        if self.originals is not None:
+            return self.originals
         if self.split.images is not None:
             h, w = self.split.images.shape[1:3]
             return np.tile([w, h], (len(self.split), 1))
@@ -101,7 +109,9 @@ def open_images(split: Split, config: DataConfig, *, show_progress: bool = True)
     Raises DataError naming the first images that do not decode, unless data.skip_bad drops them (and some remain).
     Without a cache a bad image shows only when its turn comes, but for skip_bad, which decodes all once beforehand.
     """
-    images, bad = _open(split, config, verified=config.skip_bad, show_progress=show_progress)
+    split, contents = _look(split, config, verified=config.skip_bad, show_progress=show_progress)
+    _require_room([(split, contents)], config)
+    images, bad = _open(split, contents, config, show_progress)
     if not bad:
         return images
     problems = _undecoded(split, bad)
@@ -113,20 +123,27 @@ def open_images(split: Split, config: DataConfig, *, show_progress: bool = True)
 def open_dataset(dataset: DataSet, config: DataConfig, *, show_progress: bool = True) -> tuple[DataSet, Images, Images]:
     """The images for training and those of the test, and the data set that they are, after all has been looked at.
 
-    Every image is decoded (into the cache, or without one just for this) and every box held against its image's size.
+    Every image is decoded (into the cache, or without one just for this; but for those known to decode since a start
+    before) and every box and listed size held against its image's size.
     Raises DataError with the first problems and the count of all, those of the lists included. Under data.skip_bad what
     is faulty is dropped, and listed in `problems` of the data set returned: images that do not decode, test images with
-    a box outside of them, all training boxes where one is (they are for diagnostics only), and the test images of a
-    class that lost its last training image.
+    a box outside of them or of another size than listed, all training boxes where one is so (they are for diagnostics
+    only), and the test images of a class that lost its last training image.
     """
     problems, opened = list(dataset.problems), list[Images]()
-    for split in (dataset.train, dataset.test):
-        images, bad = _open(split, config, verified=True, show_progress=show_progress)
+    splits = [_look(s, config, verified=True, show_progress=show_progress) for s in (dataset.train, dataset.test)]
+    _require_room(splits, config)
+    if config.workers and not _cached(config) and dataset.train.paths is not None:
+        lack = lacking_memory(config.workers, config.batch_size, config.resize)
+        if lack is not None:
+            log.warning("data.workers = %d: %s; threads decode instead", config.workers, lack)
+    for is_train, (split, contents) in zip((True, False), splits, strict=True):
+        images, bad = _open(split, contents, config, show_progress)
         problems += _undecoded(split, bad)
         images = _without(images, bad)
-        misplaced = _misplaced(dataset, images.split, config)
+        misplaced = _misplaced(dataset, images)
         problems += [problem for found in misplaced.values() for problem in found]
-        if misplaced and split is dataset.train:
+        if misplaced and is_train:
             images = replace(images, split=replace(images.split, boxes=None))
         elif misplaced:
             images = _without(images, misplaced)
@@ -163,22 +180,65 @@ def _undecoded(split: Split, bad: dict[int, str]) -> tuple[Problem, ...]:
     )
 
 
-def _misplaced(dataset: DataSet, split: Split, config: DataConfig) -> dict[int, list[Problem]]:
-    """By position: the boxes that lie outside of their image (headers are read of images that have boxes)."""
+def _misplaced(dataset: DataSet, images: Images) -> dict[int, list[Problem]]:
+    """By position: the boxes that lie outside of their image, and listed sizes that are not the image's."""
+    if images.split.paths is None or not (dataset.written or dataset.sizes):
+        return {}
+    found = {
+        i: list(against_lists(dataset, path, width, height, image_id))
+        for i, (path, image_id, (width, height)) in enumerate(
+            zip(images.split.paths, images.split.image_ids, images.sizes().tolist(), strict=True)
+        )
+        if path in dataset.written or path in dataset.sizes
+    }
+    return {i: problems for i, problems in found.items() if problems}
 
-    def look(i: int) -> list[Problem]:
-        assert split.paths is not None
-        size = image_size(split.paths[i], exif=split.exif)
-        return list(outside(dataset.written[split.paths[i]], *size, split.image_ids[i]))
 
-    boxed = [i for i, path in enumerate(split.paths or ()) if path in dataset.written]
-    with ThreadPoolExecutor(config.workers or os.cpu_count()) as pool:
-        return {i: found for i, found in zip(boxed, pool.map(look, boxed), strict=True) if found}
+def _look(split: Split, config: DataConfig, *, verified: bool, show_progress: bool) -> tuple[Split, Contents | None]:
+    """The split with its files' digests and what these hold, as far as a cache or the wish to have all images
+    `verified` asks for it."""
+    if split.paths is None or not len(split) or not (verified or _cached(config)):
+        return split, None
+    contents = look(split.paths, config, exif=split.exif, decoded=not _cached(config), show_progress=show_progress)
+    return replace(split, digests=contents.digests), contents
 
 
-def _open(split: Split, config: DataConfig, *, verified: bool, show_progress: bool) -> tuple[Images, dict[int, str]]:
-    """All images of a split; and, by position, what is wrong with those that do not decode, as far as the cache or the
-    wish to have them `verified` made them be decoded."""
+def _cached(config: DataConfig) -> bool:
+    return config.cache != "off"
+
+
+def _folder(config: DataConfig) -> Path:
+    folder = cache_folder(config.cache)
+    if folder is None:
+        raise DataError("data.cache = 'auto': you have no home folder (HOME is not set); name a folder or say off")
+    return folder
+
+
+def _require_room(splits: Sequence[tuple[Split, Contents | None]], config: DataConfig) -> None:
+    """Raises DataError where the caches of splits, those that are not there yet, do not fit on the disk together."""
+    needed = 0
+    for split, contents in splits if _cached(config) else ():
+        if contents is not None and not place_of(split, config.resize, _folder(config)).exists():
+            needed += size_of(contents.headers, config.resize)
+    if not needed:
+        return
+    folder = _folder(config) / "images"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+    except OSError:  # making the cache will say what it is
+        return
+    if needed > free:
+        raise DataError(
+            f"data.cache: {needed / 1e9:.1f} GB are needed in {folder} and {free / 1e9:.1f} GB are free; "
+            "name another folder or say --data.cache off"
+        )
+
+
+def _open(
+    split: Split, contents: Contents | None, config: DataConfig, show_progress: bool
+) -> tuple[Images, dict[int, str]]:
+    """All images of a split; and, by position, what is wrong with those that do not decode, as far as is known."""
     everything = np.arange(len(split))
     if split.images is not None:
         pixels = split.images
@@ -188,164 +248,89 @@ def _open(split: Split, config: DataConfig, *, verified: bool, show_progress: bo
                 f"set data.resize to {pixels.shape[1]}"
             )
         return Images(split, config.resize, pixels, everything), {}
-    if config.cache == "off" or not len(split):
-        pixels, bad = None, _decode_all(split, config, None, show_progress) if verified else {}
-    else:
-        auto = Path(platformdirs.user_cache_dir("lchp"))
-        folder = auto if config.cache == "auto" else Path(os.path.expanduser(config.cache))
-        pixels, bad = _cached(split, config, folder, show_progress)
-    return Images(split, config.resize, pixels, everything), bad
-
-
-def _cached(split: Split, config: DataConfig, folder: Path, show_progress: bool) -> tuple[np.ndarray, dict[int, str]]:
-    """The memory-mapped N x R x R x 3 array, decoded in threads and published by one rename; and, by position, what is
-    wrong with the images that did not decode."""
-    target = folder / "images" / _cache_key(split, config.resize)
-    for _ in range(_TRIES):
-        if os.path.exists(target):
-            found = _read_cache(target, (len(split), config.resize, config.resize, 3))
-            if found is not None and not any(_decodes(split, i, config.resize) for i in found[1]):
-                return found
-            shutil.rmtree(target, ignore_errors=True)
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            partial = Path(tempfile.mkdtemp(prefix=f"{target.name}-", dir=target.parent))
-            try:
-                bad = _fill(split, config, partial / "images.npy", show_progress)
-                write_json(partial / "about.json", {"images": len(split), "resize": config.resize, "bad": bad})
-                _publish(partial, target)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
-        except OSError as error:
-            raise DataError(
-                f"data.cache = {str(folder)!r}: cannot be written ({error.strerror or error}); name another or say off"
-            ) from None
-    raise DataError(f"{target}: this cache is damaged whenever it is made; name another folder or say --data.cache off")
-
-
-def _read_cache(target: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, dict[int, str]] | None:
-    """What a cache holds (as data: numpy's pickles are refused), or None, with a warning, where it is damaged."""
-    try:
-        bad = {int(i): str(message) for i, message in read_json(target / "about.json")["bad"].items()}
-        pixels = np.load(target / "images.npy", mmap_mode="r")
-        if pixels.shape != shape or pixels.dtype != np.uint8 or not set(bad) <= set(range(len(pixels))):
-            raise ValueError(f"{pixels.dtype} {pixels.shape} instead of uint8 {shape}")
-    except (RunError, OSError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
-        log.warning("%s: damaged cache, made anew (%s)", target, error)
-        return None
-    return pixels, bad
-
-
-def _decodes(split: Split, index: int, resize: int) -> bool:
-    """Whether an image decodes that did not when the cache was made: its file may have been out of reach for a time."""
-    assert split.paths is not None
-    try:
-        decode(split.paths[index], resize, exif=split.exif)
-    except DataError:
-        return False
-    return True
-
-
-def _fill(split: Split, config: DataConfig, file: Path, show_progress: bool) -> dict[int, str]:
-    """Decodes all images into `file`; returns what is wrong with those that do not decode, by position."""
-    shape = (len(split), config.resize, config.resize, 3)
-    needed, free = int(np.prod(shape)), shutil.disk_usage(file.parent).free
-    if needed > free:
-        raise DataError(
-            f"data.cache: {needed / 1e9:.1f} GB are needed in {file.parent.parent} and {free / 1e9:.1f} GB are free; "
-            "name another folder or say --data.cache off"
-        )
-    with file.open("wb") as out:
-        about = {"descr": "|u1", "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(out, about)
-        begin, size = out.tell(), int(np.prod(shape[1:]))
-        out.truncate(begin + needed)
-        handle = out.fileno()
-        # written, not mapped: on a disk that fills up meanwhile, a store into a map kills the process without a word
-        bad = _decode_all(split, config, lambda i, pixels: _put(handle, pixels, begin + i * size), show_progress)
-        os.fsync(handle)
-    return bad
-
-
-def _put(handle: int, pixels: np.ndarray, at: int) -> None:
-    """Writes all of `pixels` at a place in a file; for any thread. One call may write a part, as on a full disk."""
-    left = np.ascontiguousarray(pixels).data.cast("B")
-    while left:
-        count = os.pwrite(handle, left, at)
-        left, at = left[count:], at + count
-
-
-def _publish(partial: Path, target: Path) -> None:
-    """Renames a whole cache to its place, unless another process has put the same one there meanwhile."""
-    sync_folder(partial)
-    try:
-        os.rename(partial, target)
-    except OSError:
-        if not (target / "about.json").is_file():
-            raise
-    sync_folder(target.parent)
-
-
-def _decode_all(
-    split: Split, config: DataConfig, out: Callable[[int, np.ndarray], None] | None, show_progress: bool
-) -> dict[int, str]:
-    """Decodes all images in threads, handing each and its position to `out` where it is given; returns what is wrong
-    with the bad, by position."""
-    bad: dict[int, str] = {}
-
-    def put(i: int) -> None:
-        assert split.paths is not None
-        try:
-            pixels = decode(split.paths[i], config.resize, exif=split.exif)
-        except DataError as error:
-            bad[i] = fault(split.paths[i], error)
-        else:
-            if out is not None:
-                out(i, pixels)
-
-    name = "verify images" if out is None else "decode images"
-    bar = tqdm(total=len(split), desc=name, unit="img", disable=None if show_progress else True)
-    with bar, ThreadPoolExecutor(config.workers or os.cpu_count()) as pool:
-        try:
-            for start in range(0, len(split), _QUEUED):
-                for _ in pool.map(put, range(start, min(start + _QUEUED, len(split)))):
-                    bar.update()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    return dict(sorted(bad.items()))
-
-
-def _cache_key(split: Split, resize: int) -> str:
-    """Hash of the files' absolute paths, sizes and times: a changed image is decoded again."""
-    assert split.paths is not None
-    digest = hashlib.sha256(f"v1 {resize} {split.exif}".encode())
-    for path in split.paths:
-        try:
-            stat = path.stat()
-            size, changed = stat.st_size, stat.st_mtime_ns
-        except OSError:  # decoding will say what it is
-            size = changed = -1
-        digest.update(os.fsencode(f"{path.absolute()}\0{size}\0{changed}\n"))
-    return digest.hexdigest()[:24]
+    if contents is None:
+        return Images(split, config.resize, None, everything), {}
+    pixels, bad = None, contents.bad
+    if _cached(config):
+        pixels, bad = open_cache(split, contents, config, _folder(config), show_progress)
+    return Images(split, config.resize, pixels, everything, originals=contents.sizes()), bad
 
 
 def batches(images: Images, order: Sequence[list[int]], *, workers: int, pin: bool) -> Iterator[Batch]:
     """Batches of the positions in `order`, prefetched by `workers` processes where images are decoded on demand.
 
+    Where the shared memory through which processes hand over images is too small, threads decode. They take over as
+    well where processes fail, or give no batch for `_PATIENCE` seconds.
     Raises DataError naming the first image that does not decode.
     """
-    loader = DataLoader(
-        images,  # pyright: ignore[reportArgumentType]  # anything with __getitems__ and __len__ serves
-        batch_sampler=order,
-        collate_fn=_as_is,
-        num_workers=workers if images.pixels is None else 0,
-        pin_memory=pin,
-    )
-    for batch in ahead(iter(loader), 2) if pin else loader:
+    options: dict[str, Any] = {"batch_sampler": order, "collate_fn": _as_is, "pin_memory": pin}
+    if images.pixels is not None or not workers:
+        source = iter(DataLoader(images, **options))  # pyright: ignore[reportArgumentType]  # __getitems__, __len__ serve
+    elif lacking_memory(workers, max(map(len, order), default=0), images.resize):
+        source = _by_threads(images, workers, options)
+    else:
+        source = _by_processes(images, order, workers, options)
+    for batch in ahead(source, 2) if pin else source:
         if isinstance(batch, DataError):
             raise batch
         yield batch
+
+
+def lacking_memory(workers: int, batch_size: int, resize: int) -> str | None:
+    """What of shared memory `workers` processes lack to hand over batches; None where there is enough.
+
+    It is a file system of its own on Linux, 64 MB in Docker's containers, and a process that overfills it dies.
+    """
+    if sys.platform != "linux":
+        return None
+    needed = (_PREFETCHED * workers + _TAKEN) * batch_size * resize**2 * 3
+    try:
+        found = os.statvfs(_SHARED_MEMORY)
+    except OSError as error:
+        return f"{_SHARED_MEMORY}: {error.strerror}"
+    free = found.f_bavail * found.f_frsize
+    if free >= needed or not found.f_blocks:  # mounted without a limit
+        return None
+    return f"{_SHARED_MEMORY} has {shown_bytes(free)} free, and {workers} processes need {shown_bytes(needed)}"
+
+
+def _by_processes(
+    images: Images, order: Sequence[list[int]], workers: int, options: dict[str, Any]
+) -> Iterator[Batch | DataError]:
+    given = 0
+    try:
+        loader = DataLoader(images, num_workers=workers, timeout=_PATIENCE, **options)  # pyright: ignore[reportArgumentType]
+        for batch in loader:
+            yield batch
+            given += 1
+        return
+    except (RuntimeError, OSError) as error:
+        log.warning("data.workers = %d: %s; threads decode instead", workers, str(error).partition("\n")[0])
+    # a generator of its own: the first loader has drawn from the common one already
+    rest = {**options, "batch_sampler": order[given:], "generator": torch.Generator()}
+    yield from _by_threads(images, workers, rest)
+
+
+def _by_threads(images: Images, workers: int, options: dict[str, Any]) -> Iterator[Batch | DataError]:
+    with ThreadPoolExecutor(workers) as pool:
+        yield from DataLoader(_Threaded(images, pool), **options)  # pyright: ignore[reportArgumentType]
+
+
+@dataclass(frozen=True)
+class _Threaded:
+    """Images, of whose batches threads decode the images at once."""
+
+    images: Images
+    pool: ThreadPoolExecutor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, index: list[int]) -> Batch | DataError:
+        try:
+            return self.images.batch(index, self.pool.map)
+        except DataError as error:
+            return error
 
 
 def ahead(source: Iterator[T], count: int) -> Iterator[T]:

@@ -17,12 +17,14 @@ from lchp.data.annotations import (
     Listing,
     assemble,
     checked_box,
+    list_folders,
     list_images,
     parse_box,
     read_lines,
+    same_looking,
     shorten,
 )
-from lchp.data.base import DataSet, Problem, require_folder
+from lchp.data.base import DataSet, Problem, WrittenSize, require_folder
 from lchp.errors import DataError
 
 IDS, LABELS, SIZES, LOCALIZATION = "image_ids.txt", "class_labels.txt", "image_sizes.txt", "localization.txt"
@@ -65,15 +67,17 @@ def load(root: Path, evaluated: Literal["val", "test"] = "test") -> DataSet:
     images, named by the folder that a class's training images lie in. Listed boxes are inclusive px: x2 y2 + 1 here.
     OpenImages has masks, so its splits have no boxes.
 
-    An image with a fault is left out; a training image stays where only its box is faulty or missing, and then there
-    are no training boxes at all (they are for diagnostics only). Raises DataError where the layout is another.
+    The listed sizes are held against the files when these are opened. An image with a fault is left out; a training
+    image stays where only its box is faulty or missing, and then there are no training boxes at all (they are for
+    diagnostics only). Raises DataError where the layout is another.
     """
     lists, images = _find(root)
     problems: list[Problem] = []
     left_out: list[Path] = []
-    train, test = (_read_split(lists / name, images, problems, left_out) for name in ("train", evaluated))
+    sizes: dict[Path, WrittenSize] = {}
+    train, test = (_read_split(lists / name, images, problems, left_out, sizes) for name in ("train", evaluated))
     name = "wsol" if evaluated == "test" else "wsol_fullsup"
-    return assemble(name, root, _class_names(train, test), train, test, problems, left_out=left_out)
+    return assemble(name, root, _class_names(train, test), train, test, problems, left_out=left_out, sizes=sizes)
 
 
 def read_ids(folder: Path, problems: list[Problem]) -> dict[str, int]:
@@ -110,7 +114,11 @@ def read_labels(folder: Path, ids: Collection[str], problems: list[Problem]) -> 
 
 def read_sizes(folder: Path, ids: Collection[str], problems: list[Problem]) -> dict[str, Size]:
     """image_sizes.txt: id -> width, height in px."""
-    sizes: dict[str, Size] = {}
+    return {image_id: (size.width, size.height) for image_id, size in _written_sizes(folder, ids, problems).items()}
+
+
+def _written_sizes(folder: Path, ids: Collection[str], problems: list[Problem]) -> dict[str, WrittenSize]:
+    sizes: dict[str, WrittenSize] = {}
     for at, fields in _rows(folder / SIZES, 2, ids, problems):
         assert at.image_id is not None
         if not all(f.isascii() and f.isdigit() and int(f) > 0 for f in fields):
@@ -118,7 +126,7 @@ def read_sizes(folder: Path, ids: Collection[str], problems: list[Problem]) -> d
         elif at.image_id in sizes:
             problems.append(_said(at, f"duplicate image {shorten(at.image_id)}"))
         else:
-            sizes[at.image_id] = (int(fields[0]), int(fields[1]))
+            sizes[at.image_id] = WrittenSize(at.file, at.line, int(fields[0]), int(fields[1]))
     _report_unlisted(folder / SIZES, ids, sizes, problems)
     return sizes
 
@@ -188,24 +196,32 @@ def _find(root: Path) -> tuple[Path, Path]:
     return root / "metadata" / with_images[0], root / "dataset" / with_images[0]
 
 
-def _read_split(lists: Path, images: Path, problems: list[Problem], left_out: list[Path]) -> Listing:
+def _read_split(
+    lists: Path, images: Path, problems: list[Problem], left_out: list[Path], sizes: dict[Path, WrittenSize]
+) -> Listing:
+    """A split; `sizes` gets what it lists of its files."""
     if not (lists / IDS).is_file():
         raise DataError(f"{lists / IDS}: no such file; expected {EXPECTED}")
     is_train, masks = lists.name == "train", images.name == WITH_MASKS
     ids = read_ids(lists, problems)
     labels = read_labels(lists, ids, problems)
+    listed = _written_sizes(lists, ids, problems) if (lists / SIZES).is_file() else {}
     boxes: dict[str, Boxes] = {}
     # boxes of training images are diagnostics: a list without them is complete
     if not masks and (not is_train or (lists / LOCALIZATION).is_file()):
-        sizes = read_sizes(lists, ids, problems) if (lists / SIZES).is_file() else {}
-        boxes = read_boxes(lists, ids, sizes, problems)
-    files: dict[Path, set[str]] = {}
+        boxes = read_boxes(lists, ids, {i: (size.width, size.height) for i, size in listed.items()}, problems)
+    folders = {parent: _folder(images, parent) for parent in {PurePosixPath(i).parent for i in ids}}
+    files: dict[Path, dict[str, str]] = {}
     listing = Listing()
     for image_id, line in ids.items():
-        path = images / image_id
-        folder = path.parent
+        folder = folders[PurePosixPath(image_id).parent]
         if folder not in files:
-            files[folder] = set(list_images(folder, problems)) if folder.is_dir() else set()
+            names = list_images(folder, problems) if folder.is_dir() else []
+            files[folder] = {same_looking(name): name for name in names} | {name: name for name in names}
+        name = PurePosixPath(image_id).name
+        path = folder / files[folder].get(name, files[folder].get(same_looking(name), name))
+        if image_id in listed:
+            sizes[path] = listed[image_id]
         known = boxes.get(image_id)
         if path.name not in files[folder]:
             message = f"image {shorten(image_id)} does not exist in {images}"
@@ -218,6 +234,18 @@ def _read_split(lists: Path, images: Path, problems: list[Problem], left_out: li
         else:
             listing.add(image_id, labels[image_id], path)
     return listing
+
+
+def _folder(images: Path, relative: PurePosixPath) -> Path:
+    """The folder of that name, or the one whose name looks the same."""
+    if relative == PurePosixPath():
+        return images
+    parent = _folder(images, relative.parent)
+    if not (parent / relative.name).is_dir() and parent.is_dir():
+        for name in list_folders(parent, []):
+            if same_looking(name) == same_looking(relative.name):
+                return parent / name
+    return parent / relative.name
 
 
 def _class_names(train: Listing, test: Listing) -> dict[str, str]:

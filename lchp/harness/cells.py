@@ -178,13 +178,13 @@ def pinned(config: TrainConfig, *, gpu: bool) -> TrainConfig:
 
 
 def data_fingerprint(data: DataConfig) -> str:
-    """Fingerprint of the data set of a config (its lists are read once, its images never)."""
-    return _fingerprint(data.name, data.root, data.skip_bad)
+    """Fingerprint of the data set of a config (read once; of its images, those that have changed since they were)."""
+    return _fingerprint(data.name, data.root, data.skip_bad, data.cache)
 
 
 @cache
-def _fingerprint(name: Any, root: str | None, skip_bad: bool) -> str:
-    return fingerprint(load(DataConfig(name=name, root=root, skip_bad=skip_bad)))
+def _fingerprint(name: Any, root: str | None, skip_bad: bool, cache_: str) -> str:
+    return fingerprint(load(DataConfig(name=name, root=root, skip_bad=skip_bad)), cache_)
 
 
 def _absolute(path: str | None) -> str | None:
