@@ -176,8 +176,7 @@ def _of_map(config: TrainConfig, maps: MapSource) -> BoxSource:
 
     def boxes(images: Tensor, labels: Tensor) -> Tensor:
         mask = foreground(upsample(maps(images, labels), size), method_.threshold, "minmax")
-        found = enclosing_boxes(mask)[0] if method_.component == "all" else largest_component_boxes(mask)
-        return found.to(images.device)
+        return enclosing_boxes(mask)[0] if method_.component == "all" else largest_component_boxes(mask)
 
     return boxes
 
@@ -199,21 +198,18 @@ def _of_transforms(classifier: nn.Module, context: Context) -> BoxSource:
     else:
         trunk = classifier.get_submodule("trunk")
     trunk.eval().requires_grad_(False)
-    transforms = _transforms(trunk, context)
+    transform = _transform(trunk, context)
 
+    @torch.no_grad()
     def boxes(images: Tensor, labels: Tensor) -> Tensor:
-        with torch.no_grad():
-            features = trunk(images)
-            maps = torch.cat([transforms[y](f[None]) for y, f in zip(labels.tolist(), features, strict=True)])
-            mask = upsample(maps, (images.shape[2], images.shape[3])) > 0
-        return largest_component_boxes(mask).to(images.device)
+        return transform.boxes(trunk(images), labels)
 
     return boxes
 
 
 @torch.no_grad()
-def _transforms(trunk: nn.Module, context: Context) -> list[Transform]:
-    """Each class's direction; one class in memory at a time."""
+def _transform(trunk: nn.Module, context: Context) -> Transform:
+    """That of every class; one class in memory at a time."""
     config, images = context.config, context.images
     found = []
     for label in range(len(context.dataset.class_names)):
@@ -228,8 +224,8 @@ def _transforms(trunk: nn.Module, context: Context) -> list[Transform]:
             descriptors.add(features)
         if descriptors is None:
             raise DataError(f"class {context.dataset.class_names[label]}: no training image is left for DDT")
-        found.append(descriptors.transform())
-    return found
+        found.append(descriptors.principal())
+    return Transform.of(found, context.device)
 
 
 def train_classifier(

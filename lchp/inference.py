@@ -85,6 +85,13 @@ def to_float(images: Tensor) -> Tensor:
     return images.permute(0, 3, 1, 2).float().div_(255)
 
 
+def ranked(scores: Tensor, most: int = 5) -> tuple[Tensor, Tensor]:
+    """The highest `most` of scores B x classes and their class ids, both B x k, best first; of equal scores the lowest
+    id first, which `topk` leaves open."""
+    score, ids = scores.sort(dim=1, descending=True, stable=True)
+    return score[:, :most], ids[:, :most]
+
+
 @torch.inference_mode()
 def predict(
     models: Models,
@@ -142,7 +149,7 @@ def predict_batch(models: Models, x: Tensor, labels: Tensor | None = None) -> Se
     class that the image is taken for is right, it is the same. None: of the class that the image is taken for.
     """
     scores = models.classifier(x).logits.float().softmax(1)
-    score, top = scores.topk(min(5, scores.shape[1]), 1)
+    score, top = ranked(scores)
     boxes: dict[str, Tensor] = {}
     if models.teacher is not None:
         boxes["pseudo_label"] = pseudo_boxes(models.teacher, x, models.config).box.float()

@@ -12,6 +12,24 @@ from lchp.errors import ConfigError
 from lchp.evaluate import CENTRE_BOX
 
 
+class Fp32Linear(nn.Linear):
+    """A last layer: in fp32 under autocast, too. In bf16 a box is a multiple of 1/256, and scores of classes tie."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """B x inputs to B x outputs, float32."""
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(input.float())
+
+
+class Fp32Conv2d(nn.Conv2d):
+    """A last convolution, to maps: in fp32 as `Fp32Linear`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """B x inputs x h x w to B x outputs x h x w, float32."""
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(input.float())
+
+
 class ClassifierOutput(NamedTuple):
     """logits B x classes; attention_maps B x M x h x w (empty M for a GAP head); features B x C x h x w."""
 
@@ -49,10 +67,10 @@ class Classifier(nn.Module):
         if config.head == "bap":
             m = config.attention_maps
             self.attend = nn.Sequential(nn.Conv2d(channels, m, 1, bias=False), nn.BatchNorm2d(m), nn.ReLU())
-            self.linear = nn.Linear(m * channels, num_classes, bias=False)
+            self.linear = Fp32Linear(m * channels, num_classes, bias=False)
         else:
             self.attend = nn.Identity()
-            self.linear = nn.Linear(channels, num_classes)
+            self.linear = Fp32Linear(channels, num_classes)
 
     @property
     def mean(self) -> Tensor:
@@ -63,7 +81,7 @@ class Classifier(nn.Module):
         """Logits, attention maps and features of B x 3 x H x W images in [0, 1]."""
         features = self.trunk(x)  # B x C x h x w
         if self.head == "gap":
-            return ClassifierOutput(self.linear(features.mean((2, 3))), features[:, :0], features)
+            return ClassifierOutput(self.linear(features.mean((2, 3), dtype=torch.float32)), features[:, :0], features)
         maps = self.attend(features)  # B x M x h x w
         pooled = bilinear_attention_pooling(maps, features)  # B x M*C
         return ClassifierOutput(self.linear(pooled * self.scale), maps, features)
@@ -86,7 +104,7 @@ class Localizer(nn.Module):
         self.pixels, self.image_size = h * w, image_size
         if config.localizer_head == "spatial":
             squeezed = nn.Conv2d(channels, self.HEAD_CHANNELS, 1, bias=False)
-            last = nn.Linear(self.HEAD_CHANNELS * h * w, 4)
+            last = Fp32Linear(self.HEAD_CHANNELS * h * w, 4)
             self.head = nn.Sequential(
                 squeezed,
                 nn.BatchNorm2d(self.HEAD_CHANNELS),
@@ -96,7 +114,7 @@ class Localizer(nn.Module):
                 last,
             )
         else:
-            last = nn.Linear(channels, 4)
+            last = Fp32Linear(channels, 4)
             self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), last)
         self.sigmoid = config.box_encoding == "sigmoid"
         start = torch.tensor(CENTRE_BOX)  # every image starts from the centred box, so no corner starts crossed

@@ -54,7 +54,7 @@ from lchp.views import epoch_order, general_batches, images_of, strong_batches
 
 log = logging.getLogger(__name__)
 
-RECIPE_VERSION = 3
+RECIPE_VERSION = 4
 """Raise it when the maths changes, so that a result trained by the old one is not taken for the new."""
 
 INITIALIZATION, REFINEMENT = "initialization", "refinement"
