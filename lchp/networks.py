@@ -1,6 +1,6 @@
 """The classifier (a trunk with a BAP or GAP head) and the localizer (a backbone with a small head for one box)."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,10 @@ class Fp32Conv2d(nn.Conv2d):
             return super().forward(input.float())
 
 
+WSDAN_EPS = 1e-3
+"""Of the BatchNorm of the attention maps (GuYuc/WS-DAN.PyTorch, models/inception.py, `BasicConv2d`)."""
+
+
 class ClassifierOutput(NamedTuple):
     """logits B x classes; attention_maps B x M x h x w (empty M for a GAP head); features B x C x h x w."""
 
@@ -56,6 +60,8 @@ def bilinear_attention_pooling(attention_maps: Tensor, features: Tensor) -> Tens
 class Classifier(nn.Module):
     """Trunk and head; images B x 3 x H x W in [0, 1] to `ClassifierOutput`."""
 
+    _version = 2  # kept in checkpoints; those of 1 were trained with the eps below
+
     def __init__(self, config: ModelConfig, num_classes: int, image_size: int = 160) -> None:
         """image_size: side in px of the images to come; ConfigError where the trunk leaves nothing of them."""
         super().__init__()
@@ -66,7 +72,7 @@ class Classifier(nn.Module):
         self.head, self.scale = config.head, config.bap_scale
         if config.head == "bap":
             m = config.attention_maps
-            self.attend = nn.Sequential(nn.Conv2d(channels, m, 1, bias=False), nn.BatchNorm2d(m), nn.ReLU())
+            self.attend = nn.Sequential(nn.Conv2d(channels, m, 1, bias=False), nn.BatchNorm2d(m, WSDAN_EPS), nn.ReLU())
             self.linear = Fp32Linear(m * channels, num_classes, bias=False)
         else:
             self.attend = nn.Identity()
@@ -85,6 +91,12 @@ class Classifier(nn.Module):
         maps = self.attend(features)  # B x M x h x w
         pooled = bilinear_attention_pooling(maps, features)  # B x M*C
         return ClassifierOutput(self.linear(pooled * self.scale), maps, features)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any) -> None:
+        for module in self.attend.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eps = WSDAN_EPS if local_metadata.get("version", 1) > 1 else 1e-5
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
 
 class Localizer(nn.Module):

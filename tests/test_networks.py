@@ -90,6 +90,20 @@ def test_class_maps_of_the_compared_methods_are_not_rounded_to_bf16(name) -> Non
         assert (values.bfloat16() != values).float().mean() > 0.9
 
 
+def test_attention_maps_are_normalised_as_ws_dan_s_and_those_of_older_checkpoints_as_they_were(tmp_path) -> None:
+    torch.manual_seed(0)
+    config, images = ModelConfig(**TINY, attention_maps=5), torch.rand(2, 3, 64, 64, generator=rng())
+    older, newer, loaded = (Classifier(config, 4).eval() for _ in range(3))
+    assert [m.eps for m in newer.attend if isinstance(m, nn.BatchNorm2d)] == [1e-3]
+    older.attend[1].eps = 1e-5
+    state: Any = older.state_dict()
+    state._metadata[""]["version"] = 1
+    for net, weights in ((older, state), (newer, newer.state_dict())):
+        torch.save(weights, tmp_path / "weights.pt")  # as a checkpoint is kept
+        loaded.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True))
+        assert torch.equal(loaded(images).attention_maps, net(images).attention_maps)
+
+
 def test_an_image_of_which_the_trunk_leaves_nothing(monkeypatch) -> None:
     monkeypatch.setattr(networks, "build_trunk", lambda *_, **__: nn.Sequential(nn.Conv2d(3, 4, 1), nn.MaxPool2d(16)))
     with pytest.raises(ConfigError, match=r"^data\.image_size = 8: too small for this backbone \(.*\)$"):
