@@ -33,7 +33,7 @@ from lchp.data.images import batches as read_batches
 from lchp.data.images import in_order
 from lchp.distributed import average_gradients
 from lchp.errors import ConfigError, DataError
-from lchp.inference import see
+from lchp.inference import predicting, see
 from lchp.loop import Stage, epoch_seed, fit, make_schedule
 from lchp.losses import foreground
 from lchp.methods import METHODS, Batch, Method, method
@@ -218,7 +218,7 @@ def _transform(trunk: nn.Module, context: Context) -> Transform:
         order = in_order(len(mine), config.evaluation.batch_size)
         for batch in read_batches(mine, order, workers=config.data.workers, pin=context.device.type == "cuda"):
             x = see(batch.images.to(context.device, non_blocking=True), "center_crop", config.data.image_size)
-            with context.autocast:
+            with predicting(len(x)), context.autocast:
                 features = trunk(x)
             descriptors = descriptors or Descriptors(features.shape[1], features.device)
             descriptors.add(features)

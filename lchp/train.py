@@ -484,7 +484,8 @@ def settle_statistics(localizer: Localizer, context: Context) -> None:
     generator = torch.Generator().manual_seed(epoch_seed(config.seed, "statistics", 0))
     views = (i_r for i_r, _, _ in islice(general_batches(context, generator), STATISTICS_BATCHES))
     training = localizer.training
-    with context.autocast:
+    # uncompiled: what it changes of the BatchNorms would have all of it compiled anew
+    with context.autocast, torch.compiler.set_stance("force_eager"):
         update_bn(views, localizer)
     localizer.train(training)
 
