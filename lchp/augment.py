@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lchp.boxes import apply_map
 from lchp.config import RefinementConfig
+from lchp.devices import send
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class AxisMap:
 
     def to(self, device: torch.device) -> "AxisMap":
         """The same maps on a device."""
-        return AxisMap(self.scale.to(device, non_blocking=True), self.shift.to(device, non_blocking=True))
+        return AxisMap(*send(torch.stack([self.scale, self.shift]), device))
 
     def select(self, keep: slice) -> "AxisMap":
         """The maps of some images."""
@@ -194,9 +195,8 @@ def general_view(images: Tensor, offsets: Tensor, flip: Tensor, size: int) -> Te
             part = image[y : y + size, x : x + size]
             view.copy_(part.flip(1) if mirrored else part)
         return out
-    b = len(images)
-    steps = torch.arange(size)
-    columns = offsets[:, :1] + torch.where(flip[:, None], steps.flip(0)[None], steps[None])  # B x size
-    rows = offsets[:, 1:] + steps[None]
-    columns, rows = columns.to(images.device), rows.to(images.device)
+    b, steps = len(images), torch.arange(size, device=images.device)
+    left, top, mirrored = send(torch.cat([offsets, flip[:, None]], 1), images.device).split(1, 1)  # B x 1 each
+    columns = left + torch.where(mirrored > 0, steps.flip(0)[None], steps[None])  # B x size
+    rows = top + steps[None]
     return images[torch.arange(b, device=images.device)[:, None, None], rows[:, :, None], columns[:, None, :]]

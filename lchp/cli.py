@@ -17,7 +17,7 @@ import tyro
 
 from lchp import __version__
 from lchp.config import PRESETS, TrainConfig, allowed, field_types, override, preset, suggest
-from lchp.errors import ConfigError, LchpError, printable
+from lchp.errors import ConfigError, LchpError, lacked_memory, printable
 from lchp.interrupt import Interrupted, on_signals
 
 INTERRUPTED = 130
@@ -434,6 +434,12 @@ def guarded(body: Callable[[], int], stopped: str = "stopped", *, error: str = "
     except BrokenPipeError:  # whoever read standard output has enough (lchp predict ... | head)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else flushing at exit fails once more
         return 1
+    except (MemoryError, RuntimeError) as fault:
+        lacking = lacked_memory(fault)
+        if lacking is None:
+            raise
+        print(f"{error}: {lacking}; lower --data.batch-size or --data.image-size", file=sys.stderr)
+        return 2
     except OSError as fault:  # a full disk, a folder that vanished
         said = f"{fault.filename or 'file'}: {fault.strerror or fault}"
         print(f"{error}: {printable(said)}", file=sys.stderr)

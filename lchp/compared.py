@@ -33,7 +33,7 @@ from lchp.data.images import batches as read_batches
 from lchp.data.images import in_order
 from lchp.distributed import average_gradients
 from lchp.errors import ConfigError, DataError
-from lchp.inference import see
+from lchp.inference import predicting, see
 from lchp.loop import Stage, epoch_seed, fit, make_schedule
 from lchp.losses import foreground
 from lchp.methods import METHODS, Batch, Method, method
@@ -176,8 +176,7 @@ def _of_map(config: TrainConfig, maps: MapSource) -> BoxSource:
 
     def boxes(images: Tensor, labels: Tensor) -> Tensor:
         mask = foreground(upsample(maps(images, labels), size), method_.threshold, "minmax")
-        found = enclosing_boxes(mask)[0] if method_.component == "all" else largest_component_boxes(mask)
-        return found.to(images.device)
+        return enclosing_boxes(mask)[0] if method_.component == "all" else largest_component_boxes(mask)
 
     return boxes
 
@@ -199,21 +198,18 @@ def _of_transforms(classifier: nn.Module, context: Context) -> BoxSource:
     else:
         trunk = classifier.get_submodule("trunk")
     trunk.eval().requires_grad_(False)
-    transforms = _transforms(trunk, context)
+    transform = _transform(trunk, context)
 
+    @torch.no_grad()
     def boxes(images: Tensor, labels: Tensor) -> Tensor:
-        with torch.no_grad():
-            features = trunk(images)
-            maps = torch.cat([transforms[y](f[None]) for y, f in zip(labels.tolist(), features, strict=True)])
-            mask = upsample(maps, (images.shape[2], images.shape[3])) > 0
-        return largest_component_boxes(mask).to(images.device)
+        return transform.boxes(trunk(images), labels)
 
     return boxes
 
 
 @torch.no_grad()
-def _transforms(trunk: nn.Module, context: Context) -> list[Transform]:
-    """Each class's direction; one class in memory at a time."""
+def _transform(trunk: nn.Module, context: Context) -> Transform:
+    """That of every class; one class in memory at a time."""
     config, images = context.config, context.images
     found = []
     for label in range(len(context.dataset.class_names)):
@@ -222,14 +218,14 @@ def _transforms(trunk: nn.Module, context: Context) -> list[Transform]:
         order = in_order(len(mine), config.evaluation.batch_size)
         for batch in read_batches(mine, order, workers=config.data.workers, pin=context.device.type == "cuda"):
             x = see(batch.images.to(context.device, non_blocking=True), "center_crop", config.data.image_size)
-            with context.autocast:
+            with predicting(len(x)), context.autocast:
                 features = trunk(x)
             descriptors = descriptors or Descriptors(features.shape[1], features.device)
             descriptors.add(features)
         if descriptors is None:
             raise DataError(f"class {context.dataset.class_names[label]}: no training image is left for DDT")
-        found.append(descriptors.transform())
-    return found
+        found.append(descriptors.principal())
+    return Transform.of(found, context.device)
 
 
 def train_classifier(

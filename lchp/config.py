@@ -210,7 +210,7 @@ class TrainConfig:
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """`auto`: bf16 autocast where the device computes in it, else fp32."""
+    """`auto`: bf16 autocast where the device computes in it, else fp32 (in full: a GPU's TF32 is off)."""
     threads: int = 0
     """CPU threads of torch; 0 leaves torch's choice (or OMP_NUM_THREADS)."""
     compile: bool = False

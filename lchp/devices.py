@@ -6,6 +6,7 @@ import sys
 from contextlib import AbstractContextManager
 
 import torch
+from torch import Tensor
 
 from lchp.config import TrainConfig
 from lchp.errors import ConfigError
@@ -36,8 +37,22 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Non
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")  # pyright: ignore[reportReturnType]
 
 
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU's, such as draws, on the device, without waiting for it: such a copy needs pinned memory."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def switch_off_tf32() -> None:
+    """So that fp32 is fp32 on a GPU: torch lets cuDNN's convolutions round to TF32, unless it is told not to."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
+
+
 def prepare(config: TrainConfig, device: torch.device) -> None:
     """Process-wide settings of torch that a run asks for."""
+    switch_off_tf32()
     if config.threads:
         torch.set_num_threads(config.threads)
     if device.type != "cuda":

@@ -1,5 +1,11 @@
 """Errors that a user can mend: each carries one line that names the field, file or line and what to do."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_LACKING = ("allocate memory", "out of memory", "bad_alloc", "ALLOC_FAILED")
+"""What errors of Python, torch, its libraries and the system say where memory runs out."""
+
 
 class LchpError(Exception):
     """Base of all mistakes a user can mend. The command line prints its message without a traceback."""
@@ -25,3 +31,26 @@ def printable(text: str) -> str:
     """`text` with control characters and undecodable bytes as escapes: what a stranger named a file can then neither
     break a message's line nor steer the terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def lacked_memory(error: BaseException) -> str | None:
+    """Whose memory ran out, and what asked for it, where that is what an error says; None for any other error."""
+    said = next((line for line in str(error).splitlines() if any(phrase in line for phrase in _LACKING)), None)
+    if said is None and isinstance(error, MemoryError):
+        said = str(error).partition("\n")[0] or "no memory for Python"
+    if said is None or not isinstance(error, (MemoryError, RuntimeError, OSError)):
+        return None
+    whose = "the GPU's" if "CUDA" in said or "CUDNN" in said else "the machine's"
+    return f"{whose} memory ran out ({said.rpartition('err == 0. ')[2][:160]})"
+
+
+@contextmanager
+def enough_memory(where: str, advice: str) -> Iterator[None]:
+    """Within the context, memory that runs out becomes a RunError of one line, which says where and what to do."""
+    try:
+        yield
+    except (MemoryError, RuntimeError, OSError) as error:
+        lacking = lacked_memory(error)
+        if lacking is None:
+            raise
+        raise RunError(f"{where}: {lacking}; {advice}") from None

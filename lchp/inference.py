@@ -16,6 +16,7 @@ from lchp.config import InitializationConfig
 from lchp.data.images import Batch, Images, batches, in_order
 from lchp.distributed import collected, dealt
 from lchp.distributed import size as size_of_team
+from lchp.errors import enough_memory
 from lchp.losses import confidence
 from lchp.networks import Classifier, Localizer
 from lchp.pseudo import mask_out
@@ -68,6 +69,12 @@ class Predictions:
     masked_score: np.ndarray
 
 
+def predicting(batch_size: int) -> AbstractContextManager[None]:
+    """The context in which a split is gone over: memory that runs out becomes a RunError."""
+    advice = "lower --evaluation.batch-size (for lchp predict: --batch-size)"
+    return enough_memory(f"predictions of {batch_size} images at a time", advice)
+
+
 def see(images: Tensor, frame: str, size: int) -> Tensor:
     """B x R x R x 3 uint8 in a frame: B x 3 x size x size in [0, 1], channels last in memory."""
     r = images.shape[1]
@@ -83,6 +90,13 @@ def see(images: Tensor, frame: str, size: int) -> Tensor:
 def to_float(images: Tensor) -> Tensor:
     """B x H x W x 3 uint8 to B x 3 x H x W in [0, 1], channels last in memory."""
     return images.permute(0, 3, 1, 2).float().div_(255)
+
+
+def ranked(scores: Tensor, most: int = 5) -> tuple[Tensor, Tensor]:
+    """The highest `most` of scores B x classes and their class ids, both B x k, best first; of equal scores the lowest
+    id first, which `topk` leaves open."""
+    score, ids = scores.sort(dim=1, descending=True, stable=True)
+    return score[:, :most], ids[:, :most]
 
 
 @torch.inference_mode()
@@ -104,7 +118,8 @@ def predict(
     source = batches(images, order, workers=workers, pin=device.type == "cuda")
     title = f"predict {' and '.join(frames)}"
     parts: dict[str, list[_Part]] = {frame: [] for frame in frames}
-    with tqdm(total=len(images), desc=title, unit="img", leave=False, disable=None if show_progress else True) as bar:
+    bar = tqdm(total=len(images), desc=title, unit="img", leave=False, disable=None if show_progress else True)
+    with predicting(batch_size), bar:
         for batch in source:
             pixels = batch.images.to(device, non_blocking=True)
             for frame, found in parts.items():
@@ -142,7 +157,7 @@ def predict_batch(models: Models, x: Tensor, labels: Tensor | None = None) -> Se
     class that the image is taken for is right, it is the same. None: of the class that the image is taken for.
     """
     scores = models.classifier(x).logits.float().softmax(1)
-    score, top = scores.topk(min(5, scores.shape[1]), 1)
+    score, top = ranked(scores)
     boxes: dict[str, Tensor] = {}
     if models.teacher is not None:
         boxes["pseudo_label"] = pseudo_boxes(models.teacher, x, models.config).box.float()
@@ -184,15 +199,16 @@ def view_boxes(
     models.eval()
     order = dealt(in_order(len(images), batch_size))
     found: list[dict[str, Tensor]] = []  # per batch: result -> V x B x 4
-    for batch in batches(images, order, workers=workers, pin=device.type == "cuda"):
-        x = see(batch.images.to(device), "full_image", size)
-        each: dict[str, list[Tensor]] = {}
-        for view in _views(x):
-            with autocast:
-                boxes = predict_batch(models, warp(x, view, torch.zeros(3)), batch.labels.to(device)).boxes
-            for name, b in boxes.items():
-                each.setdefault(name, []).append(view.inverse().boxes(b).clamp(0, 1).cpu())
-        found.append({name: torch.stack(b) for name, b in each.items()})
+    with predicting(batch_size):
+        for batch in batches(images, order, workers=workers, pin=device.type == "cuda"):
+            x = see(batch.images.to(device), "full_image", size)
+            each: dict[str, list[Tensor]] = {}
+            for view in _views(x):
+                with autocast:
+                    boxes = predict_batch(models, warp(x, view, torch.zeros(3)), batch.labels.to(device)).boxes
+                for name, b in boxes.items():
+                    each.setdefault(name, []).append(view.inverse().boxes(b).clamp(0, 1).cpu())
+            found.append({name: torch.stack(b) for name, b in each.items()})
     found = collected(found)
     return {name: torch.cat([f[name] for f in found], 1).numpy() for name in found[0]}
 
@@ -209,11 +225,13 @@ def each_score_map(
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Position in the split and score map (h x w float32, of the image's class, not normalised) of this worker's images
     in full_image. score_maps: as `Models.score_maps`."""
-    for batch in batches(images, dealt(in_order(len(images), batch_size)), workers=workers, pin=device.type == "cuda"):
-        x = see(batch.images.to(device), "full_image", size)
-        with autocast:
-            maps = score_maps(x, batch.labels.to(device))
-        yield from zip(batch.index.tolist(), maps.cpu().numpy(), strict=True)
+    order = dealt(in_order(len(images), batch_size))
+    with predicting(batch_size):
+        for batch in batches(images, order, workers=workers, pin=device.type == "cuda"):
+            x = see(batch.images.to(device), "full_image", size)
+            with autocast:
+                maps = score_maps(x, batch.labels.to(device))
+            yield from zip(batch.index.tolist(), maps.cpu().numpy(), strict=True)
 
 
 def _views(x: Tensor) -> Iterator[AxisMap]:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from lchp import distributed
 from lchp.checkpoints import newest_checkpoint, previous, save_checkpoint
-from lchp.errors import LchpError, RunError
+from lchp.errors import LchpError, RunError, lacked_memory
 from lchp.interrupt import Stop
 
 log = logging.getLogger(__name__)
@@ -134,8 +134,9 @@ def fit(
     resume: go on from the newest intact checkpoint, in the middle of an epoch where that was written there.
     stop: where it is asked, a checkpoint is written at the end of the step and Interrupted is raised (with one worker).
     Raises DivergedError when a loss is not finite, within 100 steps and with the ids of the first such batch (with
-    several workers, at the end of the epoch and without); the last finite checkpoint remains. A GPU whose memory does
-    not suffice becomes a RunError that says what to lower, or smaller chunks where the stage allows them.
+    several workers, at the end of the epoch and without); the last finite checkpoint remains. Memory that does not
+    suffice, a GPU's or the machine's, becomes a RunError that says what to lower, or smaller chunks where the stage
+    allows them.
     """
     # one worker looks for all: on a shared disk they might see different epochs, and wait for each other for ever
     there = resume and distributed.from_first(lambda: checkpoint.exists() or previous(checkpoint).exists())
@@ -146,10 +147,15 @@ def fit(
         epoch = start
         while epoch < stage.epochs:
             keep = _keeper(stage, checkpoint, identity, epoch, stop)
+            metrics, lacking = {}, None
             try:
                 metrics = _run_epoch(stage, epoch, seed, show_progress, within, keep)
-            except torch.OutOfMemoryError as error:
-                halve(stage, epoch, str(error))
+            except (MemoryError, RuntimeError, OSError) as error:
+                lacking = lacked_memory(error)
+                if lacking is None:
+                    raise
+            if lacking is not None:  # only here: while it is handled, the error holds the tensors of its step
+                halve(stage, epoch, lacking)
                 epoch, within = restore(stage, checkpoint, identity)
                 continue
             _refuse_broken(stage, epoch, metrics)
@@ -193,20 +199,18 @@ def _keeper(stage: Stage, checkpoint: Path, identity: str, epoch: int, stop: Sto
     return keep
 
 
-def halve(stage: Stage, epoch: int, error: str) -> None:
-    """After a step for which the GPU's memory was too small: twice as many chunks, or RunError where that is not wanted
-    or not possible."""
-    where = f"{stage.name}, epoch {epoch + 1}: the GPU's memory ran out ({error.splitlines()[0][:160]})"
+def halve(stage: Stage, epoch: int, lacking: str) -> None:
+    """After a step for which memory was too small: twice as many chunks, or RunError where that is not wanted or not
+    possible. lacking: see `lacked_memory`."""
+    where = f"{stage.name}, epoch {epoch + 1}: {lacking}"
     chunks = stage.chunks
     if chunks.batch is None or distributed.size() > 1:
         raise RunError(
             f"{where}; start anew with a lower --data.batch-size or --data.image-size, with --precision bf16, or with "
             "--auto-batch, which takes a batch in several parts"
-        ) from None
+        )
     if chunks.batch < 4 * chunks.number:  # BatchNorm needs two images
-        raise RunError(
-            f"{where} with {chunks.batch // chunks.number} images at a time; lower --data.image-size"
-        ) from None
+        raise RunError(f"{where} with {chunks.batch // chunks.number} images at a time; lower --data.image-size")
     chunks.number *= 2
     for optimizer in stage.optimizers.values():
         optimizer.zero_grad(set_to_none=True)  # of the parts that went through

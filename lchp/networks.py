@@ -1,6 +1,6 @@
 """The classifier (a trunk with a BAP or GAP head) and the localizer (a backbone with a small head for one box)."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,28 @@ from lchp.backbones import Normalize, build_trunk
 from lchp.config import ModelConfig
 from lchp.errors import ConfigError
 from lchp.evaluate import CENTRE_BOX
+
+
+class Fp32Linear(nn.Linear):
+    """A last layer: in fp32 under autocast, too. In bf16 a box is a multiple of 1/256, and scores of classes tie."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """B x inputs to B x outputs, float32."""
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(input.float())
+
+
+class Fp32Conv2d(nn.Conv2d):
+    """A last convolution, to maps: in fp32 as `Fp32Linear`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """B x inputs x h x w to B x outputs x h x w, float32."""
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(input.float())
+
+
+WSDAN_EPS = 1e-3
+"""Of the BatchNorm of the attention maps (GuYuc/WS-DAN.PyTorch, models/inception.py, `BasicConv2d`)."""
 
 
 class ClassifierOutput(NamedTuple):
@@ -38,6 +60,8 @@ def bilinear_attention_pooling(attention_maps: Tensor, features: Tensor) -> Tens
 class Classifier(nn.Module):
     """Trunk and head; images B x 3 x H x W in [0, 1] to `ClassifierOutput`."""
 
+    _version = 2  # kept in checkpoints; those of 1 were trained with the eps below
+
     def __init__(self, config: ModelConfig, num_classes: int, image_size: int = 160) -> None:
         """image_size: side in px of the images to come; ConfigError where the trunk leaves nothing of them."""
         super().__init__()
@@ -48,11 +72,11 @@ class Classifier(nn.Module):
         self.head, self.scale = config.head, config.bap_scale
         if config.head == "bap":
             m = config.attention_maps
-            self.attend = nn.Sequential(nn.Conv2d(channels, m, 1, bias=False), nn.BatchNorm2d(m), nn.ReLU())
-            self.linear = nn.Linear(m * channels, num_classes, bias=False)
+            self.attend = nn.Sequential(nn.Conv2d(channels, m, 1, bias=False), nn.BatchNorm2d(m, WSDAN_EPS), nn.ReLU())
+            self.linear = Fp32Linear(m * channels, num_classes, bias=False)
         else:
             self.attend = nn.Identity()
-            self.linear = nn.Linear(channels, num_classes)
+            self.linear = Fp32Linear(channels, num_classes)
 
     @property
     def mean(self) -> Tensor:
@@ -63,10 +87,16 @@ class Classifier(nn.Module):
         """Logits, attention maps and features of B x 3 x H x W images in [0, 1]."""
         features = self.trunk(x)  # B x C x h x w
         if self.head == "gap":
-            return ClassifierOutput(self.linear(features.mean((2, 3))), features[:, :0], features)
+            return ClassifierOutput(self.linear(features.mean((2, 3), dtype=torch.float32)), features[:, :0], features)
         maps = self.attend(features)  # B x M x h x w
         pooled = bilinear_attention_pooling(maps, features)  # B x M*C
         return ClassifierOutput(self.linear(pooled * self.scale), maps, features)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any) -> None:
+        for module in self.attend.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eps = WSDAN_EPS if local_metadata.get("version", 1) > 1 else 1e-5
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
 
 class Localizer(nn.Module):
@@ -86,7 +116,7 @@ class Localizer(nn.Module):
         self.pixels, self.image_size = h * w, image_size
         if config.localizer_head == "spatial":
             squeezed = nn.Conv2d(channels, self.HEAD_CHANNELS, 1, bias=False)
-            last = nn.Linear(self.HEAD_CHANNELS * h * w, 4)
+            last = Fp32Linear(self.HEAD_CHANNELS * h * w, 4)
             self.head = nn.Sequential(
                 squeezed,
                 nn.BatchNorm2d(self.HEAD_CHANNELS),
@@ -96,7 +126,7 @@ class Localizer(nn.Module):
                 last,
             )
         else:
-            last = nn.Linear(channels, 4)
+            last = Fp32Linear(channels, 4)
             self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), last)
         self.sigmoid = config.box_encoding == "sigmoid"
         start = torch.tensor(CENTRE_BOX)  # every image starts from the centred box, so no corner starts crossed

@@ -28,10 +28,10 @@ from lchp.compared import REGRESSION, build_classifier, chosen
 from lchp.config import TrainConfig
 from lchp.data.annotations import IMAGE_EXTENSIONS, SYSTEM_FOLDERS, PassedOver, by_kind
 from lchp.data.decode import decode, image_size
-from lchp.devices import autocast, resolve_precision
+from lchp.devices import autocast, resolve_precision, switch_off_tf32
 from lchp.errors import ConfigError, DataError, RunError
 from lchp.formats import Format, Prediction, open_writer
-from lchp.inference import Models, predict_batch, see
+from lchp.inference import Models, predict_batch, predicting, see
 from lchp.networks import Classifier, Localizer
 from lchp.pictures import YELLOW, Style, draw_box, draw_label, line_width
 from lchp.train import INITIALIZATION, REFINEMENT
@@ -107,6 +107,7 @@ def load_classifier(run: Path, device: torch.device) -> tuple[Any, TrainConfig, 
 
 
 def _ready(net: Any, device: torch.device) -> Any:
+    switch_off_tf32()
     return net.eval().requires_grad_(False).to(device=device, memory_format=torch.channels_last)
 
 
@@ -242,9 +243,9 @@ def _predict_batch(
     config = trained.config
     localizers = {trained.result: trained.localizer}
     models = Models(trained.classifier, None, localizers, config.initialization, config.refinement.crop_margin)
-    pixels = torch.from_numpy(np.stack([image.pixels for image in images])).to(trained.device)
-    with context:
-        seen = predict_batch(models, see(pixels, frame, s))
+    pixels = torch.from_numpy(np.stack([image.pixels for image in images]))
+    with predicting(len(images)), context:
+        seen = predict_batch(models, see(pixels.to(trained.device), frame, s))
     box = seen.boxes[trained.result].double().cpu().numpy()  # B x 4, fractions of the frame
     if frame == "center_crop":
         box = ((r - s) // 2 + box * s) / r  # fractions of the image

@@ -143,8 +143,9 @@ def update_teacher(teacher: nn.Module, student: nn.Module, beta: float, buffers:
     """theta_2 <- beta theta_2 + (1 - beta) theta_1 (Eq. 7). BatchNorm buffers are `copied` or `averaged` likewise."""
     ours, theirs = list(teacher.parameters()), list(student.parameters())
     torch._foreach_lerp_(ours, theirs, 1 - beta)  # pyright: ignore  # one kernel; torch's stubs leave it out
-    for mine, other in zip(teacher.buffers(), student.buffers(), strict=True):
-        if buffers == "averaged" and mine.is_floating_point():
-            mine.lerp_(other, 1 - beta)
-        else:
-            mine.copy_(other)
+    for floating in (True, False):  # one kernel copies tensors of one type
+        ours, theirs = ([b for b in net.buffers() if b.is_floating_point() == floating] for net in (teacher, student))
+        if ours and floating and buffers == "averaged":  # a count has no average
+            torch._foreach_lerp_(ours, theirs, 1 - beta)  # pyright: ignore
+        elif ours:
+            torch._foreach_copy_(ours, theirs)  # pyright: ignore

@@ -17,7 +17,7 @@ from lchp.data.images import batches, in_order, open_images
 from lchp.devices import autocast, resolve_precision
 from lchp.errors import RunError
 from lchp.evaluate import FRAMES, RESULTS, classification, localization
-from lchp.inference import to_float
+from lchp.inference import predicting, ranked, to_float
 from lchp.predict import load_classifier
 from lchp.records import read_predictions
 
@@ -74,9 +74,9 @@ def _top5(classifier: Any, images: Any, config: TrainConfig, device: torch.devic
         views = (
             ten_crops(pixels, size) if ten_crop else [_crop(pixels, (resize - size) // 2, (resize - size) // 2, size)]
         )
-        with context:
+        with predicting(len(pixels)), context:
             scores = torch.stack([classifier(to_float(view)).logits.float().softmax(1) for view in views]).mean(0)
-        found.append(scores.topk(min(5, scores.shape[1]), 1).indices.cpu())
+        found.append(ranked(scores)[1].cpu())
     return torch.cat(found).numpy()
 
 

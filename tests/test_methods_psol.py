@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lchp.methods import psol
-from lchp.methods.ddt import Descriptors, Transform, co_localize, largest_component_boxes
+from lchp.methods.ddt import Descriptors, Transform, largest_component_boxes
 
 
 def features(n: int, seed: int = 0, channels: int = 6, side: int = 8) -> Tensor:
@@ -21,9 +21,9 @@ def test_the_direction_is_the_first_principal_one() -> None:
     _, _, components = np.linalg.svd(rows - rows.mean(0))
     descriptors = Descriptors(6)
     descriptors.add(x)
-    transform = descriptors.transform()
-    np.testing.assert_allclose(transform.mean, rows.mean(0), atol=1e-12)
-    np.testing.assert_allclose(transform.direction, components[0] * np.sign(components[0].sum()), atol=1e-9)
+    mean, direction = descriptors.principal()
+    np.testing.assert_allclose(mean, rows.mean(0), atol=1e-12)
+    np.testing.assert_allclose(direction, components[0] * np.sign(components[0].sum()), atol=1e-9)
 
 
 def test_the_direction_is_that_of_scikit_learn() -> None:
@@ -31,11 +31,11 @@ def test_the_direction_is_that_of_scikit_learn() -> None:
     n = torch.arange(48, dtype=torch.float64)
     descriptors = Descriptors(4)
     descriptors.add((n * 1.7).sin().view(3, 4, 2, 2))
-    transform = descriptors.transform()
+    found = descriptors.principal()
     mean = [0.0013364627019, 0.0012249280827, 0.0007934360999, 0.0001546946253]
     direction = [0.4176551544175, 0.5678067061830, 0.5696442963012, 0.4226879370096]
-    assert transform.mean.tolist() == pytest.approx(mean, abs=1e-12)
-    assert transform.direction.tolist() == pytest.approx(direction, abs=1e-11)
+    assert found[0].tolist() == pytest.approx(mean, abs=1e-12)
+    assert found[1].tolist() == pytest.approx(direction, abs=1e-11)
 
 
 def test_batches_add_up_to_the_whole() -> None:
@@ -45,7 +45,7 @@ def test_batches_add_up_to_the_whole() -> None:
     for part in x.split([1, 4, 2]):
         parts.add(part)
     assert parts.count == whole.count == 7 * 64
-    for ours, theirs in zip(vars(parts.transform()).values(), vars(whole.transform()).values(), strict=True):
+    for ours, theirs in zip(parts.principal(), whole.principal(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
 
 
@@ -55,19 +55,30 @@ def test_large_means_cost_no_precision() -> None:
     near, far = Descriptors(6), Descriptors(6)
     near.add(x)
     far.add(x + 1000)
-    torch.testing.assert_close(far.transform().direction, near.transform().direction, rtol=0, atol=1e-6)
+    torch.testing.assert_close(far.principal()[1], near.principal()[1], rtol=0, atol=1e-6)
 
 
 def test_the_transform_is_positive_where_activation_exceeds_the_mean_along_it() -> None:
-    transform = Transform(torch.tensor([1.0, 2.0]).double(), torch.tensor([0.6, 0.8]).double())
-    x = torch.tensor([[[[1.0, 2.0]], [[2.0, 1.0]]]])  # one image, two positions: (1, 2) = mean, and (2, 1)
-    torch.testing.assert_close(transform(x), torch.tensor([[[0.0, -0.2]]]).double())
+    """Each image by the mean and direction of its class, and not rounded to bf16 where the networks are."""
+    transform = Transform(torch.tensor([[9.0, 9.0], [1.0, 2.0]]), torch.tensor([[1.0, 0.0], [0.6, 0.8]]))
+    x = torch.tensor([[[1.0, 2.0]], [[2.0, 1.0]]]).expand(2, 2, 1, 2)  # of both, two positions: (1, 2) and (2, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = transform.project(x, torch.tensor([1, 0]))
+    torch.testing.assert_close(found, torch.tensor([[[0.0, -0.2]], [[-8.0, -7.0]]]))
 
 
-@pytest.mark.parametrize("channels", [0, 3])
-def test_a_class_without_images_is_an_error(channels) -> None:
+def test_a_class_without_images_is_an_error() -> None:
     with pytest.raises(ValueError, match="no image"):
-        Descriptors(channels).transform() if channels else co_localize(list)
+        Descriptors(3).principal()
+
+
+def test_a_box_ends_between_two_cells_of_the_features_own_grid() -> None:
+    """PSOL enlarges the thresholded map by its nearest cells; a bilinear one would end up to half a cell inside."""
+    x = torch.zeros(1, 1, 7, 7)
+    x[0, 0, 2:5, 1:3] = 1.1
+    x[0, 0, 3, 5] = 9.0  # the larger value, in the smaller component
+    found = Transform(torch.ones(1, 1), torch.ones(1, 1)).boxes(x, torch.tensor([0]))
+    torch.testing.assert_close(found, torch.tensor([[1, 2, 3, 5]]) / 7)
 
 
 def test_the_common_object_is_found_in_every_image() -> None:
@@ -79,22 +90,11 @@ def test_the_common_object_is_found_in_every_image() -> None:
         left, top = torch.randint(0, 6, (2,), generator=generator).tolist()
         x[i, :3, top : top + 4, left : left + 3] += 2
         expected.append([left / 10, top / 10, (left + 3) / 10, (top + 4) / 10])
-    boxes = co_localize(lambda: x.split(5))
-    torch.testing.assert_close(boxes, torch.tensor(expected))
-
-
-def test_both_passes_are_made_and_no_gradient_is_kept() -> None:
-    passes = []
-    x = features(4).requires_grad_()
-
-    def run():
-        passes.append(0)
-        yield from x.split(3)
-
-    boxes = co_localize(run)
-    assert len(passes) == 2
-    assert boxes.shape == (4, 4)
-    assert not boxes.requires_grad
+    descriptors = Descriptors(8)
+    for part in x.split(5):
+        descriptors.add(part)
+    transform = Transform.of([descriptors.principal()], torch.device("cpu"))
+    torch.testing.assert_close(transform.boxes(x, torch.zeros(12, dtype=torch.long)), torch.tensor(expected))
 
 
 @pytest.mark.parametrize(

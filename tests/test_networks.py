@@ -1,5 +1,7 @@
 """Classifier and localizer: heads, shapes, input normalisation."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -9,6 +11,7 @@ from lchp import networks
 from lchp.backbones import IMAGENET, SYMMETRIC, Normalize, build_trunk
 from lchp.config import ModelConfig
 from lchp.errors import ConfigError
+from lchp.methods import METHODS
 from lchp.networks import Classifier, Localizer, bilinear_attention_pooling
 
 TINY = {"classifier": "tiny", "localizer": "tiny", "pretrained": False}
@@ -53,6 +56,52 @@ def test_bap_classifier() -> None:
     torch.testing.assert_close(out.logits, 7.0 * pooled @ net.linear.weight.T)
     torch.testing.assert_close(out.attention("attention_maps"), out.attention_maps.mean(1))
     torch.testing.assert_close(out.attention("features"), out.features.mean(1))
+
+
+@pytest.mark.parametrize("head", ["bap", "gap"])
+def test_scores_and_boxes_are_not_rounded_to_bf16(head) -> None:
+    """Else boxes are multiples of 1/256, and classes tie."""
+    torch.manual_seed(0)
+    config = ModelConfig(**TINY, head=head, localizer_head="gap" if head == "gap" else "spatial")
+    images = torch.rand(2, 3, 64, 64, generator=rng())
+    classifier, localizer = Classifier(config, 50).eval(), Localizer(config, 64).eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        out, boxes = classifier(images), localizer(images)
+    assert out.features.dtype == torch.bfloat16  # the trunk is
+    for values in (out.logits, boxes):
+        assert values.dtype == torch.float32
+        assert (values.bfloat16() != values).float().mean() > 0.9
+    assert not out.logits.isnan().any()
+
+
+@pytest.mark.parametrize("name", ["acol", "csoa", "spg"])
+def test_class_maps_of_the_compared_methods_are_not_rounded_to_bf16(name) -> None:
+    scheme, labels = METHODS[name].scheme, torch.tensor([0, 3])
+    model: Any = scheme.build(ModelConfig(**TINY, head="gap"), 5).eval()
+    images = torch.rand(2, 3, 64, 64, generator=rng())
+    with torch.autocast("cpu", torch.bfloat16):
+        found = {
+            "acol": lambda: (*model.maps(images, labels), model(images).logits),
+            "csoa": lambda: (model.both(images)[1], model(images).logits),
+            "spg": lambda: (*model.branches(images)[1:], model(images).logits),
+        }[name]()
+    for values in found:
+        assert values.dtype == torch.float32
+        assert (values.bfloat16() != values).float().mean() > 0.9
+
+
+def test_attention_maps_are_normalised_as_ws_dan_s_and_those_of_older_checkpoints_as_they_were(tmp_path) -> None:
+    torch.manual_seed(0)
+    config, images = ModelConfig(**TINY, attention_maps=5), torch.rand(2, 3, 64, 64, generator=rng())
+    older, newer, loaded = (Classifier(config, 4).eval() for _ in range(3))
+    assert [m.eps for m in newer.attend if isinstance(m, nn.BatchNorm2d)] == [1e-3]
+    older.attend[1].eps = 1e-5
+    state: Any = older.state_dict()
+    state._metadata[""]["version"] = 1
+    for net, weights in ((older, state), (newer, newer.state_dict())):
+        torch.save(weights, tmp_path / "weights.pt")  # as a checkpoint is kept
+        loaded.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True))
+        assert torch.equal(loaded(images).attention_maps, net(images).attention_maps)
 
 
 def test_an_image_of_which_the_trunk_leaves_nothing(monkeypatch) -> None:

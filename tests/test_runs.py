@@ -1,21 +1,25 @@
 """Run folders and the loop: atomic writes, damaged or foreign checkpoints, metrics, schedules."""
 
+import errno
 import math
 import os
 import pickle
+import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from lchp import runs
+from lchp import loop, runs
 from lchp.checkpoints import load_checkpoint
 from lchp.config import TrainConfig, preset
 from lchp.errors import RunError
-from lchp.loop import DivergedError, Stage, epoch_seed, fit, make_schedule
+from lchp.loop import Chunks, DivergedError, Stage, epoch_seed, fit, make_schedule
 
 
 def files(folder: Path) -> list[str]:
@@ -162,15 +166,67 @@ def test_divergence_names_the_step_and_its_images(tmp_path: Path) -> None:
     assert len(seen) == 200  # not the whole epoch
 
 
-def test_a_full_gpu_is_said_in_one_line(tmp_path: Path) -> None:
-    def step(*_: object) -> dict[str, torch.Tensor]:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore lines")
+def raises(error: Exception) -> Callable[..., Any]:
+    def step(*_: object) -> Any:
+        raise error
 
-    with pytest.raises(
-        RunError, match=r"line, epoch 1: the GPU's memory ran out .*2.00 GiB.*--data.batch-size"
-    ) as error:
+    return step
+
+
+MEMORY = {
+    "gpu": (
+        raises(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore")),
+        "GPU's .*2.00 GiB",
+    ),
+    "cublas": (raises(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `f`")), "GPU's .*ALLOC_FAILED"),
+    "torch": (lambda *_: torch.empty(2**60), r"machine's .*\(DefaultCPUAllocator.* allocate 4611686018427387904 bytes"),
+    "numpy": (lambda *_: np.empty(2**59), "machine's .*Unable to allocate 4.00 EiB"),
+    "python": (lambda *_: bytearray(2**60), "machine's .*no memory for Python"),
+    "system": (raises(OSError(errno.ENOMEM, "Cannot allocate memory")), "machine's .*Cannot allocate"),
+    "loader": (
+        raises(RuntimeError("Caught RuntimeError in worker 0.\nTraceback\nstd::bad_alloc")),
+        "machine's .*bad_alloc",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MEMORY)
+def test_memory_that_runs_out_is_said_in_one_line(tmp_path: Path, name: str) -> None:
+    """As the libraries really say it, of the GPU and of the machine."""
+    step, said = MEMORY[name]
+    with pytest.raises(RunError, match=rf"line, epoch 1: the {said}.*--data.batch-size") as error:
         run(replace(stage(1)[0], step=step), tmp_path / "c.pt")
     assert "\n" not in str(error.value)
+
+
+def test_other_errors_of_a_step_are_not_taken_for_a_lack_of_memory(tmp_path: Path) -> None:
+    for error in (RuntimeError("shapes do not fit"), OSError(errno.ENOSPC, "No space left on device")):
+        with pytest.raises(type(error)) as found:
+            run(replace(stage(1)[0], step=raises(error)), tmp_path / "c.pt")
+        assert found.value is error
+
+
+def test_smaller_chunks_begin_when_the_failed_step_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its tensors are what filled the memory; an error that is still handled would hold them."""
+    kept: list[weakref.ref[torch.Tensor]] = []
+    real = stage(1)[0]
+
+    def step(batch: Any, epoch: int) -> dict[str, torch.Tensor]:
+        if not kept:
+            large = torch.ones(8)
+            kept.append(weakref.ref(large))
+            torch.empty(2**60)
+        return real.step(batch, epoch)
+
+    halve, chunks = loop.halve, Chunks(batch=8)
+
+    def halved(*arguments: Any) -> None:
+        assert kept[0]() is None
+        halve(*arguments)
+
+    monkeypatch.setattr(loop, "halve", halved)
+    run(replace(real, step=step, chunks=chunks), tmp_path / "c.pt")
+    assert chunks.number == 2
 
 
 def one_line(path: Path, identity: str | None = "mine") -> str:

@@ -65,3 +65,12 @@ def test_buffers_are_copied_or_averaged() -> None:
     torch.testing.assert_close(averaged.get_buffer("1.running_var"), 0.9 + 0.1 * student.get_buffer("1.running_var"))
     # a count has no average
     assert averaged.get_buffer("1.num_batches_tracked") == student.get_buffer("1.num_batches_tracked") == 1
+
+
+def test_all_buffers_are_taken_at_once_and_none_is_no_fault(monkeypatch) -> None:
+    """A kernel for each buffer is some 300 of them for a ResNet."""
+    monkeypatch.setattr(torch.Tensor, "copy_", None)
+    monkeypatch.setattr(torch.Tensor, "lerp_", None)
+    for student in (network(), nn.Conv2d(3, 4, 3)):
+        for buffers in ("copied", "averaged"):
+            update_teacher(make_teacher(student), student, 0.9, buffers)

@@ -315,6 +315,23 @@ def test_statistics_are_those_of_the_views_given(straight: Result) -> None:
     assert first.momentum == 0.1  # as it was
 
 
+def test_statistics_are_taken_uncompiled(straight: Result) -> None:
+    """What `update_bn` changes of the BatchNorms would have a compiled network built anew, in dozens of pieces."""
+    context = open_context(straight.config, show_progress=False)
+    localizer = build(straight.config, len(context.dataset.class_names), context.device).localizer
+    built: list[Any] = []
+
+    def backend(graph: torch.fx.GraphModule, _inputs: Any) -> Any:
+        built.append(graph)
+        return graph.forward
+
+    localizer.compile(backend=backend)
+    settle_statistics(localizer, context)
+    assert not built
+    localizer(torch.rand(2, 3, 32, 32))
+    assert built  # it is compiled, and stays so
+
+
 def test_compiled_networks_train_the_same(
     straight: Result, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from lchp.config import ModelConfig
 from lchp.losses import foreground
 from lchp.methods.base import Batch, Method, Scheme, minmax
-from lchp.networks import Classifier, ClassifierOutput
+from lchp.networks import Classifier, ClassifierOutput, Fp32Conv2d
 
 DELTA = 0.6
 """Share of M_A's range above which features are erased: the code's, for ImageNet and CUB."""
@@ -78,7 +78,7 @@ def _branch(channels: int, num_classes: int) -> nn.Module:
         nn.ReLU(),
         nn.Conv2d(width, width, 3, padding=1),
         nn.ReLU(),
-        nn.Conv2d(width, num_classes, 1),
+        Fp32Conv2d(width, num_classes, 1),
     )
     return start(branch)
 

@@ -30,7 +30,7 @@ from lchp.backbones.spine import outputs, resolutions
 from lchp.config import ModelConfig
 from lchp.methods.base import Batch, Method, Scheme, minmax
 from lchp.methods.cam import cam, class_activation_map
-from lchp.networks import Classifier, ClassifierOutput
+from lchp.networks import Classifier, ClassifierOutput, Fp32Conv2d
 
 MARGIN = 0.5
 """By how much the cosine to one's class is to exceed that to any background (chosen here)."""
@@ -45,7 +45,7 @@ class Csoa(nn.Module):
         self.unit = resolutions(self.classifier.trunk)[-2:][0][-1]
         channels = self.unit.channels
         self.internal = nn.Sequential(
-            nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(), nn.Conv2d(channels, num_classes, 1)
+            nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(), Fp32Conv2d(channels, num_classes, 1)
         )
 
     @property

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lchp.devices import send
 from lchp.methods.base import Batch, Method, Scheme
 from lchp.methods.cam import cam
 
@@ -23,7 +24,7 @@ def cut_mask(size: tuple[int, int], share: Tensor, centre: Tensor) -> Tensor:
     def inside(n: int, at: Tensor) -> Tensor:
         half = (n * (1 - share).sqrt()).floor() // 2
         middle = (at * n).floor()
-        pixels = torch.arange(n)
+        pixels = torch.arange(n, device=at.device)
         return (pixels >= middle - half) & (pixels < middle + half)
 
     return inside(size[0], centre[0])[:, None] & inside(size[1], centre[1])
@@ -31,7 +32,6 @@ def cut_mask(size: tuple[int, int], share: Tensor, centre: Tensor) -> Tensor:
 
 def mixed_loss(classifier: nn.Module, batch: Batch, mask: Tensor, order: Tensor) -> Tensor:
     """Cross-entropy of the images with those of `order` (B) in the `mask` (H x W bool), labels weighted by area."""
-    mask, order = mask.to(batch.images.device), order.to(batch.images.device)
     logits = classifier(torch.where(mask, batch.images[order], batch.images)).logits.float()
     left = 1 - mask.float().mean()
     return left * F.cross_entropy(logits, batch.labels) + (1 - left) * F.cross_entropy(logits, batch.labels[order])
@@ -42,8 +42,9 @@ def cutmix_loss(classifier: nn.Module, batch: Batch) -> Tensor:
     share = torch.rand((), generator=batch.generator)  # Beta(1, 1) is uniform
     centre = torch.rand(2, generator=batch.generator)
     order = torch.randperm(len(batch.images), generator=batch.generator)
-    size = (batch.images.shape[2], batch.images.shape[3])
-    return mixed_loss(classifier, batch, cut_mask(size, share, centre), order)
+    size, device = (batch.images.shape[2], batch.images.shape[3]), batch.images.device
+    share, centre = send(torch.cat([share[None], centre]), device).tensor_split([1])
+    return mixed_loss(classifier, batch, cut_mask(size, share, centre), send(order, device))
 
 
 METHOD = Method("cutmix", "CutMix", Scheme("cutmix", cutmix_loss, sliced=False), cam)

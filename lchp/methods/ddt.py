@@ -2,8 +2,9 @@
 Recognition 2019 (arXiv 1707.06397): boxes for the images of one class from what their features have in common.
 
 Every position's features are a descriptor x. With the mean m over all descriptors of all images of the class and the
-first principal direction xi of their covariance, P = xi . (x - m) is positive on the common object; the box is that of
-the largest connected region with P > 0, in which corners connect, as in PSOL's labelling.
+first principal direction xi of their covariance, P = xi . (x - m) is positive on the common object. The box is that of
+the largest connected region of cells with P > 0 on the features' own grid, in which corners connect, each cell enlarged
+to the pixels nearest to it, as in PSOL's labelling.
 
 The covariance is added up over batches in float64, so memory is C x C whatever the number of images, and the images are
 run through twice. It departs from the paper and from PSOL's code (tzzcl/PSOL, generate_box_imagenet.py) in three
@@ -15,7 +16,7 @@ things:
 - the features are those of the trunk that is given, at stride 16 (there VGG16's last pooling, stride 32).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,19 +25,30 @@ from scipy import ndimage
 from torch import Tensor
 
 from lchp.evaluate import FULL_BOX
+from lchp.methods.cam import class_activation_map
 
 
 @dataclass(frozen=True)
 class Transform:
-    """`mean` m and `direction` xi of a class, C values each in float64; xi has length 1."""
+    """`mean` m and `direction` xi of each class, K x C float32 both; each xi has length 1."""
 
     mean: Tensor
     direction: Tensor
 
-    def __call__(self, features: Tensor) -> Tensor:
-        """P of features B x C x h x w: B x h x w, float64."""
-        direction = self.direction.to(features.device)
-        return torch.einsum("bchw,c->bhw", features.double(), direction) - (self.mean @ self.direction).to(direction)
+    @classmethod
+    def of(cls, classes: Sequence[tuple[Tensor, Tensor]], device: torch.device) -> "Transform":
+        """That of K classes, from the `Descriptors.principal` of each."""
+        mean, direction = (torch.stack(part).float() for part in zip(*classes, strict=True))
+        return cls(mean.to(device), direction.to(device))
+
+    def project(self, features: Tensor, labels: Tensor) -> Tensor:
+        """P of features B x C x h x w, each image's by the transform of its class (labels: B): B x h x w."""
+        centred = features.float() - self.mean[labels][:, :, None, None]
+        return class_activation_map(centred, self.direction[labels])
+
+    def boxes(self, features: Tensor, labels: Tensor) -> Tensor:
+        """DDT's boxes of images with these features and class ids (B), B x 4 in [0, 1] of their views."""
+        return largest_component_boxes(self.project(features, labels) > 0)
 
 
 class Descriptors:
@@ -54,18 +66,18 @@ class Descriptors:
         self.total += x.sum(1)
         self.products += x @ x.T
 
-    def transform(self) -> Transform:
-        """m and xi of all descriptors so far, on the CPU. Raises ValueError without any."""
+    def principal(self) -> tuple[Tensor, Tensor]:
+        """m and xi, C values each, of all descriptors so far, in float64 on the CPU. Raises ValueError without any."""
         if not self.count:
             raise ValueError("no descriptors: the class has no image")
         mean = self.total / self.count
         covariance = self.products / self.count - mean.outer(mean)
         direction = torch.linalg.eigh(covariance.cpu()).eigenvectors[:, -1]  # eigenvalues ascend
-        return Transform(mean.cpu(), direction if direction.sum() >= 0 else -direction)
+        return mean.cpu(), direction if direction.sum() >= 0 else -direction
 
 
 def largest_component_boxes(mask: Tensor) -> Tensor:
-    """Smallest rectangle around the largest connected region of masks B x h x w (bool): B x 4 in [0, 1], on the CPU.
+    """Smallest rectangle around the largest connected region of masks B x h x w (bool): B x 4 in [0, 1].
 
     Corners connect; of regions of equal size it is the first in reading order; without foreground the box is the whole
     view. `lchp.pseudo.enclosing_boxes` is the one around all foreground.
@@ -77,19 +89,4 @@ def largest_component_boxes(mask: Tensor) -> Tensor:
         if ndimage.label(part, np.ones((3, 3)), labels):
             rows, columns = ndimage.find_objects(labels)[np.bincount(labels[labels > 0]).argmax() - 1]
             box[:] = columns.start / w, rows.start / h, columns.stop / w, rows.stop / h
-    return torch.from_numpy(boxes)
-
-
-@torch.no_grad()
-def co_localize(features: Callable[[], Iterable[Tensor]]) -> Tensor:
-    """Boxes of one class's images, N x 4 in [0, 1] of their views, on the CPU.
-
-    features: starts a pass over the images, giving their features batch by batch (B x C x h x w), in both passes the
-    same. Raises ValueError for a class without images.
-    """
-    descriptors: Descriptors | None = None
-    for batch in features():
-        descriptors = descriptors or Descriptors(batch.shape[1], batch.device)
-        descriptors.add(batch)
-    transform = (descriptors or Descriptors(0)).transform()
-    return torch.cat([largest_component_boxes(transform(batch) > 0) for batch in features()])
+    return torch.from_numpy(boxes).to(mask.device)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lchp.augment import crop
+from lchp.devices import send
 from lchp.methods.base import Batch, Method, Scheme
 from lchp.methods.cam import cam, plain_loss
 
@@ -46,7 +47,7 @@ def sample_crops(n: int, size: tuple[int, int], generator: torch.Generator) -> T
 def gr_loss(classifier: nn.Module, batch: Batch) -> Tensor:
     """Cross-entropy on one crop of each image."""
     boxes = sample_crops(len(batch.images), (batch.images.shape[2], batch.images.shape[3]), batch.generator)
-    images = crop(batch.images, boxes.to(batch.images.device))
+    images = crop(batch.images, send(boxes, batch.images.device))
     return plain_loss(classifier, replace(batch, images=images))
 
 

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lchp.devices import send
 from lchp.methods.base import Batch, Method, Scheme
 from lchp.methods.cam import cam, plain_loss
 from lchp.networks import Classifier
@@ -36,7 +37,7 @@ def has_loss(classifier: nn.Module, batch: Batch, rate: float = HIDE) -> Tensor:
     """Cross-entropy on the images with patches hidden at `rate`."""
     hidden = torch.rand(len(batch.images), GRID, GRID, generator=batch.generator) < rate
     assert isinstance(classifier, Classifier)
-    images = hide(batch.images, hidden.to(batch.images.device), classifier.mean)
+    images = hide(batch.images, send(hidden, batch.images.device), classifier.mean)
     return plain_loss(classifier, replace(batch, images=images))
 
 

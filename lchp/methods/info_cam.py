@@ -6,10 +6,12 @@ that all labels share, so that of two labels PMI(x, y) - PMI(x, y') = logit_y - 
 mean over positions, and the share of a region R in it is the sum over R of CAM_y - CAM_y'. The map gives this for the
 region around each position; y' is the label that the classifier holds for the least likely.
 
-Region and y' are those of the authors' commands for both data sets (kfzyqin/Research-Softmax-with-Mutual-Information,
-info_cam/*/utils/util_cam.py, flags --conv-cam and --max-cam). It departs in two things. The code's padding of 2 makes
-the map two cells larger than the features, which moves everything towards the centre once it is resized to the image:
-here it is 1. And y' is never y itself, for which the map would be 0 everywhere.
+Region and y' are those of the authors' code for Tiny-ImageNet (kfzyqin/Research-Softmax-with-Mutual-Information,
+info_cam/Tiny-ImageNet/utils/util_cam.py, flags --conv-cam and --max-cam). Its code for CUB differs: a region of 4 x 4
+with a padding of 3, and of its scripts only run_resnet_no_adl.sh says --max-cam; the others there add up CAM_y alone.
+This departs from both in two things. Their padding (2 and 3) makes the map larger than the features, which moves
+everything towards the centre once it is resized to the image: here it is 1. And y' is never y itself, for which the map
+would be 0 everywhere.
 """
 
 import torch

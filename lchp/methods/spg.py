@@ -30,7 +30,7 @@ from lchp.config import ModelConfig
 from lchp.methods.acol import start
 from lchp.methods.base import Batch, Method, Scheme, minmax
 from lchp.methods.cam import cam, class_activation_map
-from lchp.networks import Classifier, ClassifierOutput
+from lchp.networks import Classifier, ClassifierOutput, Fp32Conv2d
 from lchp.pseudo import upsample
 
 FROM_A, FROM_B2, FROM_BOTH = (0.7, 0.05), (0.5, 0.05), (0.7, 0.1)
@@ -60,8 +60,8 @@ class Spg(nn.Module):
         self.units = (last_two[0][-1], last_two[-1][-1])
         width = min(WIDTH, self.units[1].channels)
         self.b1, self.b2 = (_convolution(unit.channels, width) for unit in self.units)
-        self.shared = nn.Sequential(_convolution(width, width), nn.Conv2d(width, 1, 1))
-        self.c = nn.Sequential(_convolution(self.units[1].channels, width), nn.Conv2d(width, 1, 1))
+        self.shared = nn.Sequential(_convolution(width, width), Fp32Conv2d(width, 1, 1))
+        self.c = nn.Sequential(_convolution(self.units[1].channels, width), Fp32Conv2d(width, 1, 1))
         for branch in (self.b1, self.b2, self.shared, self.c):
             start(branch)
 
