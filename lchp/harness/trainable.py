@@ -112,8 +112,8 @@ def _train(job: Job, setting: Setting, on_epoch: Report, spent: dict[str, float]
             source = distributed.from_first(lambda: store.find(1, job.source or ""))
             if source is None:
                 return "lost_source"
-        if first:
-            _require_same_data(job)
+        if first and (changed := _changed_data(job)) is not None:
+            raise changed
         resume = distributed.from_first(lambda: _can_resume(work, job.config))
         if first:
             work.mkdir(exist_ok=True)  # not those above it: the storage may be gone
@@ -123,11 +123,9 @@ def _train(job: Job, setting: Setting, on_epoch: Report, spent: dict[str, float]
         spent["train_seconds"] = time.perf_counter() - begin
         if first:
             _require_claimed(setting)
-            try:
-                _require_same_data(job)
-            except DataError:
-                shutil.rmtree(work, ignore_errors=True)  # of neither data
-                raise
+            if (changed := _changed_data(job)) is not None:
+                shutil.rmtree(work, ignore_errors=True)  # trained on neither
+                raise changed
             store.publish(work, job.stage, job.key)
     return "done"
 
@@ -138,16 +136,18 @@ def _require_claimed(setting: Setting) -> None:
         Claim(Path(setting.work).with_name(LOCK), setting.claim).check()
 
 
-def _require_same_data(job: Job) -> None:
-    """Raises DataError where the files of the data set are not those that the job's key was made of, or cannot be read:
-    the result would be found by those who ask for another's."""
+def _changed_data(job: Job) -> DataError | None:
+    """The error to raise where the files of the data set are not those that the job's key was made of: its result would
+    be found by those who ask for another's. Raises DataError where they cannot be read."""
     if job.data is None or job.config.data.root is None:  # generated
-        return
-    if (now := fingerprint(load(job.config.data))) != job.data:
-        raise DataError(
-            f"data.root = {job.config.data.root!r}: the data has changed since the sweep was started (fingerprint "
-            f"{job.data}, now {now}); nothing was published, start the sweep again with --resume, on the data as it is"
-        )
+        return None
+    now = fingerprint(load(job.config.data))
+    if now == job.data:
+        return None
+    return DataError(
+        f"data.root = {job.config.data.root!r}: the data has changed since the sweep was started (fingerprint "
+        f"{job.data}, now {now}); nothing was published, start the sweep again with --resume, on the data as it is"
+    )
 
 
 def _may_pass(error: BaseException | None) -> bool:
