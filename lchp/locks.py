@@ -90,6 +90,8 @@ def locked(path: Path, *, wait: float = 0.0, remove: bool = False) -> Iterator[C
                 except OSError as error:
                     raise unwritable(path, error) from None
             else:
+                with contextlib.suppress(OSError):
+                    path.touch()  # its time tells others when this began
                 log.warning(
                     "%s: this file system has no locks; start nothing else that writes into this folder", path.parent
                 )

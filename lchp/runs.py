@@ -27,6 +27,7 @@ CONFIG, METRICS, PREDICTIONS, SUMMARY, ENVIRONMENT = (
     "environment.json",
 )
 CHECKPOINTS = "checkpoints"
+SECOND_CLASSIFIER = "second_classifier.json"
 _TEMPORARY = re.compile(r"\..+\.(?:json|jsonl|parquet|pt)-\w{8}")
 """A file of `write_atomically` before it is renamed."""
 

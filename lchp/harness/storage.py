@@ -18,8 +18,17 @@ from pathlib import Path
 from lchp.checkpoints import previous
 from lchp.filesystem import sync_folder
 from lchp.locks import LOCK
-from lchp.runs import CHECKPOINTS, CONFIG, ENVIRONMENT, METRICS, PREDICTIONS, SUMMARY, unwritable, write_json
-from lchp.second_classifier import RECORD as SECOND_CLASSIFIER
+from lchp.runs import (
+    CHECKPOINTS,
+    CONFIG,
+    ENVIRONMENT,
+    METRICS,
+    PREDICTIONS,
+    SECOND_CLASSIFIER,
+    SUMMARY,
+    unwritable,
+    write_json,
+)
 
 log = logging.getLogger(__name__)
 
