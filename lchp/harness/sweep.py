@@ -412,6 +412,7 @@ def _tune(plan: Plan, setting: Setting, places: int, display: Display, hooks: di
         # so that drivers and workers together fit on the cores
         setting = replace(setting, cpus=setting.cpus - 2 * DRIVER_CPU)
         trainable = tune.with_resources(ray_train_trial, {"CPU": DRIVER_CPU})
+    name = f"{time.time_ns()}"
     searcher = StageSearcher(plan.schedule, asdict(setting), kept(hooks.get("refill", list), []))
     tuner = tune.Tuner(
         trainable,
@@ -425,7 +426,7 @@ def _tune(plan: Plan, setting: Setting, places: int, display: Display, hooks: di
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(
-            name=f"{time.time_ns()}",
+            name=name,
             storage_path=str(plan.folder / "ray"),
             callbacks=[Tracker(plan.schedule, plan.options.max_failures, kept(changed, None))],
             stop=Faulty(faults),
@@ -438,6 +439,11 @@ def _tune(plan: Plan, setting: Setting, places: int, display: Display, hooks: di
         if not faults:
             raise
     if faults:
+        # Tune writes its state at the end, and makes folders for it where the storage is gone
+        shutil.rmtree(plan.folder / "ray" / name, ignore_errors=True)
+        for empty in (plan.folder / "ray", plan.folder, plan.folder.parent):
+            with contextlib.suppress(OSError):
+                empty.rmdir()
         raise faults[0]
 
 
