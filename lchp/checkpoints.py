@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from lchp.errors import RunError
+from lchp.filesystem import sync
 from lchp.runs import write_atomically
 
 log = logging.getLogger(__name__)
@@ -23,16 +24,17 @@ def previous(path: Path) -> Path:
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Writes `state` to `path`; what was there becomes `previous(path)`, once the new one is written whole."""
+    """Writes `state` to `path`, in a folder that is there; the one before becomes `previous(path)`, once the new one is
+    written whole."""
 
     def write(file: Any) -> None:
         torch.save(state, file)
         if path.exists():
             file.flush()
-            os.fsync(file.fileno())  # a disk that fills up shows it here, at the latest
+            sync(file.fileno())  # a disk that fills up shows it here, at the latest
             _keep(path)
 
-    write_atomically(path, write)
+    write_atomically(path, write, parents=False)
 
 
 def _keep(path: Path) -> None:

@@ -1,5 +1,6 @@
 """What a run measures: predictions of the test split, kept training boxes, and the held-out images."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from lchp.evaluate import FRAMES, RESULTS, GroundTruth, best_iou, consistency, g
 from lchp.inference import Models, Predictions, each_score_map, predict, view_boxes
 from lchp.loop import DivergedError
 from lchp.records import frame_table, summarize, write_predictions
-from lchp.runs import SUMMARY, require_claimed
+from lchp.runs import SUMMARY
 from lchp.stages import Networks
 
 MAP_INTERVAL = 0.001
@@ -58,8 +59,9 @@ def _truth(split: Split, images: Images, frame: str, config: TrainConfig) -> Gro
     return ground_truth(split.boxes, images.sizes(), frame, crop=config.data.image_size / config.data.resize)
 
 
-def record_predictions(run: Path, models: Models, context: Context) -> dict[str, Any]:
-    """Predicts the test split in both frames, writes predictions.parquet, and returns the summary made from it."""
+def record_predictions(run: Path, models: Models, context: Context, *, check: Callable[[], object]) -> dict[str, Any]:
+    """Predicts the test split in both frames, writes predictions.parquet, and returns the summary made from it. check:
+    called before it is written, to raise where the run folder is not the one that was claimed."""
     import pyarrow as pa
 
     config = context.config
@@ -81,7 +83,7 @@ def record_predictions(run: Path, models: Models, context: Context) -> dict[str,
         )
     table = pa.concat_tables(tables)
     if distributed.rank() == 0:
-        require_claimed(run)
+        check()
         write_predictions(run, table)
     summary = summarize(table)
     if models.score_maps is not None and split.boxes is not None:

@@ -65,8 +65,8 @@ def frame_table(
 
 
 def write_predictions(run: Path, table: pa.Table) -> None:
-    """Writes predictions.parquet."""
-    write_atomically(run / PREDICTIONS, lambda file: pq.write_table(table, file))
+    """Writes predictions.parquet into a run folder that is there."""
+    write_atomically(run / PREDICTIONS, lambda file: pq.write_table(table, file), parents=False)
 
 
 def read_predictions(run: Path) -> pa.Table:

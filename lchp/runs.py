@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 from lchp.config import TrainConfig, from_dict, to_dict, unique_keys
 from lchp.errors import ConfigError, RunError
+from lchp.filesystem import name_new, set_mode, sync, sync_folder
 
 CONFIG, METRICS, PREDICTIONS, SUMMARY, ENVIRONMENT = (
     "config.json",
@@ -26,6 +27,7 @@ CONFIG, METRICS, PREDICTIONS, SUMMARY, ENVIRONMENT = (
     "environment.json",
 )
 CHECKPOINTS = "checkpoints"
+SECOND_CLASSIFIER = "second_classifier.json"
 _TEMPORARY = re.compile(r"\..+\.(?:json|jsonl|parquet|pt)-\w{8}")
 """A file of `write_atomically` before it is renamed."""
 
@@ -48,28 +50,34 @@ def unwritable(path: Path, error: OSError) -> RunError:
     return RunError(f"{path}: cannot be written ({error.strerror or error}); {remedy}, {_AGAIN}")
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Calls `write` on a temporary file in the same folder, which is made if need be; syncs it, renames it to `path`,
-    and syncs the folder.
+def write_atomically(
+    path: Path, write: Callable[[BinaryIO], object], *, parents: bool = True, new: bool = False
+) -> None:
+    """Calls `write` on a temporary file in the same folder; syncs it, renames it to `path`, and syncs the folder.
 
+    parents: the folder is made if need be; not so for what belongs into a folder that was claimed, which stays away
+    when it has lost its disk. new: raises FileExistsError where `path` is there already.
     Raises RunError, see `unwritable`; what stood at `path` is then still there, and the temporary file is gone.
     """
-    make_folder(path.parent)
+    if parents:
+        make_folder(path.parent)
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
                 write(file)
                 file.flush()
-                os.fsync(file.fileno())
-            os.chmod(name, 0o644)  # mkstemp's 0600 would hide results from a group that shares the storage
-            os.replace(name, path)
+                sync(file.fileno())
+            set_mode(name, 0o644)  # mkstemp's 0600 would hide results from a group that shares the storage
+            (name_new if new else os.replace)(name, path)
         except BaseException:
             with contextlib.suppress(OSError):  # where the folder is gone, so is the file
                 os.unlink(name)
             raise
         sync_folder(path.parent)
     except OSError as error:
+        if new and isinstance(error, FileExistsError):
+            raise
         raise unwritable(path, error) from None
     except RuntimeError as error:  # torch.save's writer raises one over the file's own error
         if not isinstance(error.__context__, OSError):
@@ -88,22 +96,10 @@ def make_folder(folder: Path) -> None:
         raise unwritable(folder, error) from None
 
 
-def sync_folder(folder: Path) -> None:
-    """Waits until the names in a folder are on disk, without which a crash may undo a rename. Raises OSError."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems have no such call
-            raise
-    finally:
-        os.close(handle)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON; NaN, which JSON lacks, must have become None before."""
+def write_json(path: Path, value: Any, *, parents: bool = True, new: bool = False) -> None:
+    """Writes JSON, as `write_atomically`; NaN, which JSON lacks, must have become None before."""
     text = json.dumps(value, indent=2, sort_keys=False, allow_nan=False) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_atomically(path, lambda file: file.write(text.encode()), parents=parents, new=new)
 
 
 def read_json(path: Path) -> Any:
@@ -116,27 +112,15 @@ def read_json(path: Path) -> Any:
         raise RunError(f"{path}: cannot be read ({error})") from None
 
 
-def write_config(run: Path, config: TrainConfig) -> None:
+def write_config(run: Path, config: TrainConfig, *, new: bool = False) -> None:
     """Writes config.json, complete, so that it round-trips; by this a training makes the run folder its own.
 
-    Temporary files that a killed one left there are removed.
+    Temporary files that a killed one left there are removed. new: raises FileExistsError where there is one already.
     """
-    write_json(run / CONFIG, to_dict(config))
+    write_json(run / CONFIG, to_dict(config), parents=False, new=new)
     for left in (*run.glob(".*"), *(run / CHECKPOINTS).glob(".*")):
         if _TEMPORARY.fullmatch(left.name):
             left.unlink(missing_ok=True)
-
-
-def require_claimed(run: Path) -> None:
-    """Raises RunError where a run folder has lost its config.json while a training writes into it.
-
-    Its disk is no longer mounted, or somebody removed or replaced it: to write on would leave half of a run behind.
-    """
-    if not (run / CONFIG).is_file():
-        raise RunError(
-            f"{run}: the run folder is gone or was replaced (it lacks {CONFIG}); is its disk still mounted? "
-            "Once it is back, give the same command with --resume"
-        )
 
 
 def read_config(run: Path) -> TrainConfig:
@@ -151,13 +135,12 @@ def read_config(run: Path) -> TrainConfig:
 def append_metrics(run: Path, line: Mapping[str, Any]) -> None:
     """Adds one line (an epoch of a stage) in place of a line of the same epoch that an earlier, cut-off try left.
 
-    Raises RunError where the run folder is no longer there (see `require_claimed`) or cannot be written.
+    Raises RunError where the run folder is no longer there or cannot be written.
     """
-    require_claimed(run)
     path = run / METRICS
     kept = [old for old in read_metrics(run) if (old["stage"], old["epoch"]) != (line["stage"], line["epoch"])]
     text = "".join(json.dumps(entry) + "\n" for entry in [*kept, line])
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_atomically(path, lambda file: file.write(text.encode()), parents=False)
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

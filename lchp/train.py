@@ -1,6 +1,8 @@
 """train(config) -> Result: one run of both stages, free of Ray."""
 
+import contextlib
 import copy
+import itertools
 import logging
 import sys
 import tempfile
@@ -42,6 +44,7 @@ from lchp.distributed import share_batch_statistics
 from lchp.errors import ConfigError, RunError
 from lchp.inference import Models
 from lchp.interrupt import Stop
+from lchp.locks import LOCK, Claim, HeldError, locked
 from lchp.loop import Chunks, Metrics, Stage, epoch_seed, fit, make_schedule
 from lchp.measure import kept_boxes, known_kept, record_predictions, validate
 from lchp.networks import Classifier, Localizer
@@ -88,13 +91,15 @@ def train(
     show_progress: bool = False,
     stop: Stop | None = None,
 ) -> Result:
-    """Trains, predicts the test split in both frames, and writes the run folder `output` (None: runs/DATA-seedN-TIME).
+    """Trains, predicts the test split in both frames, and writes the run folder `output` (None: runs/DATA-seedN-TIME, a
+    name that no other run has). The folder is locked for as long as that takes.
 
     stage: `both`, `init` (stage 1 alone), or `refine` (stage 2 alone, from stage 1 of the run folder `source`).
     resume: go on from the newest checkpoint in `output`. on_epoch: called with each epoch's metrics. stop: where it is
     asked, a checkpoint is written at the end of the step and Interrupted is raised.
     Raises an LchpError for anything a user can mend.
     """
+    unique = output is None
     if output is None:
         if resume:
             raise ConfigError("--resume needs --output DIR, the run folder to go on with")
@@ -104,24 +109,36 @@ def train(
         raise ConfigError(f"stage = {stage!r}: expected one of {', '.join(get_args(StageChoice))}")
     if (stage == "refine") != (source is not None):
         raise ConfigError("stage = 'refine' needs the run folder of its stage 1 (--from DIR), and only it takes one")
-    if stage == "refine" and source is not None:
-        first = Path(source) / CHECKPOINTS / f"{INITIALIZATION}.pt"
-    else:
-        first = run / CHECKPOINTS / f"{INITIALIZATION}.pt"
-    _check_claim(run, config, stage, resume)
+    if not unique:
+        _check_claim(run, config, stage, resume)
+    made = not unique and run.is_dir()
     distributed.barrier()  # worker 0 claims the folder below: not before all have looked
+    with contextlib.ExitStack() as held:
+        if resume:
+            mine = distributed.from_first(lambda: held.enter_context(locked(run / LOCK, remove=True)))
+            claim = partial(_claim_again, mine, config)
+        else:
+            claim = partial(_claim, held, run, config, made=made, unique=unique)
+        options = {"resume": resume, "on_epoch": on_epoch, "show_progress": show_progress, "stop": stop}
+        return _train(config, claim, stage, source, options)
+
+
+def _train(
+    config: TrainConfig,
+    claim: Callable[[], Claim],
+    stage: StageChoice,
+    source: str | Path | None,
+    options: dict[str, Any],
+) -> Result:
+    """As `train`, into the run folder that `claim` makes this run's own."""
     writes = distributed.rank() == 0
-    context = open_context(config, show_progress)
-    begin, earlier = time.perf_counter(), sum(line["seconds"] for line in runs.read_metrics(run))
+    context = open_context(config, options["show_progress"])
+    begin = time.perf_counter()
     identity = initialization_identity(config, context.training_fingerprint)
+    first = Path(source or "") / CHECKPOINTS / f"{INITIALIZATION}.pt"
     stage1 = {"checkpoint": str(first.resolve()), "identity": identity} if stage == "refine" else None
     # stage1: where stage 2 alone found its classifier
     environment = describe_environment(context) | {"stage1": stage1, "method": label(config)}
-
-    def record(metrics: Metrics) -> None:
-        runs.append_metrics(run, metrics)
-        if board is not None:
-            board.scalars(metrics)
 
     nets = build(config, len(context.dataset.class_names), context.device)
     if stage == "refine":
@@ -129,20 +146,32 @@ def train(
     if config.compile:
         for net in (nets.classifier, nets.teacher, nets.localizer):
             net.compile()  # in place: the names of the weights stay
+    claimed = distributed.from_first(claim)  # only now: a config that cannot start leaves no folder behind
+    run = claimed.path.parent
+    earlier = sum(line["seconds"] for line in runs.read_metrics(run))
+    if stage != "refine":
+        first = run / CHECKPOINTS / f"{INITIALIZATION}.pt"
     if writes:
-        runs.write_config(run, config)  # only now: a config that cannot start leaves no folder behind
-        runs.write_json(run / ENVIRONMENT, environment)  # a stopped run needs its class names too
+        runs.write_json(run / ENVIRONMENT, environment, parents=False)  # a stopped run needs its class names too
+        runs.make_folder(run / CHECKPOINTS)
     board = _open_board(run, context) if config.tensorboard and writes else None
-    options = {"resume": resume, "record": record, "on_epoch": on_epoch, "show_progress": show_progress, "stop": stop}
-    plan = Plan(run, first, stage, source, board, options)
+
+    def record(metrics: Metrics) -> None:
+        claimed.check()
+        runs.append_metrics(run, metrics)
+        if board is not None:
+            board.scalars(metrics)
+
+    plan = Plan(run, first, stage, source, board, options | {"record": record})
     models, kept = (_train_lchp if chosen(config) is None else _train_compared)(nets, context, plan)
     if board is not None:
         board.close()
-    summary = record_predictions(run, models, context) | {"kept": kept}
+    summary = record_predictions(run, models, context, check=claimed.check) | {"kept": kept}
     if context.held_out is not None:
         summary["validation"] = validate(models, context, context.held_out)
     if not writes:
         return Result(run, config, summary)
+    claimed.check()
     seconds = {"total": earlier + time.perf_counter() - begin}
     for line in runs.read_metrics(run):  # of all sessions of a run that was resumed
         seconds[line["stage"]] = seconds.get(line["stage"], 0.0) + line["seconds"]
@@ -155,8 +184,9 @@ def train(
             "recipe": RECIPE_VERSION,
             "written": datetime.now(UTC).isoformat(timespec="seconds"),
         },
+        parents=False,
     )
-    runs.write_json(run / SUMMARY, summary)
+    runs.write_json(run / SUMMARY, summary, parents=False)
     return Result(run, config, summary)
 
 
@@ -497,13 +527,51 @@ def _check_claim(run: Path, config: TrainConfig, stage: StageChoice, resume: boo
             raise RunError(f"{run}: holds no run to go on with; leave --resume out to start one there")
         return
     if not resume:
-        raise RunError(f"{run}: holds a run already; go on with it by --resume, or name another --output")
+        raise _taken(run)
     if _trained_by(runs.read_config(run)) != _trained_by(config):
         raise RunError(
             f"{there}: differs from the config asked for; resume with the same flags, or use another --output"
         )
     if _begun_otherwise(run, stage):
         raise RunError(f"{run}: was begun with another --stage than {stage}; resume with the same flags")
+
+
+def _taken(run: Path) -> RunError:
+    return RunError(f"{run}: holds a run already; go on with it by --resume, or name another --output")
+
+
+def _claim(held: contextlib.ExitStack, run: Path, config: TrainConfig, *, made: bool, unique: bool) -> Claim:
+    """Makes a folder this run's own: locks it, until `held` is closed, and is the first to write config.json there.
+
+    made: whether the folder was there before; if it is not now, its disk is gone. unique: where another run has the
+    folder, a like name is taken. Raises RunError.
+    """
+    for folder in itertools.chain([run], (run.with_name(f"{run.name}-{n}") for n in itertools.count(2))):
+        with contextlib.ExitStack() as mine:
+            try:
+                if not made:
+                    runs.make_folder(folder)
+                if (folder / runs.CONFIG).exists():
+                    raise FileExistsError
+                claim = mine.enter_context(locked(folder / LOCK, remove=True))
+                runs.write_config(folder, config, new=True)
+            except FileExistsError:
+                if not unique:
+                    raise _taken(folder) from None
+            except HeldError:
+                if not unique:
+                    raise
+            else:
+                held.enter_context(mine.pop_all())
+                return claim
+    raise AssertionError("there is always another name")
+
+
+def _claim_again(claim: Claim, config: TrainConfig) -> Claim:
+    """A locked run folder whose run is gone on with, its config written anew: the data may lie elsewhere by now."""
+    claim.check()
+    runs.write_config(claim.path.parent, config)
+    return claim
 
 
 def _begun_otherwise(run: Path, stage: StageChoice) -> bool:

@@ -14,8 +14,8 @@ PACKAGE = ROOT / "lchp"
 # from the bottom up; a module imports from its own layer and from those below it
 LAYERS = [
     {"errors", "interrupt"},
-    {"config", "boxes", "distributed", "depthwise", "formats", "pictures"},
-    {"runs", "evaluate", "checkpoints", "consistency", "devices", "data", "augment", "losses", "backbones"},
+    {"config", "boxes", "distributed", "depthwise", "filesystem", "formats", "pictures"},
+    {"runs", "locks", "evaluate", "checkpoints", "consistency", "devices", "data", "augment", "losses", "backbones"},
     {"networks", "pseudo", "records", "loop", "scoring"},
     {"stages", "methods"},
     {"inference", "context"},

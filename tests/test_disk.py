@@ -223,11 +223,11 @@ def test_a_disk_that_vanishes(namespace: Namespace, root: Path, straight: Path, 
     disk = namespace.mount(f"--bind '{store}'", inside)
 
     def vanish() -> None:
-        assert namespace.run(f"umount '{inside}'") == ""
+        assert namespace.run(f"umount --lazy '{inside}'") == ""  # the lock of the run keeps it busy
 
     line = refusal(capsys, interrupted(root, disk, ("refinement", 1), vanish))
     assert line == (
-        f"lchp: error: {disk}: the run folder is gone or was replaced (it lacks config.json); is its disk still "
+        f"lchp: error: {disk}: the folder is gone or was replaced (lock: No such file or directory); is its disk still "
         "mounted? Once it is back, give the same command with --resume"
     )
     assert list(disk.iterdir()) == []

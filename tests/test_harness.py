@@ -19,9 +19,10 @@ from lchp.harness import Options, Sweep, grid, main
 from lchp.harness.cells import Cell, Job, expand, jobs_of, make_cell, pinned
 from lchp.harness.schedule import FINISHED, Schedule
 from lchp.harness.startup import Resources
-from lchp.harness.storage import DONE, Store, locked
+from lchp.harness.storage import DONE, RESULT, Store
 from lchp.harness.sweep import Outcome, Plan, SweepResult, Timing, make_plan, places_for, write_record
 from lchp.harness.trainable import Setting, run_job
+from lchp.locks import locked
 
 SWEEPS = Path(__file__).parents[1] / "sweeps"
 
@@ -41,7 +42,8 @@ def script(name: str) -> ModuleType:
 def finished(store: Store, stage: int = 1, key: str = "k", text: str = "result") -> Path:
     work = store.storage / "work" / f"{key}-{text}"
     (work / "checkpoints").mkdir(parents=True)
-    (work / "summary.json").write_text(text)
+    for name in RESULT:
+        (work / name).write_text(text)
     (work / "checkpoints" / "a.pt").write_bytes(b"weights")
     return store.publish(work, stage, key)
 
@@ -99,6 +101,9 @@ def test_publishing_over_a_damaged_result_replaces_it(tmp_path: Path) -> None:
 
 def test_a_published_result_has_no_second_copies_of_checkpoints(tmp_path: Path) -> None:
     store, checkpoint = Store(tmp_path), tmp_path / "work" / "checkpoints" / "initialization.pt"
+    checkpoint.parent.mkdir(parents=True)
+    for name in RESULT:
+        (tmp_path / "work" / name).write_text("result")
     for content in (b"older", b"newest"):
         save_checkpoint(checkpoint, {"content": content})
     assert previous(checkpoint).exists()
@@ -442,11 +447,18 @@ def test_a_dry_run_changes_nothing_and_names_earlier_flags(
     assert "holds no sweep backbones to go on with" in caplog.text
 
 
+def settings(tmp_path: Path, **more: str) -> Setting:
+    """Of a storage and a folder of unfinished trainings that are there, as a driver makes them."""
+    for name in ("results", "work"):
+        (tmp_path / name).mkdir()
+    return Setting(str(tmp_path / "results"), str(tmp_path / "work"), **more)
+
+
 def test_sharing_may_be_switched_between_two_starts(tmp_path: Path) -> None:
     """A cell that was begun with its own stage 1 is not gone on with from a shared one."""
     config = pinned(small.config(small.make_folder(tmp_path / "images"), first=1, second=2), gpu=False)
     (cell,) = expand(Sweep("s", config, [{}]))
-    setting = Setting(str(tmp_path / "results"), str(tmp_path / "work"))
+    setting = settings(tmp_path)
     said: list[dict[str, object]] = []
 
     def stop(result: dict[str, object]) -> None:
@@ -467,7 +479,7 @@ def test_a_work_folder_is_kept_as_long_as_a_checkpoint_of_each_stage_is_intact(
 ) -> None:
     config = pinned(small.config(small.make_folder(tmp_path / "images"), first=3, second=1), gpu=False)
     job = next(j for j in jobs_of(expand(Sweep("s", config, [{}]))).values() if j.stage == 1)
-    setting = Setting(str(tmp_path / "results"), str(tmp_path / "work"))
+    setting = settings(tmp_path)
 
     def stop(result: dict[str, object]) -> None:
         if result.get("done_epochs") == 2:

@@ -2,20 +2,26 @@
 
 import json
 import re
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+import killed
 import pyarrow as pa
 import pytest
 import torch
-from squares import small_config, write_images
+from squares import small_config, small_flags, small_values, write_images
 
+import lchp.train as train_module
 from lchp import runs
 from lchp.config import ConfigError, TrainConfig, field_types, override
 from lchp.context import open_context
 from lchp.errors import DataError, RunError
+from lchp.locks import HeldError
 from lchp.loop import DivergedError, epoch_seed
 from lchp.measure import known_kept
+from lchp.predict import load_run
 from lchp.records import read_predictions, summarize
 from lchp.train import Result, build, settle_statistics, train
 from lchp.views import epoch_order
@@ -360,3 +366,96 @@ def test_a_diverged_training_names_the_images_of_its_batch(root: Path, tmp_path:
     batch = [context.images.split.labels[i] for i in epoch_order(context, generator)[step]]
     known = dict(zip(context.images.split.image_ids, context.images.split.labels, strict=True))
     assert [known[i] for i in named[2].split(", ")] == batch
+
+
+# --- one run per folder
+
+
+def contents(run: Path) -> dict[str, bytes]:
+    return {p.relative_to(run).as_posix(): p.read_bytes() for p in run.rglob("*") if p.is_file()}
+
+
+def meanwhile(monkeypatch: pytest.MonkeyPatch, event: Callable[[], object]) -> None:
+    """Lets something happen while the next training opens its data: it has looked at its folder, and not claimed it."""
+    real, calls = train_module.open_context, iter([event])
+
+    def opened(*args: Any) -> Any:
+        next(calls, lambda: None)()
+        return real(*args)
+
+    monkeypatch.setattr(train_module, "open_context", opened)
+
+
+def test_of_two_trainings_into_one_folder_one_wins_and_the_other_writes_nothing(
+    straight: Result, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, winner = tmp_path / "run", {}
+
+    def other() -> None:
+        train(small_config(root), output=run)
+        winner.update(contents(run))
+
+    meanwhile(monkeypatch, other)
+    with pytest.raises(RunError) as error:
+        train(small_config(root, {"seed": 1}), output=run)
+    assert str(error.value) == f"{run}: holds a run already; go on with it by --resume, or name another --output"
+    assert contents(run) == winner
+    assert_same_run(run, straight.run)
+
+
+def test_two_commands_at_once_with_one_folder(straight: Result, root: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = ["train", *small_flags(small_values(root)), "--output", str(run)]
+    started = [killed.start(killed.command, command, -1, 0, tmp_path / f"said{n}") for n in range(2)]
+    for process in started:
+        process.join(200)
+    assert sorted(p.exitcode or 0 for p in started) == [0, 2]
+    loser = next(n for n, p in enumerate(started) if p.exitcode == 2)
+    lines = (tmp_path / f"said{loser}").read_text().splitlines()
+    assert len([line for line in lines if line.startswith(f"lchp: error: {run}")]) == 1
+    assert_same_run(run, straight.run)
+
+
+def test_trainings_without_a_folder_of_the_same_second_are_two(
+    straight: Result, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(time, "strftime", lambda *_: "20260101-000000")
+    config, found = small_config(root), []
+    found.append(train(config).run)
+    meanwhile(monkeypatch, lambda: found.append(train(config).run))
+    found.append(train(config).run)
+    name = "folder-seed0-20260101-000000"
+    assert found == [Path("runs") / name, Path("runs") / f"{name}-2", Path("runs") / f"{name}-3"]
+    for run in found:
+        assert_same_run(run, straight.run)
+
+
+def test_a_running_training_can_be_used_and_not_be_gone_on_with(straight: Result, root: Path, tmp_path: Path) -> None:
+    run, seen = tmp_path / "run", []
+
+    def look(metrics: dict[str, Any]) -> None:
+        before = contents(run)
+        with pytest.raises(RunError, match="holds a run already"):
+            train(small_config(root), output=run)
+        with pytest.raises(HeldError, match=r"run/lock: held by a process that is still running \(pid"):
+            train(small_config(root), output=run, resume=True)
+        if metrics["stage"] == "refinement":
+            seen.append(load_run(run, torch.device("cpu")).result)
+            train(small_config(root), output=tmp_path / f"from {len(seen)}", stage="refine", source=run)
+        assert contents(run) == before
+
+    train(small_config(root), look, output=run)
+    assert seen == ["lchp_i", "lchp_r"]
+    assert_same_run(run, straight.run)
+    assert not (run / "lock").exists()
+
+
+def test_a_claimed_folder_that_is_gone_is_not_made_again(root: Path, tmp_path: Path, monkeypatch) -> None:
+    """While the data was opened, which may take an hour, its disk was unmounted."""
+    run = tmp_path / "disk" / "run"
+    run.mkdir(parents=True)
+    meanwhile(monkeypatch, lambda: run.parent.rename(tmp_path / "aside"))
+    with pytest.raises(RunError, match=r"run/lock: cannot be written \(No such file or directory\)"):
+        train(small_config(root), output=run)
+    assert [p.name for p in tmp_path.iterdir()] == ["aside"]

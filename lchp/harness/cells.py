@@ -36,24 +36,27 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Cell:
-    """One config of a sweep (`base` with `overrides`), and the keys of its two results."""
+    """One config of a sweep (`base` with `overrides`), the keys of its two results, and the fingerprint of the data set
+    that these were made of."""
 
     base: TrainConfig
     overrides: Overrides
     config: TrainConfig
     stage1: str
     stage2: str
+    data: str
 
 
 @dataclass(frozen=True)
 class Job:
     """One training: stage 1, or stage 2 from the stage-1 result `source`; without a source (no sharing) stage 2 trains
-    its own stage 1 first. `config` is complete."""
+    its own stage 1 first. `config` is complete; `data`: the fingerprint of the data set that its key was made of."""
 
     stage: int
     key: str
     config: TrainConfig
     source: str | None = None
+    data: str | None = None
 
     @property
     def name(self) -> str:
@@ -85,13 +88,14 @@ class Job:
             "stage": self.stage,
             "key": self.key,
             "source": self.source,
+            "data": self.data,
             "config": to_dict(self.config),
         }
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> "Job":
         """The inverse of `to_dict`."""
-        return Job(values["stage"], values["key"], from_dict(values["config"]), values["source"])
+        return Job(values["stage"], values["key"], from_dict(values["config"]), values["source"], values["data"])
 
 
 def grid(axes: Mapping[str, Iterable[Any]]) -> list[Overrides]:
@@ -143,13 +147,13 @@ def make_cell(base: TrainConfig, overrides: Overrides) -> Cell:
     # a record depends on what was asked to be measured, too
     measured = replace(config.evaluation, batch_size=EvaluationConfig().batch_size)
     second = digest([refinement_identity(config, data), asdict(measured)])
-    return Cell(base, dict(overrides), config, initialization_identity(config, data), second)
+    return Cell(base, dict(overrides), config, initialization_identity(config, data), second, data)
 
 
 def jobs_of(cells: Sequence[Cell], *, share: bool = True) -> dict[str, Job]:
     """The trainings that cells need, by name, stage 1 first."""
-    first = [Job(1, c.stage1, stage1_of(c.config)) for c in cells] if share else []
-    second = [Job(2, c.stage2, c.config, c.stage1 if share else None) for c in cells]
+    first = [Job(1, c.stage1, stage1_of(c.config), data=c.data) for c in cells] if share else []
+    second = [Job(2, c.stage2, c.config, c.stage1 if share else None, c.data) for c in cells]
     jobs: dict[str, Job] = {}
     for job in (*first, *second):
         jobs.setdefault(job.name, job)

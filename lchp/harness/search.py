@@ -26,7 +26,7 @@ from lchp.errors import ConfigError, RunError
 from lchp.harness.cells import MAX_CELLS, Cell, Job, Overrides, Sweep, jobs_of, make_cell, pinned
 from lchp.harness.database import DATABASE, open_study
 from lchp.harness.schedule import Progress, Schedule
-from lchp.harness.storage import Store, locked
+from lchp.harness.storage import Store
 from lchp.harness.sweep import (
     WORK,
     Options,
@@ -40,6 +40,7 @@ from lchp.harness.sweep import (
     run_trials,
     write_record,
 )
+from lchp.locks import LOCK, locked
 
 Space = Callable[[optuna.Trial], Overrides]
 """Draws a cell from an Optuna trial, by trial.suggest_float and its like."""
@@ -81,11 +82,18 @@ def search(spec: Search, options: Options | None = None, *, show_progress: bool 
         raise ConfigError("--oracle-gt-known: the training images have no boxes to choose by")
     storage = options.storage.absolute()
     folder = storage / "sweeps" / checked_name(spec.name)
-    with locked(folder / "lock"):
+    runs.make_folder(folder)
+    with locked(folder / LOCK) as claim:
         if not options.resume:
             require_new(folder)
         plan = Plan(
-            Sweep(spec.name, base, []), options, recorded_cells(folder, base), Schedule([]), Store(storage), folder
+            Sweep(spec.name, base, []),
+            options,
+            recorded_cells(folder, base),
+            Schedule([]),
+            Store(storage),
+            folder,
+            claim,
         )
         plan.schedule.add(jobs_of(plan.cells, share=options.share).values())
         opened = open_study(storage, spec.name, base.seed)

@@ -3,13 +3,14 @@
 import json
 import logging
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ray.tune.callback import Callback
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
+from ray.tune.stopper import Stopper
 
 from lchp.harness.cells import Job
 from lchp.harness.schedule import FINISHED, Progress, Schedule
@@ -113,6 +114,21 @@ class Tracker(Callback):
 
     def _of(self, trial: Trial) -> Progress:
         return self.schedule.jobs[trial.config["name"]]
+
+
+class Faulty(Stopper):
+    """Ends everything once a hook of ours has failed."""
+
+    def __init__(self, faults: Sequence[Exception]) -> None:
+        self.faults = faults
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:  # noqa: ARG002
+        """No trial ends alone."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether one has."""
+        return bool(self.faults)
 
 
 def _release(trial: Trial) -> None:

@@ -17,8 +17,8 @@ from types import FrameType
 from typing import Any
 
 from lchp.errors import ConfigError, RunError
-from lchp.harness.storage import locked
 from lchp.interrupt import SIGNALS, Interrupted
+from lchp.locks import locked
 
 QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own tables; lchp.harness.progress draws instead

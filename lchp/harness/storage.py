@@ -6,25 +6,35 @@ the store is whole or damaged, never half-written, and two sweeps that finish th
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
 import os
 import shutil
-import socket
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from lchp.checkpoints import previous
-from lchp.errors import RunError
-from lchp.runs import CHECKPOINTS, write_json
+from lchp.filesystem import sync_folder
+from lchp.locks import LOCK
+from lchp.runs import (
+    CHECKPOINTS,
+    CONFIG,
+    ENVIRONMENT,
+    METRICS,
+    PREDICTIONS,
+    SECOND_CLASSIFIER,
+    SUMMARY,
+    unwritable,
+    write_json,
+)
 
 log = logging.getLogger(__name__)
 
 DONE = "DONE"
+RESULT = (CONFIG, METRICS, PREDICTIONS, SUMMARY, ENVIRONMENT)
+"""Files that every finished training has."""
 
 
 @dataclass(frozen=True)
@@ -43,38 +53,47 @@ class Store:
         folder = self.path(stage, key)
         if not folder.is_dir():
             return None
-        fault = verify(folder, key)
+        fault, added = verify(folder, stage, key)
         if fault is None:
+            if added:
+                log.warning("%s: %s not listed in %s: no part of the training", folder, ", ".join(added), DONE)
             return folder
         if look_only:
             log.warning("%s is damaged (%s): it would be moved aside and trained again", folder, fault)
             return None
         aside = self.storage / "store" / "damaged" / f"stage{stage}-{key}-{time.time_ns()}"
-        aside.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):  # another sweep has just moved it
-            os.rename(folder, aside)
+        try:
+            aside.parent.mkdir(exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # another sweep has just moved it
+                os.rename(folder, aside)
+        except OSError as error:
+            raise unwritable(aside, error) from None
         log.warning("%s is damaged (%s): moved to %s, to be trained again", folder, fault, aside)
         return None
 
     def publish(self, work: Path, stage: int, key: str) -> Path:
         """Moves a finished run folder into the store, without second copies of its checkpoints. Where another sweep was
-        first, its copy stays and ours goes."""
+        first, its copy stays and ours goes. Raises RunError."""
         target = self.path(stage, key)
-        for newest in (work / CHECKPOINTS).glob("*.pt"):
-            previous(newest).unlink(missing_ok=True)
-        for left in work.glob(f".{DONE}-*"):  # by a process that was killed just here
-            left.unlink(missing_ok=True)
-        write_json(work / DONE, {"key": key, "files": checksums(work)})
-        _sync(work)
-        target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            os.rename(work, target)
-        except OSError:
-            if self.find(stage, key) is None:  # what stood there was damaged, and is out of the way now
+            for newest in (work / CHECKPOINTS).glob("*.pt"):
+                previous(newest).unlink(missing_ok=True)
+            for left in (work / LOCK, *work.glob(f".{DONE}-*")):  # by a process that was killed just here
+                left.unlink(missing_ok=True)
+            write_json(work / DONE, {"key": key, "files": checksums(work)}, parents=False)
+            sync_folder(work)
+            for folder in (target.parents[1], target.parent):  # not the storage itself, which may be gone
+                folder.mkdir(exist_ok=True)
+            try:
                 os.rename(work, target)
-            else:
-                shutil.rmtree(work)
-        _sync(target.parent)
+            except OSError:
+                if self.find(stage, key) is None:  # what stood there was damaged, and is out of the way now
+                    os.rename(work, target)
+                else:
+                    shutil.rmtree(work)
+            sync_folder(target.parent)
+        except OSError as error:
+            raise unwritable(target, error) from None
         return target
 
 
@@ -88,54 +107,28 @@ def checksums(folder: Path) -> dict[str, str]:
     return found
 
 
-def verify(folder: Path, key: str) -> str | None:
-    """What is wrong with a folder of the store, or None."""
+def verify(folder: Path, stage: int, key: str) -> tuple[str | None, list[str]]:
+    """What is wrong with a folder of the store, or None; and its files that DONE does not list."""
     try:
         done = json.loads((folder / DONE).read_text())
         said, files = done["key"], dict(done["files"])
     except FileNotFoundError:
-        return f"no {DONE} file"
+        return f"no {DONE} file", []
     except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{DONE} cannot be read: {error}"
+        return f"{DONE} cannot be read: {error}", []
     if said != key:
-        return f"{DONE} names the key {said}"
+        return f"{DONE} names the key {said}", []
+    if lacking := [name for name in RESULT if name not in files]:
+        return f"{DONE} does not list {', '.join(lacking)}", []
+    if stage == 1 and not any(name.startswith(f"{CHECKPOINTS}/") for name in files):
+        return f"{DONE} lists no checkpoint", []
     try:
         there = checksums(folder)
     except OSError as error:
-        return f"cannot be read: {error}"
+        return f"cannot be read: {error}", []
     for name, checksum in files.items():
         if name not in there:
-            return f"{name} is missing"
+            return f"{name} is missing", []
         if there[name] != checksum:
-            return f"{name}: checksum differs"
-    return None
-
-
-@contextlib.contextmanager
-def locked(path: Path, *, wait: float = 0.0) -> Iterator[None]:
-    """Holds the lock file `path`, which names its holder and falls free when that dies. Raises RunError where another
-    process has held it for `wait` seconds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + wait
-    with path.open("a+") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    file.seek(0)
-                    raise RunError(f"{path}: held by a process that is still running ({file.read().strip()})") from None
-                time.sleep(0.1)
-        file.truncate(0)
-        file.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
-        yield
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+            return f"{name}: checksum differs", []
+    return None, [name for name in there if name not in files and name != SECOND_CLASSIFIER]

@@ -12,11 +12,11 @@ import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from lchp import __version__, runs
 from lchp.compared import label
@@ -26,10 +26,14 @@ from lchp.harness.cells import Cell, Job, Sweep, expand, jobs_of, make_cell, pin
 from lchp.harness.progress import Display
 from lchp.harness.schedule import Progress, Schedule
 from lchp.harness.startup import Resources, cluster
-from lchp.harness.storage import Store, locked
+from lchp.harness.storage import Store
 from lchp.harness.trainable import Setting
+from lchp.locks import LOCK, Claim, locked
 
 log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 SWEEP = "sweep.json"
 WORK = "work"
@@ -136,7 +140,7 @@ class SweepResult:
 
 @dataclass
 class Plan:
-    """Cells, trainings, and where they go."""
+    """Cells, trainings, and where they go. `claim`: the lock on `folder`, None for a plan that is only looked at."""
 
     sweep: Sweep
     options: Options
@@ -144,6 +148,7 @@ class Plan:
     schedule: Schedule
     store: Store
     folder: Path
+    claim: Claim | None = None
     created: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%S%z"))
     timing: Timing | None = None
 
@@ -160,10 +165,11 @@ def run(sweep: Sweep, options: Options | None = None, *, show_progress: bool = F
     """
     options = options or Options()
     folder = options.storage.absolute() / "sweeps" / checked_name(sweep.name)
-    with locked(folder / "lock"):
+    runs.make_folder(folder)
+    with locked(folder / LOCK) as claim:
         if not options.resume:
             require_new(folder)
-        plan = make_plan(sweep, options)
+        plan = replace(make_plan(sweep, options), claim=claim)
         write_record(plan)
         try:
             if plan.schedule.next_exists():
@@ -253,7 +259,9 @@ def _moved(base: TrainConfig, now: TrainConfig) -> TrainConfig:
 
 
 def write_record(plan: Plan) -> None:
-    """Writes sweep.json."""
+    """Writes sweep.json. Raises RunError, also where the sweep's folder is no longer the one that was claimed."""
+    if plan.claim is not None:
+        plan.claim.check()
     bases: dict[TrainConfig, int] = {}
     cells = []
     for outcome in outcomes_of(plan, summaries=False):
@@ -289,7 +297,7 @@ def write_record(plan: Plan) -> None:
         "cells": cells,
         "jobs": jobs,
     }
-    runs.write_json(plan.folder / SWEEP, record)
+    runs.write_json(plan.folder / SWEEP, record, parents=plan.claim is None)
 
 
 def outcomes_of(plan: Plan, *, summaries: bool = True) -> list[Outcome]:
@@ -320,7 +328,9 @@ def run_trials(plan: Plan, *, show_progress: bool, **hooks: Any) -> None:
         float(plan.sweep.base.threads),
         gpus,
         hooks.get("objective"),
+        None if plan.claim is None else plan.claim.mark,
     )
+    runs.make_folder(plan.work)
     begin = time.perf_counter()
     display = Display(
         plan.schedule,
@@ -369,10 +379,21 @@ def places_for(setting: Setting, options: Options, resources: Resources) -> int:
 def _tune(plan: Plan, setting: Setting, places: int, display: Display, hooks: dict[str, Any]) -> None:
     from ray import tune
 
-    from lchp.harness.searcher import StageSearcher, Tracker
+    from lchp.harness.searcher import Faulty, StageSearcher, Tracker
     from lchp.harness.trainable import plain_trial, ray_train_trial
 
     news, due = False, 0.0  # of sweep.json: whether it is behind, and when it may be written again
+    faults: list[Exception] = []  # raised inside Tune, they would come with its traceback: they end it, then are raised
+
+    def kept(hook: Callable[P, T], otherwise: T) -> Callable[P, T]:
+        def call(*args: P.args, **more: P.kwargs) -> T:
+            try:
+                return otherwise if faults else hook(*args, **more)
+            except Exception as error:
+                faults.append(error)
+                return otherwise
+
+        return call
 
     def changed(progress: Progress) -> None:
         nonlocal news, due
@@ -391,7 +412,8 @@ def _tune(plan: Plan, setting: Setting, places: int, display: Display, hooks: di
         # so that drivers and workers together fit on the cores
         setting = replace(setting, cpus=setting.cpus - 2 * DRIVER_CPU)
         trainable = tune.with_resources(ray_train_trial, {"CPU": DRIVER_CPU})
-    searcher = StageSearcher(plan.schedule, asdict(setting), hooks.get("refill", list))
+    name = f"{time.time_ns()}"
+    searcher = StageSearcher(plan.schedule, asdict(setting), kept(hooks.get("refill", list), []))
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
@@ -404,13 +426,25 @@ def _tune(plan: Plan, setting: Setting, places: int, display: Display, hooks: di
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(
-            name=f"{time.time_ns()}",
+            name=name,
             storage_path=str(plan.folder / "ray"),
-            callbacks=[Tracker(plan.schedule, plan.options.max_failures, changed)],
+            callbacks=[Tracker(plan.schedule, plan.options.max_failures, kept(changed, None))],
+            stop=Faulty(faults),
             verbose=0,
         ),
     )
-    tuner.fit()
+    try:
+        tuner.fit()
+    except Exception:
+        if not faults:
+            raise
+    if faults:
+        # Tune writes its state at the end, and makes folders for it where the storage is gone
+        shutil.rmtree(plan.folder / "ray" / name, ignore_errors=True)
+        for empty in (plan.folder / "ray", plan.folder, plan.folder.parent):
+            with contextlib.suppress(OSError):
+                empty.rmdir()
+        raise faults[0]
 
 
 def gpus_per_worker(options: Options, base: TrainConfig) -> float:

@@ -5,6 +5,7 @@ that another sweep has published meanwhile is taken instead of training it.
 """
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -17,20 +18,42 @@ from typing import Any, Literal
 
 from lchp import distributed, runs
 from lchp.config import TrainConfig
-from lchp.errors import LchpError, RunError
+from lchp.data import fingerprint, load
+from lchp.errors import DataError, LchpError, RunError
 from lchp.harness.cells import Job
-from lchp.harness.storage import Store, locked
+from lchp.harness.storage import Store
+from lchp.locks import LOCK, Claim, HeldError, locked
 
 Report = Callable[[dict[str, Any]], None]
 
 LOCK_WAIT = 180.0
 """Seconds that a trial waits for a predecessor, whose node was cut off or killed, to let go of the work folder: a
 network file system keeps the lock of a lost node for its lease, 90 s by default."""
+PASSES = frozenset(
+    {
+        errno.EIO,
+        errno.ESTALE,
+        errno.EAGAIN,
+        errno.EBUSY,
+        errno.EINTR,
+        errno.ENFILE,
+        errno.ENOMEM,
+        errno.ENOTCONN,
+        errno.EREMOTEIO,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.ETIMEDOUT,
+    }
+)
+"""What the system says when trying again may help: a network file system or a memory that is short for a while."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How the trials of a sweep run. `work`: folder for unfinished trainings; cpus and gpus are per worker."""
+    """How the trials of a sweep run. `work`: folder for unfinished trainings; cpus and gpus are per worker. `claim`:
+    the mark of the lock that the sweep holds in the folder of `work` (see `Claim`), None where nobody holds one."""
 
     storage: str
     work: str
@@ -38,6 +61,7 @@ class Setting:
     cpus: float = 1
     gpus: float = 0
     objective: str | None = None
+    claim: str | None = None
 
     @property
     def wrapper(self) -> Literal["plain", "ray_train"]:
@@ -63,10 +87,10 @@ def run_job(job: Job, setting: Setting, report: Report) -> None:
 
     try:
         outcome = _train(job, setting, on_epoch, spent)
-    except LchpError as error:
-        if distributed.size() > 1:
+    except (LchpError, OSError) as error:
+        if distributed.size() > 1 or _may_pass(error):
             raise  # workers that do not agree cannot report together
-        finish("failed", error=str(error))
+        finish("failed", error=_line(error))
         return
     finish(outcome, **spent)
 
@@ -79,6 +103,7 @@ def _train(job: Job, setting: Setting, on_epoch: Report, spent: dict[str, float]
     # one that trains its own stage 1 cannot go on from one that does not
     work = Path(setting.work) / (f"{job.name}-alone" if job.stage == 2 and job.source is None else job.name)
     first = distributed.rank() == 0
+    _require_claimed(setting)
     with _held(work.with_name(f"{work.name}.lock")) if first else contextlib.nullcontext():
         if distributed.from_first(lambda: store.find(job.stage, job.key)) is not None:
             return "done"
@@ -87,14 +112,57 @@ def _train(job: Job, setting: Setting, on_epoch: Report, spent: dict[str, float]
             source = distributed.from_first(lambda: store.find(1, job.source or ""))
             if source is None:
                 return "lost_source"
+        if first and (changed := _changed_data(job)) is not None:
+            raise changed
         resume = distributed.from_first(lambda: _can_resume(work, job.config))
+        if first:
+            work.mkdir(exist_ok=True)  # not those above it: the storage may be gone
         stage: Any = "init" if job.stage == 1 else "both" if source is None else "refine"
         begin = time.perf_counter()
         train(job.config, on_epoch, output=work, stage=stage, source=source, resume=resume)
         spent["train_seconds"] = time.perf_counter() - begin
         if first:
+            _require_claimed(setting)
+            if (changed := _changed_data(job)) is not None:
+                shutil.rmtree(work, ignore_errors=True)  # trained on neither
+                raise changed
             store.publish(work, job.stage, job.key)
     return "done"
+
+
+def _require_claimed(setting: Setting) -> None:
+    """Raises RunError where the folder of the sweep is no longer the one that its driver claimed."""
+    if setting.claim is not None:
+        Claim(Path(setting.work).with_name(LOCK), setting.claim).check()
+
+
+def _changed_data(job: Job) -> DataError | None:
+    """The error to raise where the files of the data set are not those that the job's key was made of: its result would
+    be found by those who ask for another's. Raises DataError where they cannot be read."""
+    if job.data is None or job.config.data.root is None:  # generated
+        return None
+    now = fingerprint(load(job.config.data), job.config.data.cache)
+    if now == job.data:
+        return None
+    return DataError(
+        f"data.root = {job.config.data.root!r}: the data has changed since the sweep was started (fingerprint "
+        f"{job.data}, now {now}); nothing was published, start the sweep again with --resume, on the data as it is"
+    )
+
+
+def _may_pass(error: BaseException | None) -> bool:
+    """Whether an error is, or was raised over, a refusal of the system that may not come again."""
+    if isinstance(error, OSError):
+        return error.errno in PASSES or isinstance(error, (TimeoutError, ConnectionError))
+    return error is not None and _may_pass(error.__context__)
+
+
+def _line(error: Exception) -> str:
+    """What an error says, the system's own with the file that it is about."""
+    if not isinstance(error, OSError):
+        return str(error)
+    said = error.strerror or str(error) or type(error).__name__
+    return said if error.filename is None else f"{error.filename}: {said}"
 
 
 @contextlib.contextmanager
@@ -103,7 +171,7 @@ def _held(lock: Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(locked(lock, wait=LOCK_WAIT))
-        except RunError as error:
+        except HeldError as error:
             raise TimeoutError(str(error)) from None
         yield
 
@@ -186,10 +254,11 @@ def ray_train_trial(config: dict[str, Any]) -> None:
     try:
         trainer.fit()
     except WorkerGroupError as error:
-        mistakes = [e for e in error.worker_failures.values() if isinstance(e, LchpError)]
+        failures = error.worker_failures.values()
+        mistakes = [e for e in failures if isinstance(e, (LchpError, OSError)) and not _may_pass(e)]
         if not mistakes:
             raise
-        tune.report({"job": job.name, "state": "failed", "error": str(mistakes[0])})
+        tune.report({"job": job.name, "state": "failed", "error": _line(mistakes[0])})
 
 
 def _worker(config: dict[str, Any]) -> None:
