@@ -26,6 +26,7 @@ from lchp.data.base import Split
 from lchp.data.content import Contents, digest, in_threads, state
 from lchp.data.decode import Kept, decode, decode_kept, fault, finished, keeps_source, read_file
 from lchp.errors import DataError, RunError
+from lchp.filesystem import sync
 from lchp.runs import read_json, sync_folder, write_atomically, write_json
 
 log = logging.getLogger(__name__)
@@ -259,7 +260,7 @@ def _make(
 
         for _ in in_threads(put, range(len(split)), config, "decode images", show_progress):
             pass
-        os.fsync(handle)
+        sync(handle)
     write_atomically(partial / _ROWS, lambda out: np.save(out, rows))
     known = {"images": len(split), "resize": config.resize, "bad": dict(sorted(bad.items()))}
     write_json(partial / _ABOUT, known | {"rows": _checksum(rows), "state": state(file)})
