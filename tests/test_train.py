@@ -11,9 +11,9 @@ import torch
 from squares import small_config, write_images
 
 from lchp import runs
-from lchp.config import ConfigError, TrainConfig, field_types, override
+from lchp.config import TrainConfig, field_types, override
 from lchp.context import open_context
-from lchp.errors import DataError, RunError
+from lchp.errors import ConfigError, DataError, RunError
 from lchp.loop import DivergedError, epoch_seed
 from lchp.measure import known_kept
 from lchp.records import read_predictions, summarize
