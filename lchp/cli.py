@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 import tyro
 
 from lchp import __version__
-from lchp.config import PRESETS, TrainConfig, allowed, field_types, override, preset, suggest
+from lchp.config import FIELDS, PRESETS, TrainConfig, override, preset, suggest
 from lchp.errors import ConfigError, LchpError, lacked_memory, printable
 from lchp.interrupt import Interrupted, on_signals
 
@@ -508,8 +508,8 @@ def _explained(fault: str, program: str) -> str:
     said = said.rstrip(".")
     named = re.search(r"--([\w.-]+[\w])", said)
     name = named[1].replace("-", "_") if named else ""
-    if name in field_types():
-        return f"{said}; {name} takes {allowed(name)}"
+    if name in FIELDS:
+        return f"{said}; {name} takes {FIELDS[name].allowed}"
     choices = sorted(set(re.findall(r"'([^']*)'", listed)) - {"None"})
     if choices:
         said += f": expected one of {', '.join(choices)}"
@@ -521,7 +521,7 @@ def _flags(command: Any) -> list[str]:
     found = []
     for name, kind in get_type_hints(command).items():
         if kind is TrainConfig:
-            found += [f"--{field.replace('_', '-')}" for field in field_types()]
+            found += [f"--{field.replace('_', '-')}" for field in FIELDS]
         elif dataclasses.is_dataclass(kind):
             found += _flags(kind)
         else:

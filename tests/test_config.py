@@ -1,23 +1,31 @@
 """Presets, overrides, records of configs, and what a bad value says."""
 
+import ast
 import copy
 import dataclasses
+import inspect
 import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_origin
+from typing import Any, Literal, get_args, get_origin
 
+import numpy as np
 import pytest
+import torch
 
 from lchp.cli import main
 from lchp.config import (
+    FIELDS,
     MEANING_BEFORE,
+    OPEN_CHOICES,
+    PLACES,
     PRESETS,
     InitializationConfig,
     RefinementConfig,
     TrainConfig,
     field_types,
+    fields_of,
     from_dict,
     override,
     preset,
@@ -25,7 +33,10 @@ from lchp.config import (
     to_flat,
     unique_keys,
 )
+from lchp.config.about import Part
+from lchp.config.fields import SECTIONS
 from lchp.errors import ConfigError
+from lchp.report.groups import WITHOUT_EFFECT
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
@@ -90,6 +101,89 @@ def test_override_converts_what_a_record_or_a_sweep_holds() -> None:
 def test_fields_that_depend_on_each_other_are_overridden_together() -> None:
     config = override(TrainConfig(), {"data.image_size": 600, "data.resize": 700})
     assert (config.data.image_size, config.data.resize) == (600, 700)
+
+
+F32 = np.float32(0.3)
+PLAIN: list[tuple[str, Any, Any]] = [
+    ("initialization.delta", np.float64(0.3), 0.3),
+    ("initialization.delta", F32, float(F32)),
+    ("initialization.delta", np.float16(0.5), 0.5),
+    ("initialization.delta", np.longdouble(0.5), 0.5),
+    ("initialization.delta", np.array(0.3), 0.3),
+    ("initialization.delta", torch.tensor(0.5), 0.5),
+    ("initialization.alpha", np.int64(5), 5.0),
+    ("initialization.epochs", np.int64(3), 3),
+    ("initialization.epochs", np.uint8(3), 3),
+    ("initialization.epochs", np.array(3), 3),
+    ("seed", np.int32(7), 7),
+    ("threads", torch.tensor(2), 2),
+    ("refinement.freeze_bn", np.bool_(True), True),
+    ("refinement.freeze_bn", np.array(True), True),
+    ("refinement.labeller", np.str_("frozen"), "frozen"),
+    ("model.classifier", np.str_("resnet50"), "resnet50"),
+    ("refinement.scale", np.array([0.5, 2]), (0.5, 2.0)),
+    ("refinement.scale", [np.float64(0.5), np.int64(2)], (0.5, 2.0)),
+    ("refinement.augmentations", np.array(["flip", "scale"]), ("flip", "scale")),
+    ("data.root", Path("/data"), "/data"),
+    ("data.cache", Path("somewhere"), "somewhere"),
+    ("model.weights_dir", Path("w"), "w"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "plain"), PLAIN, ids=lambda v: str(v))
+def test_numpys_values_and_paths_are_taken_and_recorded_as_plain_ones(name, value, plain) -> None:
+    configs = [
+        override(TrainConfig(), {name: value}),
+        from_dict(to_flat(TrainConfig()) | {name: value}),
+        constructed(name, value),
+    ]
+    for config in configs:
+        found = to_flat(config)[name]
+        assert (found, type(found)) == (plain, type(plain))
+        if isinstance(found, tuple):
+            assert list(map(type, found)) == list(map(type, plain))
+        assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+        assert hash(config) == hash(override(TrainConfig(), {name: plain}))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("initialization.delta", np.float64("nan"), "initialization.delta = nan: expected a finite number"),
+        ("initialization.lr", np.float32("inf"), "initialization.lr = inf: expected a finite number"),
+        ("initialization.lr", np.longdouble("1e400"), "initialization.lr = inf: expected a finite number"),
+        ("initialization.delta", np.float64(1.5), "initialization.delta = 1.5: expected in (0, 1)"),
+        ("initialization.delta", np.array([0.5]), "initialization.delta = (0.5,): expected a number, in (0, 1)"),
+        ("initialization.delta", np.str_("0.5"), "initialization.delta = '0.5': expected a number, in (0, 1)"),
+        ("initialization.delta", np.bool_(True), "initialization.delta = True: expected a number, in (0, 1)"),
+        ("initialization.epochs", np.float64(3), "initialization.epochs = 3.0: expected a whole number, in 1..1000000"),
+        ("seed", np.int64(-1), "seed = -1: expected in 0..2^31-1"),
+        ("seed", np.bool_(True), "seed = True: expected a whole number, in 0..2^31-1"),
+        ("refinement.freeze_bn", np.int64(1), "refinement.freeze_bn = 1: expected True or False"),
+        ("refinement.scale", np.eye(2), "refinement.scale = ((1.0, 0.0), (0.0, 1.0)): expected 2 values, two factors"),
+        ("data.name", Path("cub"), "data.name = PosixPath('cub'): expected one of parts, cub"),
+        ("data.root", Path("a\0b"), "data.root = 'a\\x00b': expected not empty, of characters that a path may have"),
+        ("threads", np.int64, "threads = <class 'numpy.int64'>: expected a whole number"),
+    ],
+)
+def test_numpys_values_and_paths_that_do_not_fit(name, value, said) -> None:
+    with pytest.raises(ConfigError) as error:
+        override(TrainConfig(), {name: value})
+    assert str(error.value).startswith(said)
+
+
+def test_a_list_that_holds_itself_is_one_line() -> None:
+    endless: list[Any] = []
+    endless.append(endless)
+    for name in ("refinement.scale", "refinement.augmentations", "seed", "data.name"):
+        with pytest.raises(ConfigError, match=rf"^{name} = \[\[...\]\]: expected "):
+            override(TrainConfig(), {name: endless})
+
+
+def test_a_section_is_overridden_by_its_fields_or_refused_like_a_record() -> None:
+    assert override(TrainConfig(), {"refinement": {"tau": 0.5}}) == override(TrainConfig(), {"refinement.tau": 0.5})
+    with pytest.raises(ConfigError, match=r"^model = None: expected an object with the fields of that section$"):
+        override(TrainConfig(), {"model": None})
 
 
 @pytest.mark.parametrize(
@@ -395,3 +489,71 @@ def test_unknown_preset() -> None:
 def test_configs_are_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         preset("cub").seed = 3  # type: ignore[misc]
+
+
+# --- what the fields say about themselves
+
+SELF_EXPLAINING = {"epochs", "lr", "lr_decay", "schedule", "momentum", "weight_decay", "seed", "device", "batch_size"}
+SELF_EXPLAINING |= {"translation_probability"}
+
+
+def test_every_field_says_all_about_itself() -> None:
+    for prefix, section in {"": TrainConfig, **{f"{n}.": kind for n, kind in SECTIONS.items()}}.items():
+        (body,) = (node.body for node in ast.parse(inspect.getsource(section)).body if isinstance(node, ast.ClassDef))
+        for node, below in zip(body, [*body[1:], None], strict=True):
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id not in SECTIONS:
+                explained = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) and below.value.value
+                assert explained or node.target.id in SELF_EXPLAINING, f"{prefix}{node.target.id} has no docstring"
+                assert isinstance(FIELDS[prefix + node.target.id].changes, tuple)
+    default = to_flat(TrainConfig())
+    for name, field in FIELDS.items():
+        assert field.read(default[name]) == default[name]
+        assert field.since is None or field.read(field.since.meant) == field.since.meant
+        assert field.since is None or field.since.recipe in (2, 3)
+        assert set(field.changes) <= set(get_args(Part))
+        for value in () if field.open is None else OPEN_CHOICES[name]:
+            assert field.read(value) == value
+    assert {part for field in FIELDS.values() for part in field.changes} == set(get_args(Part))
+
+
+def test_what_older_records_mean() -> None:
+    meant = {
+        "initialization.merge": "enclosing",
+        "refinement.vanished": "dropped",
+        "refinement.crop_margin": 0.0,
+        "refinement.scorer": "classifier",
+        "refinement.temperature": 0.4,
+        "refinement.views": 0,
+        "refinement.bn_statistics": "strong",
+        "evaluation.oracle": False,
+        "compile": False,
+        "deterministic": False,
+        "auto_batch": False,
+        "method.name": "lchp",
+        "method.threshold": 0.2,
+        "method.component": "largest",
+        "method.localizer": False,
+        "method.refine": False,
+        "method.lr_classifier_ratio": 10.0,
+    }
+    assert meant == MEANING_BEFORE
+
+
+def test_places_change_nothing() -> None:
+    data = {"data.root", "data.workers", "data.cache", "data.skip_bad", "model.weights_dir"}
+    assert data | {"threads", "compile", "deterministic", "tensorboard"} == PLACES
+    others = {"device", "evaluation.batch_size", "method.name", "method.localizer", "method.refine"}
+    assert {name for name, field in FIELDS.items() if not field.changes} == PLACES | others
+    measures = {name for name, field in FIELDS.items() if field.changes == ("measures",)}
+    assert PLACES | measures | {"device", "evaluation.batch_size"} == WITHOUT_EFFECT
+
+
+def test_fields_of_a_part() -> None:
+    assert fields_of("trunk") == ("model.classifier", "model.pretrained")
+    assert fields_of("map", "ratio") == ("method.threshold", "method.component", "method.lr_classifier_ratio")
+    assert fields_of("predictions") == ("initialization.mask", "refinement.crop_margin")
+    assert fields_of("labels") == ("refinement.epochs", "refinement.crop_margin", "refinement.augmenter")
+    assert {n for n in FIELDS if n.startswith("refinement.")} | {"initialization.beta"} == set(fields_of("refinement"))
+    stage1 = fields_of("teacher", "classifier", "localizer", "l_reg")
+    assert {n for n in FIELDS if n.startswith("initialization.")} == {n for n in stage1 if not n.startswith("model.")}
+    assert fields_of() == ()

@@ -2,11 +2,14 @@
 
 import importlib
 import itertools
+import json
 import logging
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 import small
@@ -158,6 +161,17 @@ def test_a_job_survives_the_way_to_a_trial() -> None:
     cell = expand(Sweep("s", preset("parts"), [{"refinement.augmentations": ["flip"]}]))[0]
     for job in jobs_of([cell]).values():
         assert Job.from_dict(job.to_dict()) == job
+
+
+def test_grids_and_seeds_of_numpys_numbers_are_cells_of_plain_ones() -> None:
+    axes = {"initialization.delta": np.linspace(0.2, 0.6, 3), "initialization.epochs": np.arange(1, 3)}
+    plain = {"initialization.delta": [0.2, 0.4, 0.6], "initialization.epochs": [1, 2]}
+    seeds: Any = np.arange(2)
+    one = expand(Sweep("s", preset("parts"), grid(axes), seeds))
+    two = expand(Sweep("s", preset("parts"), grid(plain), (0, 1)))
+    assert one == two
+    assert len(one) == 12
+    assert [json.dumps(c.overrides) for c in one] == [json.dumps(c.overrides) for c in two]
 
 
 def test_pinned_leaves_nothing_to_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

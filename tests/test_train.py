@@ -15,9 +15,9 @@ from squares import small_config, small_flags, small_values, write_images
 
 import lchp.train as train_module
 from lchp import runs
-from lchp.config import ConfigError, TrainConfig, field_types, override
+from lchp.config import TrainConfig, field_types, override
 from lchp.context import open_context
-from lchp.errors import DataError, RunError
+from lchp.errors import ConfigError, DataError, RunError
 from lchp.locks import HeldError
 from lchp.loop import DivergedError, epoch_seed
 from lchp.measure import known_kept

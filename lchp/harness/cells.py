@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lchp.compared import epochs_after_stage1, stage1_of
-from lchp.config import DataConfig, EvaluationConfig, TrainConfig, from_dict, override, to_dict
+from lchp.config import DataConfig, EvaluationConfig, TrainConfig, flatten, from_dict, override, to_dict, to_flat
 from lchp.data import fingerprint, load
 from lchp.devices import resolve_device, resolve_precision
 from lchp.errors import ConfigError
@@ -143,11 +143,12 @@ def _length(values: Sized) -> int:
 def make_cell(base: TrainConfig, overrides: Overrides) -> Cell:
     """One cell. Raises ConfigError for an override that does not fit."""
     config = override(base, overrides)
+    read = {name: to_flat(config)[name] for name in flatten(overrides)}  # numpy's numbers and paths are plain there
     data = data_fingerprint(config.data)
     # a record depends on what was asked to be measured, too
     measured = replace(config.evaluation, batch_size=EvaluationConfig().batch_size)
     second = digest([refinement_identity(config, data), asdict(measured)])
-    return Cell(base, dict(overrides), config, initialization_identity(config, data), second, data)
+    return Cell(base, read, config, initialization_identity(config, data), second, data)
 
 
 def jobs_of(cells: Sequence[Cell], *, share: bool = True) -> dict[str, Job]:

@@ -3,19 +3,17 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from lchp import runs
-from lchp.config import TrainConfig, field_types, override
+from lchp.config import FIELDS, TrainConfig, override
 from lchp.errors import RunError
 from lchp.runs import stage1_folder
 
 
 def config_of(row: pd.Series) -> TrainConfig:
     """The config of a row of `Records.runs`, with what fields that its record lacks meant when it was written."""
-    values = {name: v.item() if isinstance(v := row[name], np.generic) else v for name in field_types()}
-    return override(TrainConfig(), values)
+    return override(TrainConfig(), {name: row[name] for name in FIELDS})
 
 
 def metrics_of(run: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,23 @@
+"""The configuration of one run: frozen dataclasses, one per concern, and the paper's recipes as presets."""
+
+from lchp.config.about import show, suggest
+from lchp.config.fields import (
+    AUGMENTATIONS,
+    FIELDS,
+    MEANING_BEFORE,
+    OPEN_CHOICES,
+    PARTS_SIZE,
+    PLACES,
+    DataConfig,
+    EvaluationConfig,
+    InitializationConfig,
+    MethodConfig,
+    ModelConfig,
+    RefinementConfig,
+    TrainConfig,
+    field_types,
+    fields_of,
+    to_flat,
+)
+from lchp.config.presets import PRESETS, Preset, alternatives, preset
+from lchp.config.stored import complete, flatten, from_dict, override, to_dict, unique_keys
