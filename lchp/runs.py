@@ -26,6 +26,7 @@ CONFIG, METRICS, PREDICTIONS, SUMMARY, ENVIRONMENT = (
     "environment.json",
 )
 CHECKPOINTS = "checkpoints"
+SECOND_CLASSIFIER = "second_classifier.json"
 _TEMPORARY = re.compile(r"\..+\.(?:json|jsonl|parquet|pt)-\w{8}")
 """A file of `write_atomically` before it is renamed."""
 
@@ -62,7 +63,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
                 write(file)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(name, 0o644)  # mkstemp's 0600 would hide results from a group that shares the storage
+            os.chmod(name, allowed(0o666))  # mkstemp's 0600 would hide results from a group that shares the storage
             os.replace(name, path)
         except BaseException:
             with contextlib.suppress(OSError):  # where the folder is gone, so is the file
@@ -188,3 +189,10 @@ def stage1_folder(run: Path) -> Path:
 def digest(value: Any) -> str:
     """Short hash of plain values, independent of key order."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def allowed(mode: int) -> int:
+    """The mode that the system would give a new file (0o666) or folder (0o777): without what the user's umask takes."""
+    mask = os.umask(0o077)  # which cannot be read without being set
+    os.umask(mask)
+    return mode & ~mask

@@ -21,8 +21,6 @@ from lchp.inference import to_float
 from lchp.predict import load_classifier
 from lchp.records import read_predictions
 
-RECORD = "second_classifier.json"
-
 
 def second_classifier(run: Path, other: Path, device: torch.device, *, ten_crop: bool = False) -> dict[str, Any]:
     """The results of `run` with the classes of `other`'s classifier on the same test images, every figure in percent;
@@ -58,7 +56,7 @@ def second_classifier(run: Path, other: Path, device: torch.device, *, ten_crop:
     about = {"run": other.name, "backbone": theirs.model.classifier, "method": theirs.method.name}
     crops = 10 if ten_crop else 1
     record = {"classifier": about, "crops": crops, "classification": classified, "results": results}
-    runs.write_json(run / RECORD, record)
+    runs.write_json(run / runs.SECOND_CLASSIFIER, record)
     return record
 
 
