@@ -9,6 +9,7 @@ from typing import Annotated
 import optuna
 import tyro
 
+from lchp import streams
 from lchp.cli import chosen_preset, guarded, parse
 from lchp.config import PRESETS, Preset
 from lchp.errors import ConfigError
@@ -61,6 +62,7 @@ def main(name: str, space: Space, *, about: str | None = None, argv: Sequence[st
                 f"held out; objective: {spec.objective}"
             )
             return 0
+        streams.outlast()
         result = search(spec, common.options, show_progress=True)
         print(f"\n{closing(spec, common.options.storage.absolute())}")
         study = f"sqlite:///{common.options.storage / DATABASE}"
