@@ -219,7 +219,7 @@ class Score:
                 raise ConfigError("--boxes needs --annotations FILE, or --metadata DIR with --dataset NAME")
             if self.annotations is not None:
                 self._refuse("--annotations", "dataset")
-            return score_boxes(self.boxes, self.annotations or self._folder())
+            return score_boxes(self.boxes, self.annotations or self._folder(), show_progress=True)
         assert self.scoremaps is not None
         if self.dataset == "OpenImages":
             self._refuse("--dataset OpenImages, which has masks", "annotations", "multi_contour", "threshold")

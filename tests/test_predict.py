@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -292,7 +293,8 @@ def test_coco_results_are_scored_by_pycocotools(
 
     predict_to(trained, squares_root, tmp_path / "out", format="coco")
     truth = COCO(str(tmp_path / "out" / "annotations.json"))
-    scores = COCOeval(truth, truth.loadRes(truth.loadAnns(truth.getAnnIds())), "bbox")
+    found: Any = truth.loadAnns(truth.getAnnIds())
+    scores = COCOeval(truth, truth.loadRes(found), "bbox")
     for step in (scores.evaluate, scores.accumulate, scores.summarize):
         step()
     assert scores.stats[0] == pytest.approx(1)  # against itself

@@ -160,13 +160,13 @@ def make_page(wanted: Wanted, paper_csv: Path) -> int:
 
     Raises an LchpError for a user's mistake, and where there is nothing to report.
     """
+    out = require_file(wanted.out or wanted.storages[0] / NAME, "output", holding(MARK), "report of lchp")
     paper = read_paper(paper_csv)
     records = collect(wanted.storages)
     require(records, wanted.conditions)
     if records.runs.empty and records.failures.empty and not records.sweeps:
         more = f"; and {len(records.problems) - 3} more problems" if len(records.problems) > 3 else ""
         raise RunError(f"nothing to report: {'; '.join(records.problems[:3])}{more}")
-    out = require_file(wanted.out or records.storages[0] / NAME, "output", holding(MARK), "report of lchp")
     page = gather(records, wanted, paper)
     text = render(page)
     write_atomically(out, lambda file: file.write(text))
