@@ -39,6 +39,7 @@ from lchp.inference import to_float
 from lchp.pseudo import algorithm_1, attention_boxes, update_teacher
 from lchp.runs import write_json
 from lchp.stages import Networks, initialization_step, padding, predict_boxes, refinement_step
+from lchp.targets import json_of, require_file
 from lchp.train import build
 
 CUB = 5994
@@ -538,6 +539,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def body() -> int:
         flags: Flags = parse(Flags, arguments, "benchmark.py")
+        if flags.json:
+            require_file(flags.json, "json", json_of("device", "precision", "ratios"), "result of this script")
         with tempfile.TemporaryDirectory() as folder:
             bench = open_bench(flags, Path(folder))
             if flags.baseline:

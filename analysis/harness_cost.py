@@ -14,6 +14,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from lchp.cli import guarded
 from lchp.runs import read_json
 
 SWEEP = Path(__file__).parents[1] / "sweeps" / "delta_tau.py"
@@ -26,8 +27,8 @@ def measure(storage: Path, arguments: list[str]) -> tuple[float, dict[str, Any]]
     return time.perf_counter() - begin, read_json(storage / "sweeps" / "delta_tau" / "sweep.json")["timing"]
 
 
-def main(arguments: list[str]) -> str:
-    """The table."""
+def main(arguments: list[str]) -> int:
+    """Prints the table; the exit status."""
     rows, walls = [], []
     with tempfile.TemporaryDirectory() as folder:
         for name, flags in (("--no-share", ["--no-share"]), ("sharing", [])):
@@ -37,8 +38,9 @@ def main(arguments: list[str]) -> str:
             rows.append([name, wall / 60, timing["training"] / 60, timing["places"], 100 * (wall / ideal - 1)])
     head = ["", "wall time (minutes)", "trainings' own time (minutes)", "at once", "overhead (%)"]
     ratio = walls[0] / walls[1]
-    return f"{tabulate(rows, head, floatfmt=('', '.1f', '.1f', 'd', '.1f'))}\n\nsharing is {ratio:.2f} times faster"
+    print(f"{tabulate(rows, head, floatfmt=('', '.1f', '.1f', 'd', '.1f'))}\n\nsharing is {ratio:.2f} times faster")
+    return 0
 
 
 if __name__ == "__main__":
-    print(main(sys.argv[1:]))
+    raise SystemExit(guarded(lambda: main(sys.argv[1:])))

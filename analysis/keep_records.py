@@ -21,7 +21,7 @@ class Flags:
     """Copy the records of finished runs and sweeps, small enough to publish."""
 
     output: Annotated[Path, tyro.conf.arg(aliases=("--out",))]
-    """Folder to make; it must not exist."""
+    """Folder to make; there must be none yet, or an empty one."""
     storage: tuple[Path, ...] = (Path("results"),)
     """Storages of sweeps, folders of run folders, or run folders."""
     predictions: bool = True

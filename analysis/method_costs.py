@@ -23,6 +23,7 @@ from lchp.cli import guarded, parse
 from lchp.compared import build_classifier
 from lchp.methods import METHODS, Batch, Method
 from lchp.runs import write_json
+from lchp.targets import json_of, require_file
 
 
 def step_of(bench: benchmark.Bench, found: Method) -> Callable[[], Any]:
@@ -49,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def body() -> int:
         flags: benchmark.Flags = parse(benchmark.Flags, arguments, "method_costs.py")
+        if flags.json:
+            require_file(flags.json, "json", json_of("plain", "lchp"), "result of this script")
         schemes = {m.scheme.name: m for m in METHODS.values()}
         names = ["plain", *sorted(schemes.keys() - {"plain"})]
         with tempfile.TemporaryDirectory() as folder:

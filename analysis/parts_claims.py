@@ -18,8 +18,10 @@ from typing import Any
 import numpy as np
 
 from lchp import runs
+from lchp.cli import guarded
 from lchp.config import PRESETS, TrainConfig, override
 from lchp.evaluate import FRAMES
+from lchp.targets import as_path
 
 PRESET = PRESETS["parts"]
 DELTA = PRESET.config.initialization.delta
@@ -136,7 +138,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--processes", type=int, default=2, help="worker processes of one thread each")
-    parser.add_argument("--storage", type=Path, default=Path("results/parts_claims"))
+    parser.add_argument("--storage", type=as_path, default=Path("results/parts_claims"))
     args = parser.parse_args(argv)
     os.environ["OMP_NUM_THREADS"] = "1"  # read by the workers when they import torch
     spawn = multiprocessing.get_context("spawn")
@@ -155,4 +157,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(guarded(main))

@@ -26,7 +26,7 @@ class Flags:
 
     source: Annotated[Source, tyro.conf.arg(name="")] = field(default_factory=Source)
     output: Annotated[Path | None, tyro.conf.arg(aliases=("--out",))] = None
-    """File to write; report.html in the first storage by default."""
+    """File to write; report.html in the first storage by default. Over an earlier report alone."""
     figures: bool = True
     """Draw the figures too."""
     data_root: Path | None = None

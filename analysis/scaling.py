@@ -28,6 +28,7 @@ from PIL import Image
 from tabulate import tabulate
 
 from lchp import runs
+from lchp.cli import guarded
 from lchp.config import PRESETS, TrainConfig, override
 from lchp.data import parts
 from lchp.records import read_predictions, summarize
@@ -237,4 +238,4 @@ def tables_of(storage: Path) -> str:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(guarded(main))

@@ -32,6 +32,7 @@ from lchp.inference import see
 from lchp.networks import Classifier, ClassifierOutput
 from lchp.pseudo import algorithm_1
 from lchp.runs import CHECKPOINTS, read_config, stage1_folder, write_atomically
+from lchp.targets import holding, require_file
 from lchp.train import INITIALIZATION, build
 
 CHOICES = ("attention", "normalization", "second_pass")
@@ -125,6 +126,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def body() -> int:
         flags: Flags = parse(Flags, arguments, "teacher_boxes")
+        if flags.csv:
+            require_file(flags.csv, "csv", holding(b"delta,frame,one_pass,merged,gain"), "table of this script")
         found = score(flags.run, flags)
         print(tabulate(found, headers="keys", showindex=False, floatfmt=".2f"))
         if flags.csv:

@@ -30,6 +30,7 @@ from lchp.losses import confidence, is_visible, refinement_loss
 from lchp.networks import Localizer
 from lchp.runs import write_json
 from lchp.stages import Networks, padding, predict_boxes
+from lchp.targets import json_of, require_file
 
 
 @dataclass
@@ -131,6 +132,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def body() -> int:
         flags: Flags = parse(Flags, arguments, "together.py")
+        if flags.bench.json:
+            require_file(flags.bench.json, "bench.json", json_of("processes", "localizers"), "result of this script")
         if not flags.at_once or min(flags.at_once) < 1:
             raise ConfigError("--at-once: expected numbers of trainings, at least 1 each")
         if not 0 < flags.seconds < float("inf"):

@@ -5,7 +5,6 @@ import contextlib
 import dataclasses
 import io
 import logging
-import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -14,13 +13,31 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
 import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from lchp import __version__
+from lchp import __version__, streams
 from lchp.config import FIELDS, PRESETS, TrainConfig, override, preset, suggest
 from lchp.errors import ConfigError, LchpError, lacked_memory, printable
 from lchp.interrupt import Interrupted, on_signals
+from lchp.targets import as_path, json_of, require_file
 
 INTERRUPTED = 130
+
+PATHS = ConstructorRegistry()
+"""How every command reads a path."""
+
+
+@PATHS.primitive_rule
+def _path(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
+    if info.type is not Path:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=lambda texts: as_path(texts[0]),
+        is_instance=lambda value: isinstance(value, Path),
+        str_from_instance=lambda path: [str(path)],
+    )
 
 
 @dataclass
@@ -44,6 +61,7 @@ class Train:
         from lchp.records import summary_table
         from lchp.train import train
 
+        streams.outlast()
         with on_signals() as stop:
             result = train(
                 self.config,
@@ -173,12 +191,15 @@ class Score:
     threshold: float | None = None
     """Also the accuracy at this threshold, a share of each map's maximum."""
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """Write the result as JSON, too."""
+    """Write the result as JSON, too; over an earlier result alone."""
 
     def run(self) -> int:
         """Carries the command out; the exit status."""
         from lchp.runs import write_json
 
+        if self.json is not None:
+            read = [path for path in (self.boxes, self.annotations) if path is not None]
+            require_file(self.json, "json", json_of("images", "warnings"), "result of lchp score", read)
         result = self._score()
         for warning in result.warnings():
             print(f"lchp: {warning}", file=sys.stderr)
@@ -198,7 +219,7 @@ class Score:
                 raise ConfigError("--boxes needs --annotations FILE, or --metadata DIR with --dataset NAME")
             if self.annotations is not None:
                 self._refuse("--annotations", "dataset")
-            return score_boxes(self.boxes, self.annotations or self._folder())
+            return score_boxes(self.boxes, self.annotations or self._folder(), show_progress=True)
         assert self.scoremaps is not None
         if self.dataset == "OpenImages":
             self._refuse("--dataset OpenImages, which has masks", "annotations", "multi_contour", "threshold")
@@ -251,6 +272,7 @@ class ScoreMaps:
         from lchp.devices import resolve_device
         from lchp.score_maps import write_score_maps
 
+        streams.outlast()
         count = write_score_maps(self.run_folder, self.output, resolve_device(self.device), show_progress=True)
         print(f"{count} score maps in {self.output}")
         return 0
@@ -288,6 +310,8 @@ class Predict:
         from lchp.predict import load_run, predict_to
         from lchp.records import TITLES
 
+        if self.output is not None:
+            streams.outlast()
         trained = load_run(self.run_folder, resolve_device(self.device))
         summary = predict_to(
             trained,
@@ -322,7 +346,7 @@ class Export:
     run_folder: Annotated[Path, tyro.conf.arg(name="run", metavar="DIR")]
     """Run folder; LCHP-R is used, or LCHP-I where stage 2 is not complete."""
     output: Path
-    """File to write."""
+    """File to write; over an earlier export alone."""
     format: Literal["torchscript", "onnx"] | None = None
     """By default what the file's name ends in: .onnx, or TorchScript for .pt and .ts."""
 
@@ -410,6 +434,7 @@ COMMANDS: dict[str, type[Any]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit status: 0, 1 for a fault found, or as `guarded` says."""
+    streams.prepare()
     arguments = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     kept = "; what was trained is kept: go on with the same command, --output and --resume"
@@ -419,21 +444,41 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def guarded(body: Callable[[], int], stopped: str = "stopped", *, error: str = "error") -> int:
     """The exit status of `body`, whose faults become one line each: 2 for a user's mistake and for a file that cannot
-    be written, 130 for Ctrl-C and 143 for SIGTERM (which print `stopped`), 1 where nobody reads standard output any
-    more."""
+    be written, 130 for Ctrl-C and 143 for SIGTERM (which print `stopped`), 141 where nobody reads standard output any
+    more. The one place through which every program runs: its streams are made safe here (`lchp.streams`)."""
+    streams.prepare()
     logging.basicConfig(format="%(message)s", level=logging.WARNING)  # unless the program has said otherwise
     try:
+        return _answered(body, stopped, error)
+    except BrokenPipeError:  # whoever read standard output has enough (lchp predict ... | head)
+        return streams.UNREAD
+    finally:
+        streams.settle()
+
+
+def _flushed(body: Callable[[], int]) -> int:
+    """Fails here, and not when Python ends, where what was printed cannot be written."""
+    try:
+        status = body()
+    except SystemExit:  # --help
+        sys.stdout.flush()
+        raise
+    sys.stdout.flush()
+    return status
+
+
+def _answered(body: Callable[[], int], stopped: str, error: str) -> int:
+    try:
         with on_signals():
-            return body()
+            return _flushed(body)
     except LchpError as fault:
         print(f"{error}: " + "\n".join(map(printable, str(fault).split("\n"))), file=sys.stderr)  # a list has lines
         return 2
     except KeyboardInterrupt as stop:
         print(f"\n{stopped}", file=sys.stderr)
         return stop.status if isinstance(stop, Interrupted) else INTERRUPTED
-    except BrokenPipeError:  # whoever read standard output has enough (lchp predict ... | head)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else flushing at exit fails once more
-        return 1
+    except BrokenPipeError:
+        raise
     except (MemoryError, RuntimeError) as fault:
         lacking = lacked_memory(fault)
         if lacking is None:
@@ -441,7 +486,7 @@ def guarded(body: Callable[[], int], stopped: str = "stopped", *, error: str = "
         print(f"{error}: {lacking}; lower --data.batch-size or --data.image-size", file=sys.stderr)
         return 2
     except OSError as fault:  # a full disk, a folder that vanished
-        said = f"{fault.filename or 'file'}: {fault.strerror or fault}"
+        said = f"{fault.filename or 'file or standard output'}: {fault.strerror or fault}"
         print(f"{error}: {printable(said)}", file=sys.stderr)
         return 2
 
@@ -482,11 +527,17 @@ def chosen_preset(arguments: list[str]) -> TrainConfig:
 
 def parse(command: Callable[..., Any], arguments: list[str], program: str, default: Any = None) -> Any:
     """Arguments to an instance of the dataclass `command`; raises ConfigError, one line, for what does not fit."""
+    for before, text in zip(("", *arguments), arguments, strict=False):
+        option, equals, value = text.partition("=") if text.startswith("--") else (before, "=", text)
+        if equals and not value.strip():  # an empty path would be the current folder
+            raise ConfigError(f"{option if option.startswith('-') else 'an argument'}: is empty")
     extra = {} if default is None else {"default": default}
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-            value, unknown = tyro.cli(command, args=arguments, prog=program, return_unknown_args=True, **extra)
+            value, unknown = tyro.cli(
+                command, args=arguments, prog=program, return_unknown_args=True, registry=PATHS, **extra
+            )
     except SystemExit as stop:
         if stop.code in (0, None):  # --help
             print(printed.getvalue(), end="")

@@ -26,6 +26,7 @@ from lchp.networks import Classifier, Localizer
 from lchp.predict import TrainedRun
 from lchp.runs import write_atomically
 from lchp.stages import predict_boxes
+from lchp.targets import holding, require_file
 
 ExportFormat = Literal["torchscript", "onnx"]
 INPUT, OUTPUTS = "images", ("box", "scores", "confidence")
@@ -59,11 +60,10 @@ def export(trained: TrainedRun, output: str | Path, format: ExportFormat = "torc
 
     Before the file takes its name, what it holds is loaded again and run on noise, and on test images of the run where
     they can still be read; LchpError, and no file, if any output is off by more than TOLERANCE. RunError where the file
-    cannot be written. The batch is dynamic.
+    cannot be written, ConfigError where `output` is there already and no such export. The batch is dynamic.
     """
     output = Path(output)
-    if output.is_dir():
-        raise ConfigError(f"output = {str(output)!r}: is a folder; name a file")
+    require_file(output, "output", holding(b'"lchp_version"', b'"class_names"'), "export of lchp")
     if format == "onnx":
         _require_onnx()
     size = trained.config.data.image_size

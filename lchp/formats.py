@@ -1,10 +1,12 @@
 """What a prediction is, and how it is written: JSON lines, CSV, COCO or YOLO. Each writer streams."""
 
+import codecs
 import contextlib
 import csv
 import io
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -13,6 +15,12 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TextIO
+
+from PIL import Image
+
+from lchp.data.decode import decode
+from lchp.filesystem import sync
+from lchp.targets import claim
 
 Format = Literal["jsonl", "csv", "coco", "yolo"]
 
@@ -41,6 +49,13 @@ class Prediction:
         }
 
 
+READ_BY_DETECTORS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+"""Endings of the images that Ultralytics and YOLOv5 to YOLOv9 look for; they pass over others without a word."""
+
+_IMAGES = re.compile(r"(?<![^/])(_*images)(?=/)")
+"""A folder `images` of the source. Detectors find a label by putting `labels` for the last folder `images` of an
+image's path, which must be that of the output."""
+
 Write = Callable[[Prediction, Path], object]
 """Writes one image's prediction; the path is the image file's."""
 
@@ -49,8 +64,9 @@ def open_writer(format: Format, folder: Path | None, class_names: tuple[str, ...
     """A writer into files of `folder`, or to standard output (not for YOLO, which is many files).
 
     jsonl: predictions.jsonl. csv: predictions.csv. coco: annotations.json, where `score` is the confidence and category
-    ids count from 1. yolo: labels/*.txt with `class cx cy w h` in fractions, images/ (links to the originals),
-    classes.txt and data.yaml, so that a detector trains on the folder as it is.
+    ids count from 1 and `segmentation` is the box. yolo: labels/*.txt with `class cx cy w h` in fractions, images/
+    (copies; as PNG those that detectors would not read), classes.txt and data.yaml, so that a detector trains on the
+    folder as it is. There a folder `images` of the source is called `_images`.
     """
     return _WRITERS[format](folder, class_names)
 
@@ -60,8 +76,10 @@ def _opened(folder: Path | None, name: str) -> Iterator[TextIO]:
     if folder is None:
         out = sys.stdout
         errors = out.errors
-        if isinstance(out, io.TextIOWrapper):  # a file's name need not be UTF-8
-            out.reconfigure(errors="surrogateescape")
+        if isinstance(out, io.TextIOWrapper):
+            # a file's name need not be UTF-8, and then comes out as it is; what another encoding lacks, as an escape
+            utf8 = codecs.lookup(out.encoding).name == "utf-8"
+            out.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
         try:
             yield out
             out.flush()
@@ -72,7 +90,7 @@ def _opened(folder: Path | None, name: str) -> Iterator[TextIO]:
         with (folder / name).open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            sync(file.fileno())
 
 
 @contextlib.contextmanager
@@ -120,6 +138,7 @@ def _coco(folder: Path | None, class_names: tuple[str, ...]) -> Iterator[Write]:
                 "image_id": count,
                 "category_id": r["class_id"] + 1,
                 "bbox": [x1, y1, w, h],
+                "segmentation": [[x1, y1, x2, y1, x2, y2, x1, y2]],  # the box: pycocotools draws and masks nothing else
                 "area": round(w * h, 2),
                 "iscrowd": 0,
                 "score": r["confidence"],
@@ -138,7 +157,7 @@ def _coco(folder: Path | None, class_names: tuple[str, ...]) -> Iterator[Write]:
 @contextlib.contextmanager
 def _yolo(folder: Path | None, class_names: tuple[str, ...]) -> Iterator[Write]:
     assert folder is not None
-    labels, images = folder / "labels", folder / "images"  # detectors exchange one name for the other
+    labels, images = folder / "labels", folder / "images"
     for made in (labels, images):
         made.mkdir()
 
@@ -146,23 +165,36 @@ def _yolo(folder: Path | None, class_names: tuple[str, ...]) -> Iterator[Write]:
         x1, y1, x2, y2 = prediction.box
         w, h = prediction.width, prediction.height
         values = ((x1 + x2) / 2 / w, (y1 + y2) / 2 / h, (x2 - x1) / w, (y2 - y1) / h)
-        name = Path(prediction.image)
-        if (labels / name.with_suffix(".txt")).exists():  # a.jpg beside a.png: a label is named by the stem alone
-            name = name.with_name(name.name + name.suffix)
-        label, image = labels / name.with_suffix(".txt"), images / name
-        label.parent.mkdir(parents=True, exist_ok=True)
+        name = _IMAGES.sub(r"_\1", prediction.image)
+        stem, suffix = os.path.splitext(name)
+        read = suffix.lower() in READ_BY_DETECTORS
+        if not read:
+            stem, suffix = name, ".png"
+        label = claim(labels, stem, ".txt", suffix)  # a.jpg beside a.png: a label is named by the stem alone
         label.write_text(f"{prediction.class_id} " + " ".join(f"{v:.6f}" for v in values) + "\n")
+        stem = label.relative_to(labels).as_posix().removesuffix(".txt")
+        image = images / f"{stem}{suffix}"
         image.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            image.symlink_to(path.resolve())
-        except OSError:  # no links here (some network file systems)
-            shutil.copyfile(path, image)
+        if read:
+            shutil.copyfile(path, image)  # no link: some detectors repair images in their place
+        else:
+            encoded = io.BytesIO()  # an encoder that writes into the file does not say why it cannot
+            Image.fromarray(decode(path, None, exif=True)).save(encoded, "PNG")
+            image.write_bytes(encoded.getvalue())
 
     yield write
-    (folder / "classes.txt").write_text("".join(f"{name}\n" for name in class_names), encoding="utf-8")
-    # JSON text is valid YAML, whatever is in a name; without `path`, detectors take the folder of data.yaml
-    names = "".join(f"  {k}: {json.dumps(name)}\n" for k, name in enumerate(class_names))
-    (folder / "data.yaml").write_text(f"train: images\nval: images\nnames:\n{names}")
+    names = [" ".join(name.splitlines()) for name in class_names]  # a line each
+    (folder / "classes.txt").write_text("".join(f"{name}\n" for name in names), "utf-8", "backslashreplace")
+    # without `path`, detectors take the folder of data.yaml
+    listed = "".join(f"  {k}: {_yaml(name)}\n" for k, name in enumerate(class_names))
+    (folder / "data.yaml").write_text(f"train: images\nval: images\nnames:\n{listed}")
+
+
+def _yaml(text: str) -> str:
+    """Text as YAML, in ASCII. That is JSON's, except that YAML takes JSON's two escapes of one sign beyond 16 bits for
+    two signs."""
+    quoted = json.dumps(text, ensure_ascii=False)
+    return "".join(c if " " <= c <= "~" else f"\\U{ord(c):08X}" for c in quoted)
 
 
 _WRITERS: dict[str, Callable[[Path | None, tuple[str, ...]], AbstractContextManager[Write]]] = {

@@ -30,10 +30,12 @@ from lchp.data.annotations import IMAGE_EXTENSIONS, SYSTEM_FOLDERS, PassedOver, 
 from lchp.data.decode import decode, image_size
 from lchp.devices import autocast, resolve_precision, switch_off_tf32
 from lchp.errors import ConfigError, DataError, RunError
+from lchp.filesystem import set_mode
 from lchp.formats import Format, Prediction, open_writer
 from lchp.inference import Models, predict_batch, predicting, see
 from lchp.networks import Classifier, Localizer
 from lchp.pictures import YELLOW, Style, draw_box, draw_label, line_width
+from lchp.targets import claim, require_new_folder
 from lchp.train import INITIALIZATION, REFINEMENT
 
 Frame = Literal["full_image", "center_crop"]
@@ -51,11 +53,6 @@ class TrainedRun:
     localizer: Localizer
     result: str
     device: torch.device
-
-    @property
-    def exif(self) -> bool:
-        """Whether EXIF orientation is applied to images: as in training, for one's own images only."""
-        return self.config.data.name == "folder"
 
 
 @dataclass(frozen=True)
@@ -179,8 +176,8 @@ def predict(
 
     frame: what the networks see, `full_image` (the whole image, squeezed to a square) or `center_crop` (the centre crop
     of the training recipe; the box comes back in px of the whole image all the same).
-    EXIF orientation is applied exactly if the run's data set was `folder`, as in its training: boxes are then those of
-    the upright picture. Otherwise pixels count as they are stored.
+    Pictures are turned upright by their EXIF orientation, whatever the run was trained on: sizes and boxes are those of
+    the upright picture, as detectors and viewers read it.
     precision: fp32 or bf16, by default the run's. workers: decoding threads, 0: one per core. on_broken: is given one
     line per unreadable image, which is left out; without it DataError is raised.
     """
@@ -217,8 +214,8 @@ def _decoded(
 
     def read(name: str, path: Path) -> _Read | DataError:
         try:
-            pixels = decode(path, trained.config.data.resize, exif=trained.exif)
-            return _Read(name, path, pixels, image_size(path, exif=trained.exif))
+            pixels = decode(path, trained.config.data.resize, exif=True)
+            return _Read(name, path, pixels, image_size(path, exif=True))
         except DataError as error:
             return error
 
@@ -341,7 +338,8 @@ def predict_to(
                 else:
                     write(prediction, path)
             if pictures and folder is not None:
-                drawn = [pool.submit(_picture, *pair, folder / PICTURES, trained.exif) for pair in batch]
+                files = [_picture_file(folder / PICTURES, prediction.image) for prediction, _ in batch]
+                drawn = [pool.submit(_picture, *pair, file) for pair, file in zip(batch, files, strict=True)]
                 for picture in drawn:
                     picture.result()
             done += len(batch)
@@ -354,8 +352,10 @@ def _check_options(
 ) -> None:
     if target is None and (pictures or format == "yolo"):
         raise ConfigError(f"{'--pictures' if pictures else '--format yolo'} needs --output DIR to write to")
-    if target is not None and target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigError(f"output = {str(target)!r}: is there already and not empty; name another folder")
+    if target is not None:
+        require_new_folder(target)
+    elif sys.__stdout__ is None:
+        raise ConfigError("standard output is closed; name --output DIR to write to")
     if not 0 <= min_confidence <= 1:
         raise ConfigError(f"min_confidence = {min_confidence}: expected in [0, 1]")
     if batch_size < 1:
@@ -376,7 +376,7 @@ def published(target: Path | None) -> Iterator[Path | None]:
         partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
         try:
             yield partial
-            partial.chmod(0o755)  # mkdtemp's 0700 would hide it from a group
+            set_mode(partial, runs.allowed(0o777))  # mkdtemp's 0700 would hide it from a group
             runs.sync_folder(partial)
             os.replace(partial, target)
             runs.sync_folder(target.parent)
@@ -391,14 +391,17 @@ def _is_thin(prediction: Prediction) -> bool:
     return x2 - x1 < 1 or y2 - y1 < 1
 
 
-def _picture(prediction: Prediction, path: Path, folder: Path, exif: bool) -> None:
-    """A copy of the image with box, class and confidence, as JPEG; a name that is not a JPEG's gets .jpg appended."""
-    image = Image.fromarray(decode(path, None, exif=exif))
+def _picture_file(folder: Path, name: str) -> Path:
+    """The file of an image's copy: a name that is not a JPEG's, or that another copy has, gets .jpg appended."""
+    stem, suffix = (name, ".jpg") if not name.lower().endswith((".jpg", ".jpeg")) else os.path.splitext(name)
+    return claim(folder, stem, suffix, suffix)
+
+
+def _picture(prediction: Prediction, path: Path, file: Path) -> None:
+    """A copy of the upright image with box, class and confidence, as JPEG."""
+    image = Image.fromarray(decode(path, None, exif=True))
     draw_box(image, prediction.box, Style(YELLOW, line_width(image.size)))
     draw_label(image, prediction.box[:2], f"{prediction.class_name} {prediction.confidence:.2f}")
-    name = prediction.image
-    file = folder / (name if name.lower().endswith((".jpg", ".jpeg")) else f"{name}.jpg")
-    file.parent.mkdir(parents=True, exist_ok=True)
     encoded = io.BytesIO()  # an encoder that writes into the file does not say why it cannot
     image.save(encoded, "JPEG", quality=92)
     file.write_bytes(encoded.getvalue())

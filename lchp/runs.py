@@ -68,7 +68,7 @@ def write_atomically(
                 write(file)
                 file.flush()
                 sync(file.fileno())
-            set_mode(name, 0o644)  # mkstemp's 0600 would hide results from a group that shares the storage
+            set_mode(name, allowed(0o666))  # mkstemp's 0600 would hide results from a group that shares the storage
             (name_new if new else os.replace)(name, path)
         except BaseException:
             with contextlib.suppress(OSError):  # where the folder is gone, so is the file
@@ -171,3 +171,10 @@ def stage1_folder(run: Path) -> Path:
 def digest(value: Any) -> str:
     """Short hash of plain values, independent of key order."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def allowed(mode: int) -> int:
+    """The mode that the system would give a new file (0o666) or folder (0o777): without what the user's umask takes."""
+    mask = os.umask(0o077)  # which cannot be read without being set
+    os.umask(mask)
+    return mode & ~mask

@@ -10,9 +10,10 @@ from lchp.compared import chosen, label, map_source
 from lchp.data import load
 from lchp.data.images import open_images
 from lchp.devices import autocast, resolve_precision
-from lchp.errors import ConfigError, RunError
+from lchp.errors import RunError
 from lchp.inference import each_score_map
 from lchp.predict import load_classifier, published
+from lchp.targets import require_new_folder
 
 
 def write_score_maps(run: Path, output: Path, device: torch.device, *, show_progress: bool = False) -> int:
@@ -25,8 +26,7 @@ def write_score_maps(run: Path, output: Path, device: torch.device, *, show_prog
     """
     from lchp.scoring.scoremaps import in_its_frame  # OpenCV, as in lchp.measure
 
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ConfigError(f"output = {str(output)!r}: is there already and not empty; name another folder")
+    require_new_folder(output)
     classifier, config, _ = load_classifier(run, device)
     found = chosen(config)
     maps = None if found is None else map_source(found, classifier)

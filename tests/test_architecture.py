@@ -13,10 +13,22 @@ PACKAGE = ROOT / "lchp"
 
 # from the bottom up; a module imports from its own layer and from those below it
 LAYERS = [
-    {"errors", "interrupt"},
-    {"config", "boxes", "distributed", "depthwise", "filesystem", "formats", "pictures"},
-    {"runs", "locks", "evaluate", "checkpoints", "consistency", "devices", "data", "augment", "losses", "backbones"},
-    {"networks", "pseudo", "records", "loop", "scoring"},
+    {"errors", "interrupt", "streams"},
+    {"config", "boxes", "distributed", "depthwise", "filesystem", "pictures"},
+    {
+        "runs",
+        "locks",
+        "targets",
+        "evaluate",
+        "checkpoints",
+        "consistency",
+        "devices",
+        "data",
+        "augment",
+        "losses",
+        "backbones",
+    },
+    {"networks", "pseudo", "records", "formats", "loop", "scoring"},
     {"stages", "methods"},
     {"inference", "context"},
     {"measure", "views"},

@@ -1,6 +1,7 @@
 """lchp predict: what it says, in every format; broken images, interruptions and odd run folders."""
 
 import csv
+import glob
 import itertools
 import json
 import re
@@ -8,10 +9,12 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from lchp import TrainConfig, override, runs
@@ -258,18 +261,52 @@ def test_coco_of_nothing_is_still_json(trained: TrainedRun, squares_root: Path, 
     assert coco["images"] == coco["annotations"] == []
 
 
-def test_coco_loads_in_pycocotools(trained: TrainedRun, squares_root: Path, tmp_path: Path) -> None:
-    coco = pytest.importorskip("pycocotools.coco")
+def test_coco_is_drawn_and_masked_by_pycocotools(trained: TrainedRun, squares_root: Path, tmp_path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from pycocotools.coco import COCO
+
     predict_to(trained, squares_root, tmp_path / "out", format="coco")
-    loaded = coco.COCO(str(tmp_path / "out" / "annotations.json"))
-    assert len(loaded.getAnnIds()) == 24
+    loaded = COCO(str(tmp_path / "out" / "annotations.json"))
+    found = loaded.loadAnns(loaded.getAnnIds())
+    assert len(found) == 24
+    for annotation in found:
+        x, y, w, h = annotation["bbox"]
+        mask = loaded.annToMask(annotation)
+        assert mask.shape == (48, 64)
+        rows, columns = np.nonzero(mask)
+        edges = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        np.testing.assert_allclose(edges, [x, y, x + w, y + h], atol=1)
+        assert mask.sum() == (edges[2] - edges[0]) * (edges[3] - edges[1])
+    loaded.showAnns(found[:2], draw_bbox=True)
+    assert len(pyplot.gca().collections) == 2
+    pyplot.close("all")
+
+
+def test_coco_results_are_scored_by_pycocotools(
+    trained: TrainedRun, squares_root: Path, tmp_path: Path, capsys
+) -> None:
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    predict_to(trained, squares_root, tmp_path / "out", format="coco")
+    truth = COCO(str(tmp_path / "out" / "annotations.json"))
+    found: Any = truth.loadAnns(truth.getAnnIds())
+    scores = COCOeval(truth, truth.loadRes(found), "bbox")
+    for step in (scores.evaluate, scores.accumulate, scores.summarize):
+        step()
+    assert scores.stats[0] == pytest.approx(1)  # against itself
+    assert "Average Precision" in capsys.readouterr().out
 
 
 def test_yolo(trained: TrainedRun, squares_root: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     predict_to(trained, squares_root, out, format="yolo")
     assert (out / "classes.txt").read_text().splitlines() == ["blue", "green", "red"]
-    assert '1: "green"' in (out / "data.yaml").read_text()
+    data = yaml.safe_load((out / "data.yaml").read_bytes())
+    assert data == {"train": "images", "val": "images", "names": {0: "blue", 1: "green", 2: "red"}}
     for p, path in predict(trained, find_images(squares_root)):
         (line,) = (out / "labels" / p.image).with_suffix(".txt").read_text().splitlines()
         k, *values = line.split()
@@ -280,14 +317,129 @@ def test_yolo(trained: TrainedRun, squares_root: Path, tmp_path: Path) -> None:
         assert (out / "images" / p.image).read_bytes() == path.read_bytes()
 
 
-def test_yolo_keeps_images_apart_that_differ_in_their_extension(tmp_path: Path) -> None:
-    for name in ("a.jpg", "a.png"):
-        (tmp_path / name).write_text(name)
-    with open_writer("yolo", tmp_path, ("one",)) as write:
-        for name in ("a.jpg", "a.png"):
-            write(Prediction(name, 10, 10, 0, "one", 1.0, (0, 0, 5, 5), 1.0), tmp_path / name)
-    assert sorted(p.name for p in (tmp_path / "labels").iterdir()) == ["a.png.txt", "a.txt"]
-    assert (tmp_path / "images" / "a.png.png").read_text() == "a.png"
+def write_yolo(source: Path, out: Path, names: list[str], classes: tuple[str, ...] = ("one",)) -> None:
+    """Of images (made here, each of its own width) at these names below `source`, with a box that tells them apart."""
+    out.mkdir()
+    with open_writer("yolo", out, classes) as write:
+        for i, name in enumerate(names):
+            path = source / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (20 + i, 20)).save(path, "PNG" if path.suffix == "" else None)
+            write(Prediction(name, 20 + i, 20, 0, "one", 1.0, (0, 0, 10, 10), 1.0), path)
+
+
+def label_of(image: str) -> str:
+    """Where Ultralytics and YOLOv5 look for an image's label."""
+    return "/labels/".join(image.rsplit("/images/", 1)).rsplit(".", 1)[0] + ".txt"
+
+
+def as_a_detector_reads(out: Path) -> dict[int, float]:
+    """Width of each image below images/ that Ultralytics finds -> the width of the box in its label, px."""
+    endings = ("bmp", "dng", "jpeg", "jpg", "mpo", "png", "tif", "tiff", "webp", "pfm")
+    found = {}
+    for image in glob.glob(f"{out}/images/**/*.*", recursive=True):
+        if Path(image).is_file() and image.rpartition(".")[2].lower() in endings:
+            width, (line,) = Image.open(image).width, Path(label_of(image)).read_text().splitlines()
+            found[width] = float(line.split()[3]) * width
+    return found
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["train/images/a.jpg", "val/images/images/a.jpg", "_images/a.jpg", "images/a.jpg", "labels/a.jpg"],
+        ["a.jpg", "a.png", "a.png.png", "a.webp", "a_images/a.jpg", "Images/a.jpg"],
+        ["a.png", "b.JPG", "a.txt/a.png", "a.txt/b.txt/c.png", "a.txt_/a.png"],  # a folder named as a label is
+        ["a.b.png", "a..png", "a .png", "\u00e9\U0001f426.png", "c.ppm", "d.pgm", "c.ppm.png", "e"],
+    ],
+    ids=lambda names: names[0],
+)
+def test_a_detector_finds_the_label_of_every_image(tmp_path: Path, names: list[str]) -> None:
+    out = tmp_path / "images" / "out"  # whose path says `images` too
+    out.parent.mkdir()
+    write_yolo(tmp_path / "in", out, names)
+    found = as_a_detector_reads(out)
+    assert found.keys() == {20 + i for i in range(len(names))}
+    np.testing.assert_allclose(list(found.values()), 10, atol=1e-3)
+
+
+def test_a_detector_that_repairs_its_images_leaves_the_originals(tmp_path: Path) -> None:
+    write_yolo(tmp_path / "in", tmp_path / "out", ["a.jpg"])
+    original = (tmp_path / "in" / "a.jpg").read_bytes()
+    image = tmp_path / "out" / "images" / "a.jpg"
+    Image.open(image).save(image, "JPEG", subsampling=0, quality=100)
+    image.chmod(0o600)
+    assert image.read_bytes() != original
+    assert (tmp_path / "in" / "a.jpg").read_bytes() == original
+
+
+NAMES = (
+    *(
+        "\U0001f426 bird",
+        "\u00e9t\u00e9",
+        "e\u0301",
+        "\u4e2d\u6587",
+        "yes",
+        "null",
+        "1.0",
+        "~",
+        "- a",
+        "a: b",
+        "{a}",
+        "# a",
+    ),
+    *(
+        "a\tb",
+        "a\nb",
+        "a\x07b",
+        "\x7f",
+        "\x85",
+        "\u2028",
+        "\ufeff",
+        "\ufffe",
+        '"',
+        "\\U0001",
+        "'",
+        " a ",
+        "%",
+        "!a",
+        "&a",
+        "*a",
+    ),
+)
+
+
+def test_class_names_read_back_the_same_from_yaml(tmp_path: Path) -> None:
+    write_yolo(tmp_path / "in", tmp_path / "out", [], NAMES)
+    content = (tmp_path / "out" / "data.yaml").read_bytes()
+    assert yaml.safe_load(content)["names"] == dict(enumerate(NAMES))
+    assert content.isascii()  # YOLOv5 reads it in the machine's own encoding
+    assert len((tmp_path / "out" / "classes.txt").read_text("utf-8").split("\n")) == len(NAMES) + 1
+
+
+def test_pictures_whose_names_become_the_same_are_all_there(
+    trained: TrainedRun, squares_root: Path, tmp_path: Path
+) -> None:
+    square = Image.open(squares_root / "red" / "0.png")
+    names = [
+        "a.jpg",
+        "a.png",
+        "a.png.jpg",
+        "a.png.jpg.jpg",
+        "b.png",
+        "b.png.jpg/a.png",
+        "c.jpeg",
+        "c.jpeg.jpg",
+        "D.JPG",
+    ]
+    for i, name in enumerate(names):
+        path = tmp_path / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        square.resize((60 + i, 40)).save(path)
+    summary = predict_to(trained, tmp_path / "in", tmp_path / "out", pictures=True, batch_size=2)
+    drawn = [Image.open(p).width for p in (tmp_path / "out" / "pictures").rglob("*.*") if p.is_file()]
+    assert summary.images == len(names)
+    assert sorted(drawn) == [60 + i for i in range(len(names))]
 
 
 def test_unsure_images_and_thin_boxes_stay_out_of_annotations(
@@ -303,15 +455,22 @@ def test_unsure_images_and_thin_boxes_stay_out_of_annotations(
     assert len(lines(tmp_path / "lines" / "predictions.jsonl")) == 24
 
 
-def test_exif_orientation_counts_for_own_images_only(trained: TrainedRun, tmp_path: Path) -> None:
+@pytest.mark.parametrize("data", ["folder", "cub", "imagenet"])
+def test_photographs_are_upright_whatever_the_run_was_trained_on(trained: TrainedRun, tmp_path: Path, data) -> None:
+    """The boxes of a photograph are those of the picture as it is looked at, and so is its copy with the box."""
+    rng = np.random.default_rng(0)
+    upright = Image.fromarray(rng.integers(0, 255, (6, 3, 3), dtype=np.uint8)).resize((300, 600))
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.new("RGB", (60, 30)).save(tmp_path / "photo.jpg", exif=exif)
-    ((own, _),) = predict(trained, find_images(tmp_path))
-    cub = replace(trained, config=override(trained.config, {"data.name": "cub"}))
-    ((stored, _),) = predict(cub, find_images(tmp_path))
-    assert (own.width, own.height) == (30, 60)
-    assert (stored.width, stored.height) == (60, 30)
+    (tmp_path / "in").mkdir()
+    upright.save(tmp_path / "in" / "a.png")
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "in" / "b.jpg", quality=100, subsampling=0, exif=exif)
+    run = replace(trained, config=override(trained.config, {"data.name": data}))
+    predict_to(run, tmp_path / "in", tmp_path / "out", pictures=True)
+    plain, turned = lines(tmp_path / "out" / "predictions.jsonl")
+    assert (turned["width"], turned["height"]) == (plain["width"], plain["height"]) == (300, 600)
+    np.testing.assert_allclose(turned["box"], plain["box"], atol=2)
+    assert Image.open(tmp_path / "out" / "pictures" / "b.jpg").size == (300, 600)
 
 
 def test_broken_images_are_reported_and_the_others_done(

@@ -7,7 +7,7 @@ import pytest
 from report_records import PAPER, analysis_script, seal, store, write_predicted, write_sweep
 
 from lchp.config import PRESETS, TrainConfig, override, preset
-from lchp.errors import RunError
+from lchp.errors import ConfigError, RunError
 from lchp.records import read_predictions, summarize
 from lchp.report.collect import collect
 from lchp.report.contents import table
@@ -121,7 +121,8 @@ def test_a_summary_that_does_not_follow_is_left_out(storage: Path, tmp_path: Pat
 
 def test_nothing_is_overwritten_and_nothing_half_written(storage: Path, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
-    with pytest.raises(RunError, match="exists already"):
+    (tmp_path / "there" / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="is there already and not empty"):
         keep([storage], tmp_path / "there")
     (tmp_path / "empty").mkdir()
     with pytest.raises(RunError, match="no finished run to keep"):
@@ -145,7 +146,7 @@ def test_the_script_says_what_it_kept(
     assert script.main(["--storage", str(storage), "--out", "records"]) == 0
     assert capsys.readouterr().out.startswith("3 runs and 1 sweeps in records, 0.")
     assert script.main(["--storage", str(storage), "--out", "records"]) == 2
-    assert "records: exists already" in capsys.readouterr().err
+    assert "records: is there already and not empty" in capsys.readouterr().err
 
 
 def test_two_runs_of_one_name_are_both_kept(storage: Path, tmp_path: Path) -> None:

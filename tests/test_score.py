@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from wsol_folder import write_lists
 
+from lchp.boxes import iou
 from lchp.cli import main
 from lchp.errors import DataError
 from lchp.scoring import score_boxes, score_maps, score_masks
@@ -462,6 +463,36 @@ def test_boxes_by_hand(tmp_path: Path, capsys) -> None:
         pd.read_csv(file).to_parquet(file.with_suffix(".parquet"))
     again = score_boxes(predictions.with_suffix(".parquet"), annotations.with_suffix(".parquet"))
     assert again == got
+
+
+def test_boxes_are_not_taken_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A million took minutes: only a faulty table is looked at row by row. Several boxes, in any order, as by hand."""
+    rng = np.random.default_rng(0)
+    low = rng.integers(0, 50, (300, 2))
+    truth = pd.DataFrame(
+        np.concatenate([low, low + rng.integers(1, 50, (300, 2))], 1), columns=["x1", "y1", "x2", "y2"]
+    )
+    truth = truth.assign(image_id=[f"i{k:03d}" for k in rng.permutation(np.arange(300) % 100)])
+    truth["label"] = truth["image_id"].str[-1]
+    truth.to_csv(tmp_path / "a.csv", index=False)
+    guess = truth.groupby("image_id").first().reset_index().sample(frac=1, random_state=0)
+    guess[["x2", "top1"]] = np.stack([guess["x2"] + 9, rng.integers(0, 10, 100)], 1)
+    guess.drop(columns="label").to_csv(tmp_path / "p.csv", index=False)
+    for name in ("parse_box", "checked_box"):
+        monkeypatch.setattr(f"lchp.scoring.boxes.{name}", None)
+    got = score_boxes(tmp_path / "p.csv", tmp_path / "a.csv")
+    best, known, top1 = {}, {}, {}
+    for row in guess.to_dict("records"):
+        image_id, corners = row["image_id"], ["x1", "y1", "x2", "y2"]
+        box = np.array([row[c] for c in corners], np.float64)
+        boxes = truth[truth["image_id"] == image_id][corners].to_numpy(np.float64)
+        best[image_id] = max(float(iou(box, one)) for one in boxes)
+        known[image_id] = best[image_id] >= 0.5
+        top1[image_id] = known[image_id] and str(row["top1"]) == image_id[-1]
+    values = {"gt_known": known, "mean_iou": best, "top1_loc": top1}
+    assert got.micro == pytest.approx({n: 100 * np.mean(list(v.values())) for n, v in values.items()})
+    of_class = {n: [np.mean([x for i, x in v.items() if i[-1] == c]) for c in "0123456789"] for n, v in values.items()}
+    assert got.macro == pytest.approx({n: 100 * np.mean(each) for n, each in of_class.items()})
 
 
 def test_boxes_without_classes_or_labels(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ _LEFT_BY_SYSTEMS = {"thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.in
 TOLERANCE = 1.0
 """How far in px a box may reach over the image's edge before it counts as a fault: annotations round differently."""
 
-_LARGEST = 1e6  # px; bounds boxes whose image size is not known, so that float32 holds them
+LARGEST = 1e6  # px; bounds boxes whose image size is not known, so that float32 holds them
 
 
 @dataclass
@@ -130,7 +130,7 @@ def checked_box(
     shown = f"box {x1:g} {y1:g} {x2:g} {y2:g}"
     if x2 <= x1 or y2 <= y1:
         raise ValueError(f"{shown} (x1 y1 x2 y2) has zero or negative size")
-    right, bottom = width or _LARGEST, height or _LARGEST
+    right, bottom = width or LARGEST, height or LARGEST
     if min(x1, y1) < -TOLERANCE or x2 > right + TOLERANCE or y2 > bottom + TOLERANCE:
         size = f" of {width:g} x {height:g}" if width and height else ""
         raise ValueError(f"{shown} (x1 y1 x2 y2) lies outside of the image{size}")

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from lchp import streams
 from lchp.cli import chosen_preset, guarded, parse
 from lchp.config import PRESETS, Preset, TrainConfig, override, show, to_flat
 from lchp.errors import ConfigError
@@ -87,6 +88,7 @@ def main(
         if flags.dry_run:
             print(dry_run_text(make_plan(sweep, flags.options, look_only=True)))
             return 0
+        streams.outlast()
         result = run(sweep, flags.options, show_progress=True)
         print(f"\n{closing_table(result)}")
         if closing is not None:
@@ -125,8 +127,7 @@ def described(flags: type[Any], about: str | None) -> type[Any]:
 
 def leave(status: int) -> None:
     """Ends the program with an exit status, past threads of Ray's that would hold it after Ctrl-C or SIGTERM."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    streams.settle()
     if status in (128 + s for s in SIGNALS):
         for signum in SIGNALS:
             signal.signal(signum, signal.SIG_IGN)

@@ -46,10 +46,8 @@ class Display:
     def open(self) -> None:
         """Starts drawing."""
         self.before = self._worked()
-        tty = sys.stderr.isatty()
-        self.bar = tqdm(
-            total=100.0, bar_format="{desc} |{bar}| {percentage:3.0f} %{postfix}", disable=not (self.show and tty)
-        )
+        drawn = self.show and sys.stderr is not None and sys.stderr.isatty()
+        self.bar = tqdm(total=100.0, bar_format="{desc} |{bar}| {percentage:3.0f} %{postfix}", disable=not drawn)
         self.refresh()
 
     def changed(self, progress: Progress) -> None:

@@ -11,6 +11,7 @@ import optuna
 import tyro
 from optuna.trial import TrialState
 
+from lchp import streams
 from lchp.cli import chosen_preset, guarded, parse
 from lchp.config import PRESETS, Preset, show
 from lchp.errors import ConfigError
@@ -65,6 +66,7 @@ def main(name: str, space: Space, *, about: str | None = None, argv: Sequence[st
                 f"held out; objective: {spec.objective}"
             )
             return 0
+        streams.outlast()
         result = search(spec, common.options, show_progress=True)
         print(f"\n{closing(spec, result)}")
         study = shlex.quote(Database(common.options.storage / DATABASE).url)

@@ -19,6 +19,7 @@ from lchp.evaluate import FRAMES, RESULTS, hits, in_top, percent
 from lchp.records import METRICS, TITLES, read_predictions
 from lchp.report.collect import method_of, result_of
 from lchp.runs import ENVIRONMENT, PREDICTIONS, read_config, read_json
+from lchp.targets import as_path
 
 RESAMPLES = 9999
 CONFIDENCE = 0.95
@@ -75,7 +76,7 @@ def parse_side(text: str) -> Side:
         folder, result = text, None
     elif result not in RESULTS:
         raise ConfigError(f"--compare {text}: {result} is no result; expected RUN or RUN:{{{','.join(RESULTS)}}}")
-    run = Path(folder)
+    run = as_path(folder)
     config = to_flat(read_config(run))
     if config["method.name"] == "lchp":
         return Side(run, result or result_of(config))

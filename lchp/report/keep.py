@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from lchp.config import PLACES
 from lchp.errors import RunError
+from lchp.filesystem import set_mode
 from lchp.records import read_predictions, summarize
 from lchp.report.collect import DONE, SWEEP, collect
 from lchp.runs import (
@@ -23,6 +24,7 @@ from lchp.runs import (
     METRICS,
     PREDICTIONS,
     SUMMARY,
+    allowed,
     make_folder,
     read_json,
     sync_folder,
@@ -30,6 +32,7 @@ from lchp.runs import (
     write_atomically,
     write_json,
 )
+from lchp.targets import require_new_folder
 
 _ABSOLUTE = re.compile(r"(?<![\w.:/-])/(?:[\w.@+-]+/)+[\w.@+-]+")
 """A path from the root, of two parts or more; what follows a name, as in a web address, is none."""
@@ -53,10 +56,9 @@ def keep(storages: Sequence[Path], out: Path, *, predictions: bool = True) -> Ke
     from them is left out. Predictions are the same values, compressed harder; without `predictions` they are left
     behind, which tables can do without.
 
-    Raises RunError where `out` exists or cannot be written, or where there is nothing to keep.
+    Raises ConfigError where `out` is there already, RunError where it cannot be written or there is nothing to keep.
     """
-    if out.exists():
-        raise RunError(f"{out}: exists already; name another --output, or remove it")
+    require_new_folder(out)
     records = collect(storages)
     problems = list(records.problems)
     make_folder(out.parent)
@@ -85,7 +87,7 @@ def keep(storages: Sequence[Path], out: Path, *, predictions: bool = True) -> Ke
             names[sweep.name] = names.get(sweep.name, 0) + 1
             name = sweep.name if names[sweep.name] == 1 else f"{sweep.name}-{names[sweep.name]}"
             _keep_sweep(sweep.folder, work / "sweeps" / name, sweep.storage)
-        work.chmod(0o755)
+        set_mode(work, allowed(0o777))
         work.rename(out)
         sync_folder(out.parent)
     except OSError as error:

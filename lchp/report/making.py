@@ -16,6 +16,7 @@ from lchp.report.paper import Paper, read_paper
 from lchp.report.render import FORMATS, latex_document, to_text
 from lchp.report.tables import NOT_GIVEN, NOT_RUN, Section, Table
 from lchp.runs import write_atomically
+from lchp.targets import require_file
 
 
 @dataclass(frozen=True)
@@ -89,11 +90,13 @@ def _made(records: Records, wanted: Wanted, paper: Paper) -> tuple[str, list[str
 
 
 def write_tables(made: Sequence[Table], out: Path) -> None:
-    """table_N.md, .tex, .csv and .html of each table, and tables.tex, a LaTeX document that holds them all."""
-    for table in made:
-        for suffix, render in FORMATS.items():
-            _write(out / f"table_{table.number}.{suffix}", render(table))
-    _write(out / "tables.tex", latex_document([f"table_{table.number}" for table in made]))
+    """table_N.md, .tex, .csv and .html of each table, and tables.tex, a LaTeX document that holds them all.
+
+    Files of these names are replaced; ConfigError, and nothing is written, where one is no regular file."""
+    texts = {f"table_{table.number}.{suffix}": render(table) for table in made for suffix, render in FORMATS.items()}
+    texts["tables.tex"] = latex_document([f"table_{table.number}" for table in made])
+    for path in [require_file(out / name, "output") for name in texts]:
+        _write(path, texts[path.name])
 
 
 def _write(path: Path, text: str) -> None:

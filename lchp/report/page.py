@@ -18,7 +18,7 @@ import jinja2
 from markupsafe import Markup
 
 from lchp.config import PRESETS, Preset, field_types, preset, show, to_flat
-from lchp.errors import ConfigError, RunError
+from lchp.errors import RunError
 from lchp.report.collect import Records, SweepRecord, collect
 from lchp.report.contents import tables
 from lchp.report.figures.make import NotDrawn, draw
@@ -31,8 +31,11 @@ from lchp.report.render import to_html
 from lchp.report.tables import BY_HAND, DATA, NOT_RUN, Table, as_typed
 from lchp.report.trials import Trials, duration, read_trials
 from lchp.runs import ENVIRONMENT, read_json, write_atomically
+from lchp.targets import holding, require_file
 
 NAME = "report.html"
+MARK = b"Weakly supervised object localization by LCHP"
+"""By which a page is known that may be replaced."""
 MOST_VALUES = 12
 """Values of a field that are listed; more are counted."""
 MOST_ENVIRONMENTS = 8
@@ -60,8 +63,6 @@ class Wanted:
     def __post_init__(self) -> None:
         if self.preset is not None:
             preset(self.preset)
-        if self.out is not None and self.out.is_dir():
-            raise ConfigError(f"--output {self.out}: is a folder; name a file, e.g. {self.out / NAME}")
         object.__setattr__(self, "conditions", parse_where(self.where))
 
 
@@ -159,6 +160,7 @@ def make_page(wanted: Wanted, paper_csv: Path) -> int:
 
     Raises an LchpError for a user's mistake, and where there is nothing to report.
     """
+    out = require_file(wanted.out or wanted.storages[0] / NAME, "output", holding(MARK), "report of lchp")
     paper = read_paper(paper_csv)
     records = collect(wanted.storages)
     require(records, wanted.conditions)
@@ -166,7 +168,6 @@ def make_page(wanted: Wanted, paper_csv: Path) -> int:
         more = f"; and {len(records.problems) - 3} more problems" if len(records.problems) > 3 else ""
         raise RunError(f"nothing to report: {'; '.join(records.problems[:3])}{more}")
     page = gather(records, wanted, paper)
-    out = wanted.out or records.storages[0] / NAME
     text = render(page)
     write_atomically(out, lambda file: file.write(text))
     for line in (*page.problems, *(f"figure {n.name} not drawn: {n.reason}" for n in page.not_drawn), *page.notes):

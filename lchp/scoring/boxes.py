@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from tabulate import tabulate
+from tqdm import tqdm
 
 from lchp.boxes import area, iou
-from lchp.data.annotations import TOLERANCE, checked_box, parse_box, read_bytes, shorten
+from lchp.data.annotations import LARGEST, TOLERANCE, checked_box, parse_box, read_bytes, shorten
 from lchp.data.base import Problem
 from lchp.data.wsol import SIZES, Size, read_boxes, read_ids, read_labels, read_sizes
 from lchp.errors import DataError
@@ -65,14 +66,17 @@ class BoxScores:
 
 @dataclass(frozen=True)
 class Annotations:
-    """Per image id: K x 4 ground-truth boxes in px (exclusive x2 y2), and, where known, class and size in px."""
+    """Ground truth of N images with M boxes. boxes: M x 4 in px (exclusive x2 y2), image by image; counts: N, how many
+    are each image's; labels: N classes, and sizes: px by image id, where known."""
 
-    boxes: dict[str, np.ndarray]
-    labels: dict[str, str] | None
+    ids: list[str]
+    boxes: np.ndarray
+    counts: np.ndarray
+    labels: list[str] | None
     sizes: dict[str, Size]
 
 
-def score_boxes(predictions: Path, annotations: Path) -> BoxScores:
+def score_boxes(predictions: Path, annotations: Path, *, show_progress: bool = False) -> BoxScores:
     """Scores one box per image against any number of ground-truth boxes, of which the best counts.
 
     predictions: .csv or .parquet with the columns image_id, x1, y1, x2, y2 (px of the original image, exclusive x2 y2)
@@ -84,24 +88,24 @@ def score_boxes(predictions: Path, annotations: Path) -> BoxScores:
     Raises DataError, one line, for a missing column or prediction of an annotated image, a duplicate id, a coordinate
     that is no finite number, a faulty ground-truth box, predictions in fractions, classes that are no image's label.
     """
-    truth = read_annotations(annotations)
-    table = _read(predictions)
+    truth = read_annotations(annotations, show_progress=show_progress)
+    table = _read(predictions, show_progress=show_progress)
     duplicate = table["image_id"].duplicated()
     if duplicate.any():
         row = table[duplicate].iloc[0]
         raise DataError(f"{row['where']}: image {shorten(row['image_id'])} has a box already; expected one per image")
-    table = table.set_index("image_id")
-    missing = [image_id for image_id in truth.boxes if image_id not in table.index]
-    if missing:
-        count = f"{len(missing)} of {len(truth.boxes)} annotated images"
-        raise DataError(f"{predictions}: no box for image {shorten(missing[0])}; {count} have none")
-    unknown = len(table) - len(truth.boxes)
-    table = table.loc[list(truth.boxes)]
-    boxes = np.array([_numbers(row) for row in table[[*CORNERS, "where"]].itertuples(index=False, name=None)])
-    if boxes.max() <= 1 and max(b.max() for b in truth.boxes.values()) > 2:
+    rows = pd.Index(table["image_id"]).get_indexer(pd.Index(truth.ids))
+    if (rows < 0).any():
+        count = f"{(rows < 0).sum()} of {len(rows)} annotated images"
+        raise DataError(f"{predictions}: no box for image {shorten(truth.ids[rows.argmin()])}; {count} have none")
+    unknown = len(table) - len(rows)
+    table = table.iloc[rows]
+    boxes = _numbers(table)
+    if boxes.max() <= 1 and truth.boxes.max() > 2:
         raise DataError(f"{predictions}: no coordinate is above 1; expected px of the original image, not fractions")
-    ious = np.array([iou(box[None], truth.boxes[i]).max() for i, box in zip(table.index, boxes, strict=True)])
-    limits = np.array([truth.sizes.get(i, (np.inf, np.inf)) for i in table.index], np.float64)
+    each = iou(boxes.repeat(truth.counts, 0), truth.boxes)
+    ious = np.maximum.reduceat(each, truth.counts.cumsum() - truth.counts)
+    limits = np.array([truth.sizes.get(i, (np.inf, np.inf)) for i in truth.ids], np.float64)
     counted = {
         "outside": int(((boxes < -TOLERANCE) | (boxes > np.tile(limits, 2) + TOLERANCE)).any(1).sum()),
         "empty": int((area(boxes) <= 0).sum()),
@@ -109,15 +113,15 @@ def score_boxes(predictions: Path, annotations: Path) -> BoxScores:
     }
     if truth.labels is None:
         return BoxScores(len(ious), _metrics(ious, None, None), None, counted)
-    labels = np.array([truth.labels[i] for i in table.index])
-    top = _top(table, labels, predictions)
-    classes = [labels == c for c in np.unique(labels)]
+    labels, names = pd.factorize(np.array(truth.labels, object), sort=True)
+    top = _top(table, pd.Index(names), predictions)
+    classes = [labels == c for c in range(len(names))]
     each = [_metrics(ious[of], None if top is None else top[of], labels[of]) for of in classes]
     macro = {name: float(np.mean([m[name] for m in each])) for name in each[0]}
     return BoxScores(len(ious), _metrics(ious, top, labels), macro, counted)
 
 
-def read_annotations(path: Path) -> Annotations:
+def read_annotations(path: Path, *, show_progress: bool = False) -> Annotations:
     """A file or a split's folder, see `score_boxes`. Raises DataError, one line, for any fault in it."""
     problems: list[Problem] = []
     if path.is_dir():
@@ -126,28 +130,39 @@ def read_annotations(path: Path) -> Annotations:
         listed = read_boxes(path, ids, sizes, problems)
         labels = read_labels(path, ids, problems)
         refuse(problems)
-        return Annotations({i: listed[i].exclusive() for i in ids}, labels, sizes)
-    table = _read(path)
-    found: dict[str, list[np.ndarray]] = {}
-    labels = {} if "label" in table else None
-    for row in table.to_dict("records"):
-        image_id, where = row["image_id"], row["where"]
+        each = [listed[i].exclusive() for i in ids]
+        counts = np.array([len(boxes) for boxes in each])
+        return Annotations(list(ids), np.concatenate(each), counts, [labels[i] for i in ids], sizes)
+    table = _read(path, show_progress=show_progress)
+    corners = _numbers(table)
+    boxes = corners.clip(0, LARGEST).astype(np.float32)
+    off = (corners.min(1) < -TOLERANCE) | (corners.max(1) > LARGEST + TOLERANCE)
+    for row in np.flatnonzero(off | (corners[:, 2:] <= corners[:, :2]).any(1) | (boxes[:, 2:] <= boxes[:, :2]).any(1)):
         try:
-            found.setdefault(image_id, []).append(checked_box(*parse_box([str(row[c]) for c in CORNERS])))
+            checked_box(*corners[row].tolist())
         except ValueError as error:
-            raise DataError(f"{where}: {error}") from None
-        if labels is not None and labels.setdefault(image_id, row["label"]) != row["label"]:
-            raise DataError(f"{where}: image {shorten(image_id)} has another label above: {shorten(labels[image_id])}")
-    return Annotations({i: np.stack(boxes) for i, boxes in found.items()}, labels, {})
+            raise DataError(f"{table['where'].iloc[row]}: {error}") from None
+    images, ids = pd.factorize(table["image_id"])
+    order = images.argsort(kind="stable")
+    counts = np.bincount(images)
+    if "label" not in table:
+        return Annotations(list(ids), boxes[order], counts, None, {})
+    labels = table["label"].to_numpy(object)
+    first = order[counts.cumsum() - counts]
+    other = labels != labels[first][images]
+    if other.any():
+        row, above = table[other].iloc[0], labels[first][images][other][0]
+        raise DataError(f"{row['where']}: image {shorten(row['image_id'])} has another label above: {shorten(above)}")
+    return Annotations(list(ids), boxes[order], counts, labels[first].tolist(), {})
 
 
-def _read(path: Path) -> pd.DataFrame:
+def _read(path: Path, *, show_progress: bool) -> pd.DataFrame:
     """Rows with image_id and x1 y1 x2 y2, all text or numbers as stored, and `where`: file and line, for messages."""
     if path.suffix.lower() not in (".csv", ".parquet"):
         raise DataError(f"{path}: expected a .csv or .parquet file{' or the folder of a split' * (not path.suffix)}")
     content = read_bytes(path)
     if path.suffix.lower() == ".csv":
-        table = _read_csv(path, content)
+        table = _read_csv(path, content, show_progress=show_progress)
     else:
         try:
             table = pd.read_parquet(BytesIO(content))
@@ -170,11 +185,12 @@ def _read(path: Path) -> pd.DataFrame:
     return table.astype(dict.fromkeys(names, str))
 
 
-def _read_csv(path: Path, content: bytes) -> pd.DataFrame:
+def _read_csv(path: Path, content: bytes, *, show_progress: bool) -> pd.DataFrame:
     """All text. Not by pandas, which fills short rows up and takes the first column of long ones for an index."""
     try:
         lines = csv.reader(StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
-        rows = [(lines.line_num, row) for row in lines if "".join(row).strip()]
+        seen = tqdm(lines, path.name, unit=" rows", leave=False, disable=None if show_progress else True)
+        rows = [(lines.line_num, row) for row in seen if "".join(row).strip()]
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: not a table ({error})") from None
     if not rows:
@@ -190,16 +206,25 @@ def _read_csv(path: Path, content: bytes) -> pd.DataFrame:
     return pd.DataFrame(cells, columns=columns, dtype=str).assign(where=[f"{path}:{line}" for line, _ in rest])
 
 
-def _numbers(row: tuple[Any, ...]) -> tuple[float, float, float, float]:
-    *fields, where = row
+def _numbers(table: pd.DataFrame) -> np.ndarray:
+    """The corners of N rows, N x 4. Raises DataError for the first that are no finite numbers."""
+    cells = table[CORNERS].astype(str).to_numpy(object)
     try:
-        return parse_box([str(f) for f in fields])
-    except ValueError as error:
-        raise DataError(f"{where}: {error}") from None
+        numbers = cells.astype(np.float64)
+    except ValueError:
+        numbers = np.full(cells.shape, np.nan)
+    if np.isfinite(numbers).all() and "_" not in "".join(cells.ravel()):  # Python reads 1_5 as 15
+        return numbers
+    for fields, where in zip(cells, table["where"], strict=True):
+        try:
+            parse_box(fields)
+        except ValueError as error:
+            raise DataError(f"{where}: {error}") from None
+    return numbers
 
 
-def _top(table: pd.DataFrame, labels: np.ndarray, path: Path) -> np.ndarray | None:
-    """N x k classes, best first; None where none were predicted."""
+def _top(table: pd.DataFrame, names: pd.Index, path: Path) -> np.ndarray | None:
+    """N x k classes, best first, by their place in `names`, -1 for one that is none; None where none were predicted."""
     columns = [c for c in TOP if c in table]
     if columns != TOP[: len(columns)]:
         raise DataError(
@@ -207,9 +232,9 @@ def _top(table: pd.DataFrame, labels: np.ndarray, path: Path) -> np.ndarray | No
         )
     if not columns:
         return None
-    top = table[columns].to_numpy(str)
-    if not np.isin(top, labels).any():
-        seen = f"{shorten(str(top[0, 0]))}, ... and {shorten(str(labels[0]))}, ..."
+    top = np.stack([names.get_indexer(pd.Index(table[c])) for c in columns], 1)
+    if (top < 0).all():
+        seen = f"{shorten(table[columns[0]].iloc[0])}, ... and {shorten(names[0])}, ..."
         raise DataError(f"{path}: no predicted class is the label of any image ({seen}); are both written alike?")
     return top
 

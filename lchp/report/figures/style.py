@@ -22,6 +22,7 @@ from lchp import pictures
 from lchp.records import TITLES
 from lchp.report.collect import clean
 from lchp.runs import write_atomically
+from lchp.targets import require_file
 
 COLUMN, PAGE = 3.5, 7.16
 """Widths of a column and of a page of the paper's journal, in inches. A figure is printed at the size it has."""
@@ -112,14 +113,16 @@ def rendered(drawing: Drawing, kind: Literal["png", "pdf"]) -> bytes:
 
 
 def save(drawing: Drawing, folder: Path) -> None:
-    """Writes NAME.png, NAME.pdf, and the caption as NAME.txt."""
+    """Writes NAME.png, NAME.pdf, and the caption as NAME.txt, over those of an earlier time; ConfigError where one is
+    no regular file."""
     contents = {
         "png": rendered(drawing, "png"),
         "pdf": rendered(drawing, "pdf"),
         "txt": f"{drawing.caption}\n".encode(),
     }
+    paths = {suffix: require_file(folder / f"{drawing.name}.{suffix}", "output") for suffix in contents}
     for suffix, content in contents.items():
-        write_atomically(folder / f"{drawing.name}.{suffix}", lambda file, content=content: file.write(content))
+        write_atomically(paths[suffix], lambda file, content=content: file.write(content))
 
 
 def draw_picture(ax: Axes, pixels: Any, **options: Any) -> None:
