@@ -12,6 +12,7 @@ from typing import NoReturn
 import numpy as np
 import pytest
 import torch
+from fake_cuda import cuda  # noqa: F401  # a fixture
 from PIL import Image
 
 from lchp import TrainConfig, override, preset

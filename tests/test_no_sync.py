@@ -1,16 +1,23 @@
-"""No step waits for the device: a GPU that has to hand a value to the host stands still until it is there."""
+"""No step waits for the device: a GPU that has to hand a value to the host stands still until it is there, and so does
+the host while a copy to the GPU is a blocking one (which only a fake GPU shows, see fake_cuda.py)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from fake_cuda import DEVICE, Autocast, Cuda
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lchp.augment import sample_strong
+from lchp import methods, views
+from lchp.augment import sample_strong, strong_view
 from lchp.config import TrainConfig, override, preset
+from lchp.data.images import Batch
 from lchp.devices import autocast
+from lchp.methods import METHODS
 from lchp.stages import Networks, initialization_step, refinement_step
 from lchp.train import build
 
@@ -80,6 +87,43 @@ def test_stage_2_brings_nothing_to_the_host(no_sync, labeller) -> None:
         nets = Networks(nets.classifier, nets.teacher, nets.localizer, made()[1].localizer)
     strong, optimizer = sample_strong(4, config.refinement, torch.Generator().manual_seed(1)), sgd(nets.localizer)
     no_sync(lambda: refinement_step(nets, optimizer, x, strong, config.refinement, 0.9, autocast(x.device, "bf16")))
+
+
+def test_views_are_sent_without_waiting(cuda: Cuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    """General views, the draws of strong ones, and the strong views themselves."""
+    config = override(preset("parts"), {"refinement.augmenter": "tensor"})
+    data, n = config.data, 8
+
+    def batches(_images: Any, order: list[list[int]], **_: Any) -> Iterator[Batch]:  # as the loader pins them
+        for index in order:
+            pixels = torch.zeros(len(index), data.resize, data.resize, 3, dtype=torch.uint8)
+            yield Batch(torch.tensor(index), pixels.pin_memory(), torch.tensor(index).pin_memory())
+
+    monkeypatch.setattr(views, "batches", batches)
+    context: Any = SimpleNamespace(config=config, device=DEVICE, images=range(n))
+    fill = cuda.take(torch.zeros(3))
+    with cuda.never_waits():
+        for strong in (False, True):
+            source = views.strong_batches if strong else views.general_batches
+            for x, y, drawn in source(context, torch.Generator().manual_seed(0)):
+                assert x.shape == (n, 3, data.image_size, data.image_size)
+                assert x.device == y.device == DEVICE
+                if drawn is not None:
+                    assert strong_view(x, drawn, fill, "tensor").shape == x.shape
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_s_loss_waits_for_nothing(cuda: Cuda, name: str) -> None:
+    scheme, config = METHODS[name].scheme, preset("parts")
+    model = cuda.take(cuda.made(lambda: scheme.build(replace(config.model, head=METHODS[name].head), 5)))
+    size, optimizer = config.data.image_size, sgd(model)
+    x, y = cuda.take(torch.rand(4, 3, size, size)), cuda.take(torch.arange(4))
+    for progress in (0.0, 0.5, 0.9):
+        with cuda.never_waits():
+            with Autocast():
+                loss = scheme.loss(model, methods.Batch(x, y, torch.Generator().manual_seed(1), progress))
+            loss.backward()
+            optimizer.step()
 
 
 @pytest.mark.parametrize(
