@@ -113,7 +113,7 @@ def train(
     distributed.barrier()  # worker 0 claims the folder below: not before all have looked
     writes = distributed.rank() == 0
     context = open_context(config, show_progress)
-    begin, earlier = time.perf_counter(), sum(line["seconds"] for line in runs.read_metrics(run))
+    begin, earlier = time.perf_counter(), sum(line.get("seconds", 0.0) for line in runs.read_metrics(run))
     identity = initialization_identity(config, training_fingerprint(context.dataset))
     stage1 = {"checkpoint": str(first.resolve()), "identity": identity} if stage == "refine" else None
     # stage1: where stage 2 alone found its classifier
@@ -146,7 +146,7 @@ def train(
         return Result(run, config, summary)
     seconds = {"total": earlier + time.perf_counter() - begin}
     for line in runs.read_metrics(run):  # of all sessions of a run that was resumed
-        seconds[line["stage"]] = seconds.get(line["stage"], 0.0) + line["seconds"]
+        seconds[line["stage"]] = seconds.get(line["stage"], 0.0) + line.get("seconds", 0.0)
     runs.write_json(
         run / ENVIRONMENT,
         environment
@@ -467,7 +467,7 @@ def _refuse_idle(tau: float, earlier: Sequence[Metrics]) -> Callable[[Metrics], 
         log.warning("%s", said)
 
     for line in earlier:
-        if line["stage"] == REFINEMENT:
+        if line["stage"] == REFINEMENT and {"kept", "confidence"} <= line.keys():
             judge(line)
     return judge
 
@@ -509,7 +509,8 @@ def _check_claim(run: Path, config: TrainConfig, stage: StageChoice, resume: boo
 def _begun_otherwise(run: Path, stage: StageChoice) -> bool:
     """Whether a run has a stage that `stage` does not ask for. Stage 1 alone may go on to both."""
     first, *later = ((run / CHECKPOINTS / f"{name}.pt").exists() for name in (INITIALIZATION, REGRESSION, REFINEMENT))
-    begun, summary = (runs.read_json(run / n) if (run / n).exists() else {} for n in (ENVIRONMENT, SUMMARY))
+    begun = runs.read_environment(run) if (run / ENVIRONMENT).exists() else {}
+    summary = runs.read_summary(run) if (run / SUMMARY).exists() else {}
     alone = begun.get("stage1") is not None  # stage 2 alone names where its stage 1 is
     if stage == "refine":
         return first or ("stage1" in begun and not alone)
