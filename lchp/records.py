@@ -93,7 +93,8 @@ def read_predictions(run: Path) -> pa.Table:
     columns, types or values (it names the column and the first image)."""
     path = run / PREDICTIONS
     try:
-        table = pq.read_table(path)
+        with pq.ParquetFile(path) as file:
+            table = file.read()
         table.validate(full=True)
     except FileNotFoundError:
         if not run.is_dir():
@@ -103,7 +104,7 @@ def read_predictions(run: Path) -> pa.Table:
         raise RunError(f"{path}: no such file; {why}") from None
     except (OSError, ValueError, pa.ArrowException) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise RunError(f"{path}: damaged or not a parquet file ({reason})") from None
+        raise RunError(f"{path}: damaged or not a parquet file ({printable(reason)})") from None
     classes = len(read_environment(run)["class_names"]) if (run / ENVIRONMENT).exists() else None
     try:
         table = _typed(table)
@@ -153,6 +154,8 @@ def _fits(found: pa.DataType, expected: pa.DataType) -> bool:
 
 def _check(table: pa.Table, classes: int | None) -> None:
     """Raises ValueError for values that no run predicts. classes: their number, None where it is not known."""
+    if not table.num_rows:
+        raise ValueError("no rows")
     ids, frames = (np.array(table[name].to_pylist(), object) for name in ("image_id", "frame"))
     arrays = {name: table[name].combine_chunks() for name in table.column_names if name in _TYPES}
 

@@ -108,9 +108,9 @@ class ScoreMaps(TypedDict):
     threshold: Share
     boxacc: Percent
     boxacc_v2: Percent
-    oracle_validation_threshold: NotRequired[Share]
-    oracle_validation_boxacc: NotRequired[Percent]
-    oracle_validation_boxacc_v2: NotRequired[Percent]
+    oracle_validation_threshold: NotRequired[Share | None]
+    oracle_validation_boxacc: NotRequired[Percent | None]
+    oracle_validation_boxacc_v2: NotRequired[Percent | None]
 
 
 class Validation(TypedDict):
@@ -165,11 +165,17 @@ class SummaryFields(TypedDict):
 
 def _boxes_or_none(summary: SummaryFields) -> SummaryFields:
     """Images have boxes, or they have none: figures that need some are there, or not one of them."""
-    figures: list[Mapping[str, Any]] = [summary["floors"]["center_crop"], summary["floors"]["full_image"]]
-    for frames in summary["results"].values():
-        figures += [frames["center_crop"], frames["full_image"]]
-    if len({value is None for each in figures for value in each.values()}) > 1:
-        raise ValueError("some figures of results and floors are null, and some are not")
+    parts: dict[str, Any] = {f"results/{name}": frames for name, frames in summary["results"].items()}
+    parts["floors"] = summary["floors"]
+    figures = {
+        f"{part}/{frame}/{name}": value
+        for part, frames in parts.items()
+        for frame, values in frames.items()
+        for name, value in values.items()
+    }
+    nulls = [name for name, value in figures.items() if value is None]
+    if 0 < len(nulls) < len(figures):
+        raise ValueError(f"{nulls[0]} is null, and other figures are not")
     return summary
 
 
@@ -344,6 +350,8 @@ _WORDS = {
 def _fault(error: ValidationError, *, types: bool) -> str:
     """In words. types: whether the path to the field names the type of each value on the way, too."""
     fault, *more = error.errors(include_url=False)
+    if fault["type"] == "recursion_depth_exceeded":
+        return "nested too deeply"
     path = fault["loc"][1::2] if types else fault["loc"]
     field = "/".join(str(part) for part in path if part != "[key]")
     others = f" (and {len(more)} more)" if more else ""
