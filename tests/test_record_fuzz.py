@@ -24,12 +24,15 @@ from lchp.cli import main
 from lchp.config import PRESETS, TrainConfig, preset
 from lchp.errors import LchpError, RunError
 from lchp.evaluate import FRAMES, RESULTS
+from lchp.harness import cells
 from lchp.harness.sweep import recorded_cells
 from lchp.records import macro_gt_known, read_predictions, summarize
 from lchp.report.collect import collect
 from lchp.report.contents import tables
 from lchp.report.figures.images import read_frame
 from lchp.report.keep import keep
+from lchp.report.making import Wanted as Tables
+from lchp.report.making import make_tables
 from lchp.report.page import Wanted, make_page
 from lchp.report.paper import read_paper
 from lchp.report.render import FORMATS, to_text
@@ -40,6 +43,8 @@ RECORDS = PAPER.parent / "records"
 LCHP = RECORDS / "cub50" / "store" / "stage2" / "fed3861cd0ed6d7f"
 COMPARED = RECORDS / "cub50_methods" / "store" / "stage2" / "f8458f03f238cf28"
 SWEEPS = RECORDS / "cub50_methods" / "sweeps" / "methods"
+OTHER_FLAGS = {"cub50": ["tables.tex"], "cub50_methods": ["table_1.md"]}
+"""Of the tables there, those that were made with others than the default flags."""
 INSTEAD: tuple[Any, ...] = (
     *(None, True, "", "text", "\ud800", "a\nb", "a\0b", [], [None], {}, {"a": {"b": [1]}}),
     *(0, -1, 0.5, 10**400, 1e308, -1e308, math.nan, math.inf),
@@ -230,8 +235,9 @@ def test_no_changed_run_stops_what_reads_a_storage(tmp_path: Path, capsys: pytes
     assert named <= set(capsys.readouterr().err.splitlines())
 
 
-def test_no_changed_sweep_stops_the_others(tmp_path: Path) -> None:
+def test_no_changed_sweep_stops_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor is one gone on with: its cells are all read, or refused in a line."""
+    monkeypatch.setattr(cells, "data_fingerprint", lambda _: "0" * 16)  # no need to draw the images
     base = preset("parts")
     folders = []
     for i, (_, record) in enumerate(islice(fuzzed_sweeps(), 0, None, 11)):
@@ -435,6 +441,26 @@ def test_a_training_does_not_go_on_from_what_does_not_fit(
         train(config, output=tmp_path / "second", stage="refine", source=run)
     if file == runs.SUMMARY:
         one_line(error.value, run / file)
+
+
+@pytest.mark.parametrize("name", ["cub50", "cub50_methods"])
+def test_the_records_of_the_analysis_are_read_as_they_were(tmp_path: Path, name: str) -> None:
+    """Of two recipes, written before several fields were there: the tables beside them, byte by byte."""
+    storage = RECORDS / name
+    assert collect([storage]).problems == ()
+    assert make_tables(Tables((storage,), tmp_path), PAPER) == 0
+    same = [
+        p.name for p in sorted((storage / "tables").iterdir()) if p.read_bytes() == (tmp_path / p.name).read_bytes()
+    ]
+    others = [p.name for p in sorted((storage / "tables").iterdir()) if p.name not in same]
+    assert same
+    assert others == OTHER_FLAGS[name]
+    for run in sorted(storage.glob("store/stage2/*"))[::6]:
+        assert runs.read_done(run).keys() >= READERS.keys() - {runs.METRICS}
+        if (run / runs.PREDICTIONS).exists():
+            table = read_predictions(run)
+            assert table.equals(pq.read_table(run / runs.PREDICTIONS))
+            assert summarize(table)["results"] == runs.read_summary(run)["results"]
 
 
 def test_the_names_are_those_of_the_metrics() -> None:
