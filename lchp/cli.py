@@ -124,11 +124,11 @@ class Evaluate:
             raise ConfigError("--ten-crop: expected --classifier DIR, whose crops they are")
 
         from lchp.records import macro_gt_known, read_predictions, summarize, summary_table
-        from lchp.runs import SUMMARY, read_config, read_json
+        from lchp.runs import SUMMARY, read_config, read_summary
 
         predictions = read_predictions(self.run_folder)
         computed = summarize(predictions)
-        recorded = read_json(self.run_folder / SUMMARY)
+        recorded = read_summary(self.run_folder)
         # not test predictions: the kept training boxes, and how consistent boxes of other views are
         summary = computed | {k: v for k, v in recorded.items() if k not in computed}
         extra = {"gt_known_macro": macro_gt_known(predictions)} if self.macro else {}

@@ -223,7 +223,7 @@ def known_kept(source: str | Path | None, config: TrainConfig) -> dict[str, Any]
     margin = runs.read_json(Path(source) / runs.CONFIG).get("refinement", {}).get("crop_margin")
     if margin != config.refinement.crop_margin:
         return None
-    kept = runs.read_json(Path(source) / SUMMARY).get("kept") or {}
+    kept: dict[str, Any] = {**(runs.read_summary(Path(source)).get("kept") or {})}
     found = kept.get("by_tau", {}).get(f"{tau:g}")
     if found is None or set(kept["by_tau"]) != {f"{t:g}" for t in TAUS}:
         return None

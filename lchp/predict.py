@@ -35,6 +35,7 @@ from lchp.formats import Format, Prediction, open_writer
 from lchp.inference import Models, predict_batch, predicting, see
 from lchp.networks import Classifier, Localizer
 from lchp.pictures import YELLOW, Style, draw_box, draw_label, line_width
+from lchp.schema import Environment
 from lchp.targets import claim, require_new_folder
 from lchp.train import INITIALIZATION, REFINEMENT
 
@@ -124,20 +125,17 @@ def _opened_run(run: Path) -> tuple[TrainConfig, tuple[str, ...], Path, dict[str
     if not run.is_dir():
         raise RunError(f"{run}: no such run folder")
     config = runs.read_config(run)
-    environment = runs.read_json(run / runs.ENVIRONMENT)
-    class_names = environment.get("class_names") if isinstance(environment, dict) else None
-    if not class_names:
-        raise RunError(f"{run / runs.ENVIRONMENT}: lacks class_names; it was written by another version of lchp")
+    environment = runs.read_environment(run)
     first, stage1 = _stage_1(run, environment)
     if stage1["epoch"] < config.initialization.epochs:
         raise RunError(
             f"{first}: stage 1 stopped after {stage1['epoch']} of {config.initialization.epochs} epochs; "
             "finish it with lchp train and --resume first"
         )
-    return config, tuple(class_names), first, stage1
+    return config, tuple(environment["class_names"]), first, stage1
 
 
-def _stage_1(run: Path, environment: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
+def _stage_1(run: Path, environment: Environment) -> tuple[Path, dict[str, Any]]:
     """The stage-1 checkpoint: the run's own, or that of the run folder which a run of stage 2 alone started from."""
     own = run / runs.CHECKPOINTS / f"{INITIALIZATION}.pt"
     other = environment.get("stage1")

@@ -1,5 +1,6 @@
 """predictions.parquet and what follows from it: the summary, and the table that a run prints. No torch here."""
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tabulate import tabulate
 
-from lchp.errors import RunError
+from lchp.errors import RunError, printable
 from lchp.evaluate import (
     FRAMES,
     RESULTS,
@@ -21,7 +22,8 @@ from lchp.evaluate import (
     macro_average,
     unboxed,
 )
-from lchp.runs import PREDICTIONS, SUMMARY, write_atomically
+from lchp.runs import ENVIRONMENT, PREDICTIONS, SUMMARY, read_environment, write_atomically
+from lchp.schema import SecondClassifier
 
 TITLES = {"pseudo_label": "Pseudo Label", "lchp_i": "LCHP-I", "lchp_r": "LCHP-R"}
 METRICS = {"gt_known": "GT-Known", "top1_loc": "Top-1", "top5_loc": "Top-5", "mean_iou": "mean IoU"}
@@ -69,19 +71,140 @@ def write_predictions(run: Path, table: pa.Table) -> None:
     write_atomically(run / PREDICTIONS, lambda file: pq.write_table(table, file), parents=False)
 
 
+_INTS, _FLOATS = pa.list_(pa.int32()), pa.list_(pa.float32())
+_SCORES = ("confidence", "crop_score", "masked_score")
+_TYPES: Mapping[str, pa.DataType] = {
+    "image_id": pa.string(),
+    "frame": pa.string(),
+    "label": pa.int32(),
+    "top5": _INTS,
+    "top5_score": _FLOATS,
+    **{f"{name}_box": _FLOATS for name in RESULTS},
+    **{f"{name}_iou": pa.float64() for name in RESULTS},
+    **dict.fromkeys(_SCORES, pa.float32()),
+    "ground_truth": pa.list_(pa.list_(pa.float64())),
+}
+"""Of the columns that `frame_table` makes."""
+_ALWAYS = ("image_id", "frame", "label", "top5", "ground_truth")
+
+
 def read_predictions(run: Path) -> pa.Table:
-    """Raises RunError where the file is missing or damaged."""
+    """predictions.parquet, as `frame_table` made it. Raises RunError where the file is missing, damaged, or holds other
+    columns, types or values (it names the column and the first image)."""
     path = run / PREDICTIONS
     try:
-        return pq.read_table(path)
+        with pq.ParquetFile(path) as file:
+            table = file.read()
+        table.validate(full=True)
     except FileNotFoundError:
         if not run.is_dir():
             raise RunError(f"{run}: no such run folder") from None
         kept = (run / SUMMARY).exists()
         why = "this record was kept without predictions" if kept else "has this run finished?"
         raise RunError(f"{path}: no such file; {why}") from None
-    except (OSError, pa.ArrowException) as error:
-        raise RunError(f"{path}: damaged or not a parquet file ({str(error).splitlines()[0][:200]})") from None
+    except (OSError, ValueError, pa.ArrowException) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise RunError(f"{path}: damaged or not a parquet file ({printable(reason)})") from None
+    classes = len(read_environment(run)["class_names"]) if (run / ENVIRONMENT).exists() else None
+    try:
+        table = _typed(table)
+        _check(table, classes)
+    except ValueError as error:  # pyarrow's errors are among these
+        raise RunError(f"{path}: {printable(str(error).splitlines()[0])}") from None
+    return table
+
+
+def _typed(table: pa.Table) -> pa.Table:
+    """The table with its columns in `_TYPES`. Raises ValueError for one that is missing, twice there, or no such."""
+    names = table.column_names
+    if twice := [name for name in _TYPES if names.count(name) > 1]:
+        raise ValueError(f"the column {twice[0]} is there twice")
+    results = [name for name in RESULTS if {f"{name}_box", f"{name}_iou"} & set(names)] or RESULTS[:1]
+    needed = [*_ALWAYS, *(f"{name}_{what}" for name in results for what in ("box", "iou"))]
+    needed += _SCORES[1:] if set(_SCORES[1:]) & set(names) else ()
+    if missing := sorted(set(needed) - set(names)):
+        raise ValueError(f"lacks {', '.join(missing)}; was it written by another version of lchp?")
+    for i, name in enumerate(names):
+        if name not in _TYPES:
+            continue
+        found, expected = table[name], _TYPES[name]
+        if not _fits(found.type, expected):
+            raise ValueError(f"column {name}: {found.type}, expected {expected}")
+        try:
+            table = table.set_column(i, name, found.cast(expected))
+        except pa.ArrowException as error:
+            raise ValueError(f"column {name}: {error}") from None
+    return table.combine_chunks()
+
+
+def _fits(found: pa.DataType, expected: pa.DataType) -> bool:
+    """Whether another program may have written `expected` so: wider numbers, other lists, null where all is null."""
+    if pa.types.is_dictionary(found):
+        return _fits(found.value_type, expected)
+    if pa.types.is_list(expected) and isinstance(found, (pa.ListType, pa.LargeListType, pa.FixedSizeListType)):
+        return _fits(found.value_type, expected.value_type)
+    integer = pa.types.is_integer(found)
+    return (
+        pa.types.is_null(found)
+        or (pa.types.is_string(expected) and (pa.types.is_string(found) or pa.types.is_large_string(found)))
+        or (pa.types.is_integer(expected) and integer)
+        or (pa.types.is_floating(expected) and (pa.types.is_floating(found) or integer))
+    )
+
+
+def _check(table: pa.Table, classes: int | None) -> None:
+    """Raises ValueError for values that no run predicts. classes: their number, None where it is not known."""
+    if not table.num_rows:
+        raise ValueError("no rows")
+    ids, frames = (np.array(table[name].to_pylist(), object) for name in ("image_id", "frame"))
+    arrays = {name: table[name].combine_chunks() for name in table.column_names if name in _TYPES}
+
+    def refuse(name: str, wrong: np.ndarray, what: str) -> None:
+        if wrong.any():
+            n, first = int(wrong.sum()), int(wrong.argmax())
+            raise ValueError(f"column {name}: {what} in {n} of {len(ids)} rows, first image {ids[first]}")
+
+    def refuse_values(name: str, values: pa.Array, rows: np.ndarray, least: float, most: float) -> None:
+        """values: N numbers, of these rows."""
+        found = values.cast(pa.float64()).to_numpy(zero_copy_only=False)  # null becomes NaN
+        wrong = np.zeros(len(ids), bool)
+        wrong[rows[~(np.isfinite(found) & (found >= least) & (found <= most))]] = True
+        bounds = f"{least:g} to {most:g}" if np.isfinite(most) else "a finite number"
+        refuse(name, wrong, f"expected {bounds}, found another value")
+
+    known = arrays["ground_truth"].is_valid().to_numpy(zero_copy_only=False)
+    if known.any():
+        refuse("ground_truth", ~known, "null")
+    for name, array in arrays.items():
+        if known.any() or not (name == "ground_truth" or name.endswith("_iou")):
+            refuse(name, array.is_null().to_numpy(zero_copy_only=False), "null")
+    refuse("frame", ~np.isin(frames, FRAMES), f"expected {' or '.join(FRAMES)}, found another")
+    seen = Counter(zip(frames, ids, strict=True))
+    refuse("image_id", np.array([seen[pair] > 1 for pair in zip(frames, ids, strict=True)], bool), "twice in a frame")
+    both = Counter(ids)
+    refuse("image_id", np.array([both[i] < len(FRAMES) for i in ids], bool), "in one frame only")
+    every, last = np.arange(len(ids)), float(2**31 - 1 if classes is None else classes - 1)
+    refuse_values("label", arrays["label"], every, 0, last)
+    top = _lengths(arrays["top5"])
+    refuse("top5", (top < 1) | (top != top[:1]), "no class, or not as many as elsewhere,")
+    for name, array in arrays.items():
+        if name in ("top5", "top5_score") or name.endswith("_box"):
+            refuse(name, _lengths(array) != (4 if name.endswith("_box") else top), "another number of values than due")
+            bounds = (0, last) if name == "top5" else (0, 1.001) if name == "top5_score" else (-np.inf, np.inf)
+            refuse_values(name, array.flatten(), array.value_parent_indices().to_numpy(), *bounds)
+        elif name in _SCORES or (name.endswith("_iou") and known.any()):
+            refuse_values(name, array, every, 0, 1.001)
+    boxes = arrays["ground_truth"].flatten()
+    rows = arrays["ground_truth"].value_parent_indices().to_numpy()
+    wrong = np.zeros(len(ids), bool)
+    wrong[rows[_lengths(boxes) != 4]] = True
+    refuse("ground_truth", wrong, "a box of another number of values than four")
+    refuse_values("ground_truth", boxes.flatten(), rows[boxes.value_parent_indices().to_numpy()], 0, 1)
+
+
+def _lengths(lists: pa.Array) -> np.ndarray:
+    """Of each list; -1 of null."""
+    return lists.value_lengths().fill_null(-1).to_numpy(zero_copy_only=False)
 
 
 def summarize(table: pa.Table) -> dict[str, Any]:
@@ -90,9 +213,6 @@ def summarize(table: pa.Table) -> dict[str, Any]:
 
     Without ground-truth boxes `results` and `floors` hold None.
     """
-    missing = {"image_id", "frame", "label", "top5", "ground_truth"} - set(table.column_names)
-    if missing:
-        raise RunError(f"{PREDICTIONS}: lacks {', '.join(sorted(missing))}; was it written by another version of lchp?")
     names = [r for r in RESULTS if f"{r}_iou" in table.column_names]
     out: dict[str, Any] = {"results": {n: {} for n in names}, "classification": {}, "floors": {}}
     frames = np.array(table["frame"].to_pylist())
@@ -208,7 +328,7 @@ def _score_map_lines(summary: dict[str, Any]) -> list[str]:
     return lines
 
 
-def second_classifier_table(record: dict[str, Any]) -> str:
+def second_classifier_table(record: SecondClassifier) -> str:
     """What `lchp.second_classifier` found, as a table that says whose classes they are."""
     rows = [
         [TITLES[name], *(frames[f][m] for f in FRAMES for m in METRICS)] for name, frames in record["results"].items()
@@ -232,8 +352,9 @@ def _table_without_boxes(summary: dict[str, Any]) -> str:
         f"\nclassification (center_crop): top-1 {summary['classification']['top1']:.2f} %",
     ]
     if kept.get("share") is not None:
+        mean = kept.get("mean_confidence")
         lines.append(
-            f"boxes of LCHP-I kept at tau {kept['tau']:g}: {kept['share']:.2f} % of {kept['total']} training images, "
-            f"mean confidence {kept['mean_confidence']:.2f} %"
+            f"boxes of LCHP-I kept at tau {kept['tau']:g}: {kept['share']:.2f} % of {kept['total']} training images"
+            + ("" if mean is None else f", mean confidence {mean:.2f} %")
         )
     return "\n".join(lines)

@@ -18,6 +18,18 @@ from typing import Any, BinaryIO
 from lchp.config import TrainConfig, from_dict, to_dict, unique_keys
 from lchp.errors import ConfigError, RunError
 from lchp.filesystem import name_new, set_mode, sync, sync_folder
+from lchp.schema import (
+    DONE_SCHEMA,
+    ENVIRONMENT_SCHEMA,
+    EPOCH_SCHEMA,
+    JSON_SCHEMA,
+    SUMMARY_SCHEMA,
+    SWEEP_SCHEMA,
+    Environment,
+    SummaryFields,
+    SweepFields,
+    checked,
+)
 
 CONFIG, METRICS, PREDICTIONS, SUMMARY, ENVIRONMENT = (
     "config.json",
@@ -28,6 +40,8 @@ CONFIG, METRICS, PREDICTIONS, SUMMARY, ENVIRONMENT = (
 )
 CHECKPOINTS = "checkpoints"
 SECOND_CLASSIFIER = "second_classifier.json"
+SWEEP, DONE = "sweep.json", "DONE"
+"""Of a sweep's folder, and of a run folder in a sweep's store."""
 _TEMPORARY = re.compile(r"\..+\.(?:json|jsonl|parquet|pt)-\w{8}")
 """A file of `write_atomically` before it is renamed."""
 
@@ -102,14 +116,41 @@ def write_json(path: Path, value: Any, *, parents: bool = True, new: bool = Fals
     write_atomically(path, lambda file: file.write(text.encode()), parents=parents, new=new)
 
 
-def read_json(path: Path) -> Any:
-    """Reads JSON; raises RunError naming the file."""
+def read_json(path: Path, checksums: Mapping[str, str] | None = None) -> Any:
+    """Reads JSON. Raises RunError naming the file: missing, none, nested too deeply, or not as `checksums` (SHA-256 by
+    name) say."""
     try:
-        return json.loads(path.read_text(), object_pairs_hook=unique_keys)
+        data = path.read_bytes()
+        value = json.loads(data, object_pairs_hook=unique_keys)
     except FileNotFoundError:
         raise RunError(f"{path}: no such file; is {path.parent} a run folder?") from None
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path}: cannot be read ({error})") from None
+    if checksums is not None and checksums.get(path.name) != hashlib.sha256(data).hexdigest():
+        raise RunError(f"{path}: checksum differs from {DONE}'s; it was changed or damaged")
+    return checked(JSON_SCHEMA, value, path)
+
+
+def read_summary(run: Path, checksums: Mapping[str, str] | None = None) -> SummaryFields:
+    """summary.json. Raises RunError, as `read_json`, and where it is not as `lchp.schema` says."""
+    return checked(SUMMARY_SCHEMA, read_json(run / SUMMARY, checksums), run / SUMMARY)
+
+
+def read_environment(run: Path, checksums: Mapping[str, str] | None = None) -> Environment:
+    """environment.json; errors as in `read_summary`."""
+    return checked(ENVIRONMENT_SCHEMA, read_json(run / ENVIRONMENT, checksums), run / ENVIRONMENT)
+
+
+def read_sweep(folder: Path) -> SweepFields:
+    """sweep.json of a sweep's folder; errors as in `read_summary`."""
+    return checked(SWEEP_SCHEMA, read_json(folder / SWEEP), folder / SWEEP)
+
+
+def read_done(run: Path) -> dict[str, str]:
+    """The checksums of a run folder in the store, by file; errors as in `read_summary`."""
+    if not (run / DONE).exists():
+        raise RunError(f"{run}: no {DONE} file; half-written, or damaged")
+    return checked(DONE_SCHEMA, read_json(run / DONE), run / DONE)["files"]
 
 
 def write_config(run: Path, config: TrainConfig, *, new: bool = False) -> None:
@@ -144,14 +185,17 @@ def append_metrics(run: Path, line: Mapping[str, Any]) -> None:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """All lines of metrics.jsonl, oldest first; none if the file is not there."""
-    path = run / METRICS
+    """All lines of metrics.jsonl, oldest first; none if the file is not there. Raises RunError naming file and line."""
+    path, lines = run / METRICS, list[dict[str, Any]]()
     try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
+        for number, text in enumerate(path.read_bytes().splitlines(), 1):
+            lines.append(json.loads(text, object_pairs_hook=unique_keys))
+            checked(EPOCH_SCHEMA, lines[-1], f"{path}:{number}")
     except (FileNotFoundError, NotADirectoryError):
         return []
-    except ValueError as error:
-        raise RunError(f"{path}: cannot be read ({error})") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(f"{path}:{len(lines) + 1}: cannot be read ({error})") from None
+    return lines
 
 
 def stage1_folder(run: Path) -> Path:
@@ -160,11 +204,11 @@ def stage1_folder(run: Path) -> Path:
     environment.json names that by the path it had. A sweep's storage may have been moved since: the stage 1 in the same
     storage comes first.
     """
-    stage1 = read_json(run / ENVIRONMENT).get("stage1")
+    stage1 = read_environment(run).get("stage1")
     if stage1 is None:
         return run
     there = Path(stage1["checkpoint"]).parents[1]
-    beside = run.absolute().parents[1] / "stage1" / there.name
+    beside = run.absolute().parent.parent / "stage1" / there.name
     return beside if beside.is_dir() else there
 
 

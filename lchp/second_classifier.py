@@ -20,9 +20,10 @@ from lchp.evaluate import FRAMES, RESULTS, classification, localization
 from lchp.inference import predicting, ranked, to_float
 from lchp.predict import load_classifier
 from lchp.records import read_predictions
+from lchp.schema import SecondClassifier
 
 
-def second_classifier(run: Path, other: Path, device: torch.device, *, ten_crop: bool = False) -> dict[str, Any]:
+def second_classifier(run: Path, other: Path, device: torch.device, *, ten_crop: bool = False) -> SecondClassifier:
     """The results of `run` with the classes of `other`'s classifier on the same test images, every figure in percent;
     written to `run`/second_classifier.json, with who named the classes.
 
@@ -40,7 +41,7 @@ def second_classifier(run: Path, other: Path, device: torch.device, *, ten_crop:
     to_ours = np.array([ours[name] for name in names])
     by_image = dict(zip(images.split.image_ids, to_ours[top], strict=True))
     results: dict[str, dict[str, Any]] = {}
-    classified: dict[str, float] = {}
+    classified: Any = {}
     for frame in FRAMES:
         rows = table.filter(pa.array([f == frame for f in table["frame"].to_pylist()]))
         missing = [i for i in rows["image_id"].to_pylist() if i not in by_image]
@@ -53,9 +54,12 @@ def second_classifier(run: Path, other: Path, device: torch.device, *, ten_crop:
             if rows[f"{result}_iou"].null_count:
                 raise RunError(f"{run}: its test images have no ground-truth boxes")
             results.setdefault(result, {})[frame] = localization(rows[f"{result}_iou"].to_numpy(), top5, labels)
-    about = {"run": other.name, "backbone": theirs.model.classifier, "method": theirs.method.name}
-    crops = 10 if ten_crop else 1
-    record = {"classifier": about, "crops": crops, "classification": classified, "results": results}
+    record: SecondClassifier = {
+        "classifier": {"run": other.name, "backbone": theirs.model.classifier, "method": theirs.method.name},
+        "crops": 10 if ten_crop else 1,
+        "classification": classified,
+        "results": results,
+    }
     runs.write_json(run / runs.SECOND_CLASSIFIER, record)
     return record
 

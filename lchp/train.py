@@ -148,7 +148,7 @@ def _train(
             net.compile()  # in place: the names of the weights stay
     claimed = distributed.from_first(claim)  # only now: a config that cannot start leaves no folder behind
     run = claimed.path.parent
-    earlier = sum(line["seconds"] for line in runs.read_metrics(run))
+    earlier = sum(line.get("seconds", 0.0) for line in runs.read_metrics(run))
     if stage != "refine":
         first = run / CHECKPOINTS / f"{INITIALIZATION}.pt"
     if writes:
@@ -174,7 +174,7 @@ def _train(
     claimed.check()
     seconds = {"total": earlier + time.perf_counter() - begin}
     for line in runs.read_metrics(run):  # of all sessions of a run that was resumed
-        seconds[line["stage"]] = seconds.get(line["stage"], 0.0) + line["seconds"]
+        seconds[line["stage"]] = seconds.get(line["stage"], 0.0) + line.get("seconds", 0.0)
     runs.write_json(
         run / ENVIRONMENT,
         environment
@@ -496,7 +496,7 @@ def _refuse_idle(tau: float, earlier: Sequence[Metrics]) -> Callable[[Metrics], 
         log.warning("%s", said)
 
     for line in earlier:
-        if line["stage"] == REFINEMENT:
+        if line["stage"] == REFINEMENT and {"kept", "confidence"} <= line.keys():
             judge(line)
     return judge
 
@@ -577,7 +577,8 @@ def _claim_again(claim: Claim, config: TrainConfig) -> Claim:
 def _begun_otherwise(run: Path, stage: StageChoice) -> bool:
     """Whether a run has a stage that `stage` does not ask for. Stage 1 alone may go on to both."""
     first, *later = ((run / CHECKPOINTS / f"{name}.pt").exists() for name in (INITIALIZATION, REGRESSION, REFINEMENT))
-    begun, summary = (runs.read_json(run / n) if (run / n).exists() else {} for n in (ENVIRONMENT, SUMMARY))
+    begun = runs.read_environment(run) if (run / ENVIRONMENT).exists() else {}
+    summary = runs.read_summary(run) if (run / SUMMARY).exists() else {}
     alone = begun.get("stage1") is not None  # stage 2 alone names where its stage 1 is
     if stage == "refine":
         return first or ("stage1" in begun and not alone)

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "lchp"
 # from the bottom up; a module imports from its own layer and from those below it
 LAYERS = [
     {"errors", "interrupt", "streams"},
-    {"config", "boxes", "distributed", "depthwise", "filesystem", "pictures"},
+    {"config", "boxes", "distributed", "depthwise", "filesystem", "pictures", "schema"},
     {
         "runs",
         "locks",
@@ -42,7 +42,7 @@ LAYERS = [
     {"__main__", "__init__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-WITHOUT_TORCH = ("errors", "config", "boxes", "runs", "evaluate", "records", "formats", "cli")
+WITHOUT_TORCH = ("errors", "config", "boxes", "schema", "runs", "evaluate", "records", "formats", "cli")
 
 
 def modules() -> list[Path]:

@@ -15,7 +15,8 @@ from report_records import key, known, seal, store, write_grid, write_run, write
 
 from lchp.config import MEANING_BEFORE, TrainConfig, field_types, override, preset, to_flat
 from lchp.errors import RunError
-from lchp.report.collect import ORIGIN, SWEEP, SWEEP_VERSION, clean, collect
+from lchp.report.collect import ORIGIN, clean, collect
+from lchp.runs import SWEEP
 
 
 def edit(path: Path, **values: Any) -> None:
@@ -168,7 +169,7 @@ VERSIONS = {
     "other type": ({"initialization__delta": "0.5"}, "initialization.delta = '0.5'"),
     "nested": ({"refinement__scale": [[0.8], [1.2]]}, "refinement.scale = ((0.8,), (1.2,)): expected 2 values"),
     "out of range, beside a run within it": ({"initialization__delta": 1.5}, "initialization.delta = 1.5"),
-    "not finite": ({"initialization__delta": math.nan}, "initialization.delta = nan"),
+    "not finite": ({"initialization__delta": math.nan}, "initialization/delta = nan"),
 }
 
 
@@ -189,9 +190,9 @@ def test_a_record_of_another_version_is_refused_by_name(tmp_path: Path, version:
 def test_a_summary_of_another_version_is_refused_by_name(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", preset("parts"))
     edit(run / "summary.json", floors=None)
-    assert "summary.json: lacks results or floors" in collect([run]).problems[0]
+    assert "summary.json: lacks floors;" in collect([run]).problems[0]
     edit(run / "summary.json", floors={})
-    assert "summary.json: lacks floors/center_crop/full_box" in collect([run]).problems[0]
+    assert "summary.json: lacks floors/center_crop;" in collect([run]).problems[0]
     other = write_run(tmp_path / "other", preset("parts"))
     edit(other / "summary.json", kept__count="many")
     assert "summary.json: kept/count = 'many': expected a number" in collect([other]).problems[0]
@@ -246,12 +247,14 @@ def test_whether_a_sweep_runs_is_read_off_its_lock(tmp_path: Path) -> None:
 
 
 def test_the_harness_writes_the_record_that_is_read() -> None:
+    from lchp import runs
     from lchp.harness import sweep
     from lchp.harness.storage import DONE
     from lchp.loop import _refuse_broken
     from lchp.report import collect as ours
+    from lchp.schema import SWEEP_VERSION
 
-    assert (sweep.SWEEP, sweep.VERSION, DONE) == (SWEEP, SWEEP_VERSION, ours.DONE)
+    assert (sweep.SWEEP, sweep.VERSION, DONE) == (SWEEP, SWEEP_VERSION, runs.DONE)
     assert ours.DIVERGED in "".join(c for c in _refuse_broken.__code__.co_consts if isinstance(c, str))
 
 
@@ -292,15 +295,18 @@ def test_one_odd_record_does_not_stop_the_others(tmp_path: Path, file: str, valu
     assert "odd" in records.problems[0]
 
 
-@pytest.mark.parametrize("values", [{"command": []}, {"created": 5}])
-def test_an_odd_sweep_is_named(tmp_path: Path, values: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [({"command": []}, "command: expected at least 1 item"), ({"created": 5}, "created = 5: expected text")],
+)
+def test_an_odd_sweep_is_named(tmp_path: Path, values: dict[str, Any], said: str) -> None:
     config = preset("parts")
     write_sweep(tmp_path, [({}, config, "done", None)], config)
     (path,) = tmp_path.glob("sweeps/*/sweep.json")
     edit(path, **values)
     records = collect([tmp_path])
     assert records.sweeps == ()
-    assert "cannot be used" in " ".join(records.problems)
+    assert f"{path}: {said}" in " ".join(records.problems)
 
 
 def test_texts_from_outside_stay_on_one_line() -> None:

@@ -205,7 +205,8 @@ def test_training_draws_both_stages_one_after_the_other(squares_run: Path) -> No
 def test_training_of_a_moved_sweep_finds_stage_1_in_its_own_storage(tmp_path: Path) -> None:
     run, first = tmp_path / "store" / "stage2" / "b", tmp_path / "store" / "stage1" / "a"
     gone = "/elsewhere/store/stage1/a/checkpoints/initialization.pt"
-    write_json(run / "environment.json", {"stage1": {"checkpoint": gone, "identity": "x"}})
+    stage1 = {"checkpoint": gone, "identity": "x"}
+    write_json(run / "environment.json", {"class_names": ["a"], "stage1": stage1})
     first.mkdir(parents=True)
     (first / "metrics.jsonl").write_text('{"stage": "initialization", "epoch": 1, "l_cls": 2.0}\n')
     (run / "metrics.jsonl").write_text('{"stage": "refinement", "epoch": 1, "loss": 0.1}\n')

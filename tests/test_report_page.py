@@ -367,7 +367,7 @@ def test_times_as_one_reads_them() -> None:
 def test_a_stage_1_that_many_share_counts_once(tmp_path: Path) -> None:
     first = tmp_path / "store" / "stage1" / "f"
     first.mkdir(parents=True)
-    write_json(first / "environment.json", {"wall_seconds": {"total": 600.0}})
+    write_json(first / "environment.json", {"class_names": ["a"], "wall_seconds": {"total": 600.0}})
     for tau in (0.5, 0.9):
         run = store(tmp_path, override(preset("parts"), {"refinement.tau": tau}))
         environment = read_json(run / "environment.json")

@@ -6,6 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from wsol_folder import write_lists
 
@@ -493,6 +494,32 @@ def test_boxes_are_not_taken_one_by_one(tmp_path: Path, monkeypatch: pytest.Monk
     assert got.micro == pytest.approx({n: 100 * np.mean(list(v.values())) for n, v in values.items()})
     of_class = {n: [np.mean([x for i, x in v.items() if i[-1] == c]) for c in "0123456789"] for n, v in values.items()}
     assert got.macro == pytest.approx({n: 100 * np.mean(each) for n, each in of_class.items()})
+
+
+@pytest.mark.parametrize("kind", ["named", "image", "without a name", "of two", "without metadata", "and a column"])
+def test_a_key_column_that_became_the_index_of_a_parquet_file(tmp_path: Path, kind: str) -> None:
+    files = [text(tmp_path / "p.csv", PREDICTIONS), text(tmp_path / "a.csv", ANNOTATIONS)]
+    made = [file.with_suffix(".parquet") for file in files]
+    for file, parquet in zip(files, made, strict=True):
+        table = pd.read_csv(file).set_index(["image_id", "y2"] if kind == "of two" else "image_id")
+        if kind in ("without a name", "without metadata"):
+            table.index.name = None
+        elif kind == "image":
+            table.index.name = "image"
+        elif kind == "and a column":
+            table = table.assign(image_id=table.index).set_index(pd.Index(["row"] * len(table)))
+        table.to_parquet(parquet)
+        if kind == "without metadata":
+            pq.write_table(pq.read_table(parquet).replace_schema_metadata({}), parquet)
+    assert score_boxes(*made) == score_boxes(*files)
+
+
+def test_row_numbers_are_no_image_ids(tmp_path: Path) -> None:
+    predictions, annotations = text(tmp_path / "p.csv", PREDICTIONS), text(tmp_path / "a.csv", ANNOTATIONS)
+    table = pd.read_csv(predictions).drop(columns="image_id")
+    table.iloc[::-1].to_parquet(predictions.with_suffix(".parquet"))
+    with pytest.raises(DataError, match="lacks the column image_id"):
+        score_boxes(predictions.with_suffix(".parquet"), annotations)
 
 
 def test_boxes_without_classes_or_labels(tmp_path: Path) -> None:

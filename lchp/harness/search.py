@@ -319,7 +319,7 @@ class Study:
         return self.over + sum(map(len, self.trials.values())) + self.failures
 
     def _recorded_objective(self, key: str) -> float | None:
-        return measured(runs.read_json(self.plan.store.path(2, key) / runs.SUMMARY), self.spec.objective)
+        return measured(runs.read_summary(self.plan.store.path(2, key)), self.spec.objective)
 
 
 def _with_validation(base: TrainConfig, objective: str) -> TrainConfig:

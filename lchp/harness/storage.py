@@ -21,6 +21,7 @@ from lchp.locks import LOCK
 from lchp.runs import (
     CHECKPOINTS,
     CONFIG,
+    DONE,
     ENVIRONMENT,
     METRICS,
     PREDICTIONS,
@@ -32,7 +33,6 @@ from lchp.runs import (
 
 log = logging.getLogger(__name__)
 
-DONE = "DONE"
 RESULT = (CONFIG, METRICS, PREDICTIONS, SUMMARY, ENVIRONMENT)
 """Files that every finished training has."""
 

@@ -212,7 +212,7 @@ def make_plan(sweep: Sweep, options: Options, *, look_only: bool = False) -> Pla
     look_up(schedule, store, look_only=look_only)
     plan = Plan(replace(sweep, base=base), options, list(cells.values()), schedule, store, folder)
     if (folder / SWEEP).exists():
-        plan.created = runs.read_json(folder / SWEEP).get("created", plan.created)
+        plan.created = runs.read_sweep(folder)["created"]
     elif options.resume:
         log.warning("%s: holds no sweep %s to go on with; this is a new one", storage, sweep.name)
     return plan
@@ -239,13 +239,11 @@ def recorded_cells(folder: Path, now: TrainConfig) -> list[Cell]:
     path = folder / SWEEP
     if not path.exists():
         return []
-    record = runs.read_json(path)
+    record = runs.read_sweep(folder)
     try:
-        if record["version"] != VERSION:
-            raise RunError(f"{path}: written by another version of lchp; take another --name")
         bases = [_moved(from_dict(b), now) for b in record["bases"]]
         return [make_cell(bases[c["base"]], c["overrides"]) for c in record["cells"]]
-    except (KeyError, TypeError, IndexError, ConfigError) as error:
+    except ConfigError as error:
         raise RunError(f"{path}: cannot be used ({error}); take another --name") from None
 
 
@@ -309,7 +307,7 @@ def outcomes_of(plan: Plan, *, summaries: bool = True) -> list[Outcome]:
         summary, state, error = None, progress.state, progress.error
         if summaries and path is not None:
             try:
-                summary = runs.read_json(path / runs.SUMMARY)
+                summary = {**runs.read_summary(path)}
             except RunError as fault:  # damaged since it was published
                 path, state, error = None, "failed", str(fault)
         out.append(Outcome(cell, state, error, path, summary))
@@ -479,7 +477,7 @@ def _best(plan: Plan) -> str:
             folder = plan.store.path(2, cell.stage2)
             progress.facts["score"] = None
             with contextlib.suppress(RunError):  # damaged meanwhile: said at the end
-                progress.facts["score"] = headline(runs.read_json(folder / runs.SUMMARY))
+                progress.facts["score"] = headline({**runs.read_summary(folder)})
         score = progress.facts["score"]
         if score is not None and (best is None or score > best[0]):
             best = score, textwrap.shorten(describe(cell.overrides), 60, placeholder=" ...")

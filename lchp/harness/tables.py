@@ -71,7 +71,7 @@ def _seconds_per_epoch(plan: Plan) -> dict[tuple[str, Any], float]:
     found: dict[tuple[str, Any], list[float]] = {}
     for path in (plan.store.storage / "store").glob("stage[12]/*/" + runs.ENVIRONMENT):
         try:
-            seconds = runs.read_json(path).get("wall_seconds", {})
+            seconds = runs.read_environment(path.parent).get("wall_seconds") or {}
             c = runs.read_config(path.parent)
         except RunError:
             continue

@@ -4,10 +4,9 @@ A storage is a sweep's (STORAGE/store/stage2/KEY), a folder of run folders, or a
 is named in `problems` and left out; nothing is guessed.
 """
 
-import hashlib
-import json
 import math
 import os
+import reprlib
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,26 +16,29 @@ from typing import Any
 
 import pandas as pd
 
-from lchp.config import MEANING_BEFORE, field_types, flatten, from_dict, suggest, to_flat, unique_keys
+from lchp.config import MEANING_BEFORE, field_types, flatten, from_dict, suggest, to_flat
 from lchp.errors import ConfigError, RunError
-from lchp.evaluate import FRAMES, RESULTS
+from lchp.evaluate import RESULTS
 from lchp.records import TITLES
-from lchp.runs import CONFIG, ENVIRONMENT, PREDICTIONS, SUMMARY, read_json
+from lchp.runs import (
+    CONFIG,
+    PREDICTIONS,
+    SUMMARY,
+    SWEEP,
+    read_done,
+    read_environment,
+    read_json,
+    read_summary,
+    read_sweep,
+)
+from lchp.schema import Environment, SummaryFields, SweepCell, is_figure
 
-SWEEP, SWEEP_VERSION = "sweep.json", 1
-DONE = "DONE"
 DIVERGED = "training diverged"
 """What the error of a training says whose loss or weights became infinite (`lchp.loop.DivergedError`)."""
 
 ORIGIN = ("folder", "storage", "key", "version", "date", "git_revision", "data_fingerprint", "recipe", "classes")
 """Columns of `Records.runs` that are neither config nor figures. date: ISO 8601, UTC; None where nothing recorded it.
 classes: their number."""
-
-FIGURES = (
-    *(("results", r, f, m) for r in RESULTS for f in FRAMES for m in ("gt_known", "top1_loc", "top5_loc")),
-    *(("floors", f, name) for f in FRAMES for name in ("full_box", "centre_box")),
-)
-"""What every summary holds; null where there are no boxes."""
 
 METHOD = "environment/method"
 """Column of the row that a run is of in Tables 1 and 2."""
@@ -59,7 +61,7 @@ def result_of(flat: Mapping[str, Any]) -> str:
     return "lchp_i" if flat["method.localizer"] else "pseudo_label"
 
 
-def method_of(environment: Mapping[str, Any]) -> str:
+def method_of(environment: Environment) -> str:
     """The row of a run in Tables 1 and 2, of its environment.json."""
     return _text(environment.get("method")) or "LCHP"
 
@@ -92,7 +94,7 @@ class SweepRecord:
             return True
         try:
             os.kill(pid, 0)
-        except ProcessLookupError:
+        except (ProcessLookupError, OverflowError):
             return False
         except PermissionError:  # alive, and another user's
             return True
@@ -142,9 +144,6 @@ def collect(storages: Sequence[Path]) -> Records:
             except RunError as error:
                 problems.append(str(error))
                 continue
-            except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-                problems.append(f"{folder}: cannot be used ({type(error).__name__}: {error})")
-                continue
             if row is None:
                 first_stage += 1
                 continue
@@ -159,7 +158,8 @@ def collect(storages: Sequence[Path]) -> Records:
     failures = []
     for cell in failed:
         try:
-            failures.append(cell | reader.flat(cell.pop("config"), cell.pop("source")))
+            values = reader.flat(cell.pop("config"), cell.pop("source"), cell.pop("overrides"))
+            failures.append(cell | values)
         except RunError as error:
             problems.append(str(error))
     notes += reader.notes()
@@ -207,17 +207,13 @@ class _Reader:
             checksums = None
             if not (folder / SUMMARY).exists():
                 raise RunError(f"{folder}: no {SUMMARY}; not finished, or half-written")
-        summary = _read(folder / SUMMARY, checksums)
-        results = summary.get("results")
-        if not isinstance(results, dict) or not isinstance(summary.get("floors"), dict):
-            raise RunError(f"{folder / SUMMARY}: lacks results or floors; was it written by another version of lchp?")
-        flat = self.flat(_read(folder / CONFIG, checksums), folder / CONFIG)
-        if result_of(flat) not in results:
+        summary = read_summary(folder, checksums)
+        flat = self.flat(read_json(folder / CONFIG, checksums), folder / CONFIG)
+        if result_of(flat) not in summary["results"]:
             return None
-        for figure in FIGURES:
-            if figure[0] != "results" or figure[1] in results or flat["method.name"] == "lchp":
-                _require(summary, figure, folder / SUMMARY)
-        environment = _read(folder / ENVIRONMENT, checksums)
+        if flat["method.name"] == "lchp" and (absent := [r for r in RESULTS if r not in summary["results"]]):
+            raise RunError(f"{folder / SUMMARY}: lacks results/{absent[0]}; was it written by another version of lchp?")
+        environment = read_environment(folder, checksums)
         row: dict[str, Any] = {
             "key": folder.name,
             "version": _text((environment.get("versions") or {}).get("lchp")),
@@ -225,21 +221,21 @@ class _Reader:
             "git_revision": _text(environment.get("git_revision")),
             "data_fingerprint": environment.get("data_fingerprint"),
             "recipe": environment.get("recipe"),
-            "classes": len(environment.get("class_names") or ()),
+            "classes": len(environment["class_names"]),
             **flat,
             "environment/precision": environment.get("precision"),
             "environment/device": environment.get("device"),
             METHOD: method_of(environment),
         }
-        _figures(summary, "", row, folder / SUMMARY)
-        _figures({"wall_seconds": environment.get("wall_seconds") or {}}, "", row, folder / ENVIRONMENT)
-        _figures(environment.get("peak_memory_mb") or {}, "", {}, folder / ENVIRONMENT)  # only that they are figures
+        for section in SummaryFields.__annotations__:
+            _figures(summary.get(section) or {}, f"{section}/", row, folder / SUMMARY)
+        row |= {f"wall_seconds/{name}": float(v) for name, v in (environment.get("wall_seconds") or {}).items()}
         return row
 
-    def flat(self, config: Any, path: Path) -> dict[str, Any]:
-        """config.json by dotted name. RunError for a field that is unknown, wrong, or missing without a meaning."""
+    def flat(self, config: Any, path: Path, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """A config by dotted name. RunError for a field that is unknown, wrong, or missing without a meaning."""
         try:
-            values = flatten(config)
+            values = {**flatten(config), **(overrides or {})}
             for name in values:
                 if name not in self.hints:
                     raise ConfigError(
@@ -274,23 +270,8 @@ def _text(value: Any) -> str | None:
     return None if value is None else clean(str(value))
 
 
-def _require(summary: dict[str, Any], figure: tuple[str, ...], path: Path) -> None:
-    """Raises RunError for a figure that is not there; null, for data without boxes, is."""
-    there: Any = summary
-    for name in figure:
-        if not isinstance(there, dict) or name not in there:
-            raise RunError(f"{path}: lacks {'/'.join(figure)}; was it written by another version of lchp?")
-        there = there[name]
-
-
 def _checksums(folder: Path) -> dict[str, str]:
-    try:
-        done = json.loads((folder / DONE).read_bytes())
-        files = dict(done["files"])
-    except FileNotFoundError:
-        raise RunError(f"{folder}: no {DONE} file; half-written, or damaged") from None
-    except (OSError, ValueError, KeyError, TypeError):
-        raise RunError(f"{folder / DONE}: cannot be read; the folder is damaged") from None
+    files = read_done(folder)
     if PREDICTIONS in files and not _whole(folder / PREDICTIONS):
         raise RunError(f"{folder / PREDICTIONS}: missing or cut off; the folder is damaged")
     return files
@@ -306,33 +287,16 @@ def _whole(path: Path) -> bool:
         return False
 
 
-def _read(path: Path, checksums: Mapping[str, str] | None) -> dict[str, Any]:
-    try:
-        data = path.read_bytes()
-        value = json.loads(data, object_pairs_hook=unique_keys)
-    except FileNotFoundError:
-        raise RunError(f"{path}: no such file; half-written, or damaged") from None
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path}: cannot be read ({error})") from None
-    if checksums is not None and checksums.get(path.name) != hashlib.sha256(data).hexdigest():
-        raise RunError(f"{path}: checksum differs from {DONE}'s; it was changed or damaged")
-    if not isinstance(value, dict):
-        raise RunError(f"{path}: cannot be read (no JSON object)")
-    return value
-
-
-def _figures(values: dict[str, Any], prefix: str, row: dict[str, Any], path: Path) -> None:
+def _figures(values: Mapping[str, Any], prefix: str, row: dict[str, Any], path: Path) -> None:
     for key, value in values.items():
-        if type(value) is float:
-            row[prefix + key] = value
-        elif isinstance(value, dict):
+        if isinstance(value, dict):
             _figures(value, f"{prefix}{key}/", row, path)
         elif value is None:
             row[prefix + key] = math.nan
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        elif is_figure(value):
             row[prefix + key] = float(value)
         else:
-            raise RunError(f"{path}: {prefix}{key} = {value!r}: expected a number")
+            raise RunError(f"{path}: {prefix}{key} = {reprlib.repr(value)}: expected a number")
 
 
 def _frame(rows: list[dict[str, Any]], more: Sequence[str] = ()) -> pd.DataFrame:
@@ -360,38 +324,27 @@ def _read_sweeps(
     for storage in storages:
         for path in sorted(storage.glob(f"sweeps/*/{SWEEP}")):
             try:
-                record = read_json(path)
-                if record["version"] != SWEEP_VERSION:
-                    raise RunError(f"{path}: version {record['version']}; written by another version of lchp")
-                states = {cell["stage2"]: cell["state"] for cell in record["cells"]}
-                command = tuple(clean(word) for word in record["command"])
-                if not command or not isinstance(record["created"], str):
-                    raise TypeError("no command, or no date")
-                sweep = SweepRecord(
-                    clean(record["name"]), path.parent, storage, command, record["created"], record["lchp"], states
-                )
-                for cell in record["cells"]:
-                    if cell["state"] == "failed":
-                        failed.append(_failed(cell, record["bases"][cell["base"]], storage, path))
-                for name, job in record["jobs"].items():
-                    if name.startswith("stage2-") and "begin" in job and "seconds" in job:
-                        ended = datetime.fromtimestamp(job["begin"] + job["seconds"], UTC)
-                        dates[storage, name.removeprefix("stage2-")] = ended.isoformat(timespec="seconds")
+                record = read_sweep(path.parent)
             except RunError as error:
                 problems.append(str(error))
-            except (KeyError, TypeError, IndexError, AttributeError) as error:
-                problems.append(f"{path}: cannot be used ({type(error).__name__}: {error})")
-            else:
-                sweeps.append(sweep)
+                continue
+            states = {cell["stage2"]: cell["state"] for cell in record["cells"]}
+            command = tuple(clean(word) for word in record["command"])
+            name, version = clean(record["name"]), record["lchp"]
+            sweeps.append(SweepRecord(name, path.parent, storage, command, record["created"], version, states))
+            for cell in record["cells"]:
+                if cell["state"] == "failed":
+                    failed.append(_failed(cell, record["bases"][cell["base"]], storage, path))
+            for name, job in record["jobs"].items():
+                if name.startswith("stage2-") and "begin" in job and "seconds" in job:
+                    ended = datetime.fromtimestamp(job["begin"] + job["seconds"], UTC)
+                    dates[storage, name.removeprefix("stage2-")] = ended.isoformat(timespec="seconds")
     return sorted(sweeps, key=lambda s: (s.created, str(s.folder))), failed, dates
 
 
-def _failed(cell: dict[str, Any], base: dict[str, Any], storage: Path, path: Path) -> dict[str, Any]:
-    config = {k: dict(v) if isinstance(v, dict) else v for k, v in base.items()}
-    for name, value in (cell["overrides"] | {"seed": cell["seed"]}).items():
-        section, _, leaf = name.rpartition(".")
-        (config[section] if section else config)[leaf] = value
-    error = clean(cell["error"] or "no error was recorded")
-    row = {"storage": str(storage), "key": cell["stage2"], "error": error, "diverged": DIVERGED in error}
+def _failed(cell: SweepCell, base: dict[str, Any], storage: Path, path: Path) -> dict[str, Any]:
+    error = clean(cell.get("error") or "no error was recorded")
+    diverged = cell.get("reason") == "diverged" or DIVERGED in error
+    row = {"storage": str(storage), "key": cell["stage2"], "error": error, "diverged": diverged}
     row[METHOD] = _text(cell.get("method"))
-    return row | {"config": config, "source": path}
+    return row | {"config": base, "overrides": {**cell["overrides"], "seed": cell["seed"]}, "source": path}

@@ -18,7 +18,7 @@ from lchp.errors import ConfigError, RunError
 from lchp.evaluate import FRAMES, RESULTS, hits, in_top, percent
 from lchp.records import METRICS, TITLES, read_predictions
 from lchp.report.collect import method_of, result_of
-from lchp.runs import ENVIRONMENT, PREDICTIONS, read_config, read_json
+from lchp.runs import PREDICTIONS, read_config, read_environment
 from lchp.targets import as_path
 
 RESAMPLES = 9999
@@ -80,7 +80,7 @@ def parse_side(text: str) -> Side:
     config = to_flat(read_config(run))
     if config["method.name"] == "lchp":
         return Side(run, result or result_of(config))
-    return Side(run, result or result_of(config), method_of(read_json(run / ENVIRONMENT)))
+    return Side(run, result or result_of(config), method_of(read_environment(run)))
 
 
 def compare(a: Side, b: Side, *, seed: int = 0) -> tuple[Comparison, ...]:

@@ -13,20 +13,26 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from lchp.config import PLACES
-from lchp.errors import RunError
+from lchp.config import PLACES, flatten
+from lchp.errors import ConfigError, RunError
 from lchp.filesystem import set_mode
 from lchp.records import read_predictions, summarize
-from lchp.report.collect import DONE, SWEEP, collect
+from lchp.report.collect import collect
 from lchp.runs import (
     CONFIG,
+    DONE,
     ENVIRONMENT,
     METRICS,
     PREDICTIONS,
     SUMMARY,
+    SWEEP,
     allowed,
     make_folder,
+    read_environment,
     read_json,
+    read_metrics,
+    read_summary,
+    read_sweep,
     sync_folder,
     unwritable,
     write_atomically,
@@ -86,7 +92,10 @@ def keep(storages: Sequence[Path], out: Path, *, predictions: bool = True) -> Ke
         for sweep in records.sweeps:
             names[sweep.name] = names.get(sweep.name, 0) + 1
             name = sweep.name if names[sweep.name] == 1 else f"{sweep.name}-{names[sweep.name]}"
-            _keep_sweep(sweep.folder, work / "sweeps" / name, sweep.storage)
+            try:
+                _keep_sweep(sweep.folder, work / "sweeps" / name, sweep.storage)
+            except ConfigError as error:
+                problems.append(f"{sweep.folder / SWEEP}: {error}")
         set_mode(work, allowed(0o777))
         work.rename(out)
         sync_folder(out.parent)
@@ -104,7 +113,7 @@ def _same(folder: Path, other: Path) -> bool:
     for config, place in product(configs, PLACES):
         section, _, name = place.rpartition(".")
         (config.get(section, {}) if section else config).pop(name, None)
-    return configs[0] == configs[1] and read_json(folder / SUMMARY) == read_json(other / SUMMARY)
+    return configs[0] == configs[1] and read_summary(folder) == read_summary(other)
 
 
 def _follows(found: Any, computed: Any) -> bool:
@@ -117,21 +126,20 @@ def _follows(found: Any, computed: Any) -> bool:
 
 
 def _keep_run(folder: Path, to: Path, storages: Sequence[Path], *, predictions: bool) -> None:
-    table, summary = read_predictions(folder), read_json(folder / SUMMARY)
+    table, summary = read_predictions(folder), read_summary(folder)
     if not _follows(summary, summarize(table)):
         raise RunError(f"{folder}: {SUMMARY} does not follow from {PREDICTIONS}; left out")
-    config, environment = read_json(folder / CONFIG), read_json(folder / ENVIRONMENT)
+    config, environment, metrics = read_json(folder / CONFIG), read_environment(folder), read_metrics(folder)
     places = _places(config, storages)
-    if isinstance(environment.get("platform"), str):  # the kernel's build says more of a machine than of a result
-        system = re.sub(r"^([^-]+)-.*?(x86_64|aarch64|arm64|AMD64).*$", r"\1-\2", environment["platform"])
-        environment["platform"] = system
-    if environment.get("stage1"):  # KEY/checkpoints/initialization.pt: the storage may have moved since
-        environment["stage1"]["checkpoint"] = str(Path(*Path(environment["stage1"]["checkpoint"]).parts[-3:]))
+    if platform := environment.get("platform"):  # the kernel's build says more of a machine than of a result
+        environment["platform"] = re.sub(r"^([^-]+)-.*?(x86_64|aarch64|arm64|AMD64).*$", r"\1-\2", platform)
+    if stage1 := environment.get("stage1"):  # KEY/checkpoints/initialization.pt: the storage may have moved since
+        stage1["checkpoint"] = str(Path(*Path(stage1["checkpoint"]).parts[-3:]))
     for name, value in ((CONFIG, config), (ENVIRONMENT, environment), (SUMMARY, summary)):
         write_json(to / name, _renamed(value, places))
-    if (folder / METRICS).exists():
-        metrics = (folder / METRICS).read_bytes()
-        write_atomically(to / METRICS, lambda file: file.write(metrics))
+    if metrics:
+        lines = (folder / METRICS).read_bytes()
+        write_atomically(to / METRICS, lambda file: file.write(lines))
     if predictions:
         write_atomically(
             to / PREDICTIONS, lambda file: pq.write_table(table, file, compression="zstd", compression_level=19)
@@ -141,22 +149,23 @@ def _keep_run(folder: Path, to: Path, storages: Sequence[Path], *, predictions: 
 
 
 def _keep_sweep(folder: Path, to: Path, storage: Path) -> None:
-    record = read_json(folder / SWEEP)
+    record: dict[str, Any] = {**read_sweep(folder)}
     script = Path(record["command"][0])
     if script.is_absolute():
         record["command"][0] = str(Path(*script.parts[-2:]))
     for job in record["jobs"].values():  # where and by which process it was trained
         for name in ("node", "pid", "devices"):
             job.pop(name, None)
-    record.get("options", {}).pop("address", None)
+    (record.get("options") or {}).pop("address", None)
     places = {place for base in record["bases"] for place in _places(base, [storage])}
     write_json(to / SWEEP, _renamed(record, sorted(places, key=len, reverse=True)))
 
 
 def _places(config: Mapping[str, Any], storages: Sequence[Path]) -> list[str]:
     """Absolute folders that a record may mention, the longest first."""
-    named = (config["data"]["root"], config["data"]["cache"], config["model"]["weights_dir"])
-    given = [*(Path(p) for p in named if isinstance(p, str) and p), *storages]
+    flat = flatten(config)
+    named = (flat.get(name) for name in ("data.root", "data.cache", "model.weights_dir"))
+    given = [*(Path(p) for p in named if isinstance(p, str) and p and "\0" not in p), *storages]
     each = {str(p) for path in given for p in (path, path.absolute(), path.resolve()) if p.is_absolute()}
     return sorted(each - {"/"}, key=len, reverse=True)
 

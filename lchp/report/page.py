@@ -30,7 +30,7 @@ from lchp.report.paper import Paper, read_paper
 from lchp.report.render import to_html
 from lchp.report.tables import BY_HAND, DATA, NOT_RUN, Table, as_typed
 from lchp.report.trials import Trials, duration, read_trials
-from lchp.runs import ENVIRONMENT, read_json, write_atomically
+from lchp.runs import read_environment, write_atomically
 from lchp.targets import holding, require_file
 
 NAME = "report.html"
@@ -316,7 +316,7 @@ def _environments(records: Records) -> Environments:
     classes: dict[str, tuple[str, ...]] = {}
     skipped: dict[str, None] = {}
     for folder, name in zip(records.runs["folder"], records.runs["data.name"], strict=True):
-        env = read_json(Path(folder) / ENVIRONMENT)
+        env: Mapping[str, Any] = {**read_environment(Path(folder))}
         one = {k: env.get(k) for k in ("device", "precision", "threads", "cores", "platform", "git_revision")}
         one |= env.get("versions") or {}
         kinds.setdefault(json.dumps(one, sort_keys=True), (one, []))[1].append(env.get("peak_memory_mb") or {})

@@ -17,7 +17,7 @@ from lchp.report.collect import METHOD, OF_COMPARED, Records, result_of
 from lchp.report.figures.run_files import metrics_of
 from lchp.report.groups import AXES, DELTA, IDENTITY, TAU, canonical, place, rows
 from lchp.report.tables import DATA, NO_BOXES, NOT_GIVEN, diverged
-from lchp.runs import ENVIRONMENT, METRICS, read_json, stage1_folder
+from lchp.runs import read_environment, stage1_folder
 
 MOST_CURVES = 500
 """Trials whose curves are drawn: a page of thousands would not open on a phone."""
@@ -102,6 +102,7 @@ def read_trials(records: Records, preset: Preset) -> Trials:
     if reader.without_curves:
         more = f" (and {len(reader.without_curves) - 1} more)" if len(reader.without_curves) > 1 else ""
         notes.append(f"No curves where there are no metrics: {reader.without_curves[0]}{more}.")
+    notes += [f"No time of stage 1: {line}." for line in reader.without_times]
     if reader.without_stage1:
         notes.append(
             f"{reader.without_stage1} of the trials: the run folder of their stage 1 is not in the storage, so its "
@@ -128,6 +129,7 @@ class _Reader:
         self.seconds = 0.0
         self.low = self.drawn = self.left_out = self.without_stage1 = 0
         self.without_curves: list[str] = []
+        self.without_times: list[str] = []
 
     def times(self, row: Mapping[str, Any]) -> tuple[float, float]:
         """Seconds of both stages, evaluation included; NaN where not recorded."""
@@ -138,9 +140,13 @@ class _Reader:
             own = float(row.get("wall_seconds/initialization", math.nan))
             return own, total - (0.0 if math.isnan(own) else own)
         if first not in self.stage1:
-            there = (first / ENVIRONMENT).is_file()
-            spent = read_json(first / ENVIRONMENT).get("wall_seconds", {}).get("total") if there else None
-            self.stage1[first] = math.nan if spent is None else float(spent)
+            try:
+                spent = (read_environment(first).get("wall_seconds") or {}).get("total", math.nan)
+            except RunError as error:
+                spent = math.nan
+                if first.is_dir():
+                    self.without_times.append(str(error))
+            self.stage1[first] = float(spent)
         self.without_stage1 += not first.is_dir()
         return self.stage1[first], total
 
@@ -233,11 +239,7 @@ def _finite(value: float) -> float | None:
 def loss_and_shares(metrics: Sequence[Any]) -> tuple[Value, Value]:
     """Two small drawings of a run's lines of metrics.jsonl, stage 1 on the left: the losses, each over its own range;
     and in percent the training accuracy of the classifier (stage 1) and the share of boxes kept (stage 2).
-
-    Raises RunError for lines without a stage.
     """
-    if not all(isinstance(m, dict) and "stage" in m for m in metrics):
-        raise RunError(f"{METRICS}: a line without a stage; was it written by another version of lchp?")
     first, middle, second = (
         [m for m in metrics if m["stage"] == stage] for stage in ("initialization", "regression", "refinement")
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from tabulate import tabulate
 from tqdm import tqdm
 
@@ -24,6 +25,9 @@ CORNERS = ["x1", "y1", "x2", "y2"]
 TOP = [f"top{k}" for k in range(1, 6)]
 ALIASES = {"image": "image_id", "class_id": "top1"}
 """Column names of `lchp predict --format csv` and of the data set `folder`'s boxes.csv -> those meant here."""
+
+INDEX = "__index_level_0__"
+"""What pandas calls an index without a name when it writes it as a column."""
 
 
 @dataclass(frozen=True)
@@ -164,10 +168,7 @@ def _read(path: Path, *, show_progress: bool) -> pd.DataFrame:
     if path.suffix.lower() == ".csv":
         table = _read_csv(path, content, show_progress=show_progress)
     else:
-        try:
-            table = pd.read_parquet(BytesIO(content))
-        except (OSError, ValueError) as error:  # pyarrow's errors are among these
-            raise DataError(f"{path}: not a table ({(str(error).splitlines() or [''])[0][:200]})") from None
+        table = _read_parquet(path, content)
         table = table.assign(where=[f"{path}: row {n}" for n in range(1, len(table) + 1)])
     if "frame" in table and "x1" not in table:
         raise DataError(f"{path}: the record of a run; lchp evaluate --run {path.parent} scores it")
@@ -183,6 +184,24 @@ def _read(path: Path, *, show_progress: bool) -> pd.DataFrame:
     if empty.any():
         raise DataError(f"{table['where'].to_numpy()[empty][0]}: one of {', '.join(names)} is empty")
     return table.astype(dict.fromkeys(names, str))
+
+
+def _read_parquet(path: Path, content: bytes) -> pd.DataFrame:
+    """The columns, and those that pandas took for its index: by their name, or, where the index has none and holds
+    texts, as the image ids that no column holds."""
+    try:
+        table = pd.read_parquet(BytesIO(content))
+        named = [name for name in table.index.names if name is not None and name not in table]
+        if named:
+            table = table.reset_index(level=named)
+        elif table.index.nlevels == 1 and INDEX not in table:
+            table = table.reset_index(names=INDEX)
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:  # also of metadata that do not fit
+        raise DataError(f"{path}: not a table ({(str(error).splitlines() or [''])[0][:200]})") from None
+    ids = {"image_id", *(old for old, new in ALIASES.items() if new == "image_id")}
+    if INDEX in table and not ids & set(table) and pd.api.types.infer_dtype(table[INDEX]) == "string":
+        table = table.rename(columns={INDEX: "image_id"})
+    return table
 
 
 def _read_csv(path: Path, content: bytes, *, show_progress: bool) -> pd.DataFrame:
