@@ -220,7 +220,7 @@ class Study:
         return len(over) + len(self.trials) + self.failures
 
     def _recorded_objective(self, progress: Progress) -> float | None:
-        summary = runs.read_summary(self.plan.store.path(2, progress.job.key))
+        summary = runs.read_json(self.plan.store.path(2, progress.job.key) / runs.SUMMARY)
         key = OBJECTIVES[self.spec.objective].removeprefix("validation_")
         return (summary.get("validation") or {}).get(key)
 
