@@ -10,6 +10,7 @@ from typing import Any
 import optuna
 import pytest
 from optuna.trial import TrialState
+from report_records import summary
 
 from lchp import runs
 from lchp.config import TrainConfig, override, preset
@@ -21,7 +22,7 @@ from lchp.harness.database import DATABASE, Database, open_study
 from lchp.harness.schedule import FINISHED, Schedule
 from lchp.harness.search import Search, Study, search
 from lchp.harness.search_cli import closing
-from lchp.harness.storage import Store
+from lchp.harness.storage import RESULT, Store
 from lchp.harness.sweep import Options, Plan, SweepResult, outcomes_of
 
 BASE = override(preset("parts"), {"data.validation": 0.2})
@@ -40,7 +41,12 @@ def publish(storage: Path, job: Job, score: Any = 1.5) -> None:
     """A finished training."""
     work = storage / "work" / job.name
     (work / runs.CHECKPOINTS).mkdir(parents=True)
-    runs.write_json(work / runs.SUMMARY, {"results": {}, "validation": {"score": score}})
+    for name in RESULT:
+        (work / name).touch()
+    (work / runs.CHECKPOINTS / "initialization.pt").touch()
+    validation = {"images": 8.0, "consistency": 50.0, "kept": 50.0, "score": score}
+    figures = dict.fromkeys(("pseudo_label", "lchp_i", "lchp_r"), 50.0)
+    runs.write_json(work / runs.SUMMARY, summary(figures, 0.9) | {"validation": validation})
     Store(storage).publish(work, job.stage, job.key)
 
 
