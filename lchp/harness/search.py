@@ -301,9 +301,13 @@ class Study:
         for name in list(self.trials):
             progress = self.plan.schedule.jobs[name]
             if progress.state == "done":
-                progress.facts["objective"] = self._recorded_objective(progress.job.key)
+                lacking = f"its {runs.SUMMARY} has no {OBJECTIVES[self.spec.objective]}"
+                try:
+                    progress.facts["objective"] = self._recorded_objective(progress.job.key)
+                except RunError as error:
+                    progress.facts["objective"], lacking = None, str(error)
                 if progress.facts["objective"] is None:
-                    self.plan.schedule.failed(name, f"its {runs.SUMMARY} has no {OBJECTIVES[self.spec.objective]}")
+                    self.plan.schedule.failed(name, lacking)
             state = _OVER.get(progress.state)
             if state is None:
                 continue
