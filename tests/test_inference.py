@@ -90,7 +90,7 @@ def test_memory_that_runs_out_while_predicting_is_said_in_one_line(tmp_path, wha
 
 def test_lchp_predict_says_in_one_line_that_memory_ran_out(squares_run: Path, monkeypatch, capsys) -> None:
     monkeypatch.setattr("lchp.predict.predict_batch", too_much)
-    source = Path(read_config(squares_run).data.root) / "red"
+    source = Path(str(read_config(squares_run).data.root)) / "red"
     assert main(["predict", str(source), "--run", str(squares_run), "--batch-size", "3"]) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert said.startswith("lchp: error: predictions of 3 images at a time: the machine's memory ran out (")

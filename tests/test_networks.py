@@ -93,7 +93,8 @@ def test_class_maps_of_the_compared_methods_are_not_rounded_to_bf16(name) -> Non
 def test_attention_maps_are_normalised_as_ws_dan_s_and_those_of_older_checkpoints_as_they_were(tmp_path) -> None:
     torch.manual_seed(0)
     config, images = ModelConfig(**TINY, attention_maps=5), torch.rand(2, 3, 64, 64, generator=rng())
-    older, newer, loaded = (Classifier(config, 4).eval() for _ in range(3))
+    nets: list[Any] = [Classifier(config, 4).eval() for _ in range(3)]
+    older, newer, loaded = nets
     assert [m.eps for m in newer.attend if isinstance(m, nn.BatchNorm2d)] == [1e-3]
     older.attend[1].eps = 1e-5
     state: Any = older.state_dict()
