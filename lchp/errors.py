@@ -1,5 +1,7 @@
 """Errors that a user can mend: each carries one line that names the field, file or line and what to do."""
 
+import re
+
 
 class LchpError(Exception):
     """Base of all mistakes a user can mend. The command line prints its message without a traceback."""
@@ -25,3 +27,32 @@ def printable(text: str) -> str:
     """`text` with control characters and undecodable bytes as escapes: what a stranger named a file can then neither
     break a message's line nor steer the terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+_HEAD = re.compile(r"(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:Error|Exception|Exit|Interrupt|Warning)(?:\(\w+\))?(?::|$)")
+"""The line of a traceback that names its exception."""
+_FIGURES = re.compile(r"Memory on the node.*?was (?P<used>\S+ ?/ ?\S+).*?threshold of (?P<threshold>[\d.]+\d)", re.S)
+"""What the memory monitor of Ray says."""
+
+
+def reason(error: BaseException | str) -> str:
+    """The line that says why, of an exception (or the text of one, with or without its traceback) that is not ours:
+    the first of the last exception's message; the next one too where the first only announces it."""
+    if isinstance(error, BaseException):
+        text = str(error).strip() or type(error).__name__
+        cause = error.__cause__
+        if cause is not None and (why := reason(cause)) not in text:
+            return f"{reason(text)} ({why})"
+        return reason(text)
+    if figures := _FIGURES.search(error):
+        return (
+            f"the machine's memory ran out: {figures['used']} in use, and Ray ends a training above "
+            f"{100 * float(figures['threshold']):g} %"
+        )
+    lines = [line for line in error.splitlines() if line.strip()]
+    heads = [i for i, line in enumerate(lines) if _HEAD.match(line)]
+    said = [line.strip() for line in lines[heads[-1] if heads else 0 :]]
+    if not said:
+        return ""
+    announced = said[0].endswith(":") or re.search(r"\d+ validation errors? for", said[0])
+    return " ".join(said[:2] if announced else said[:1])[:500]
