@@ -28,10 +28,10 @@ from lchp.harness.sweep import (
     checked_name,
     gpus_per_worker,
     outcomes_of,
+    recorded,
     recorded_cells,
     require_new,
     run_trials,
-    write_record,
 )
 
 Space = Callable[[optuna.Trial], Overrides]
@@ -89,8 +89,7 @@ def search(spec: Search, options: Options | None = None, *, show_progress: bool 
         opened.set_user_attr("recipe", recipe)
         study = Study(plan, opened, spec)
         study.take_up()
-        write_record(plan)
-        try:
+        with recorded(plan):
             run_trials(
                 plan,
                 show_progress=show_progress,
@@ -101,8 +100,6 @@ def search(spec: Search, options: Options | None = None, *, show_progress: bool 
                 best=study.best,
                 **({"scheduler": asha(base.refinement.epochs)} if spec.early_stopping else {}),
             )
-        finally:
-            write_record(plan)
         for rest in ("ray", WORK):  # of trials that were stopped, too
             shutil.rmtree(folder / rest, ignore_errors=True)
         return SweepResult(folder, outcomes_of(plan), plan.timing)

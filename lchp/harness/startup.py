@@ -58,10 +58,12 @@ YOUNG = 60.0
 """Seconds for which a folder is left alone: its program may be about to take the lock."""
 PROCESSES = 250
 """Processes and threads that Ray takes on a machine with two cores, its first training included (230 were counted)."""
-LEAVING = 15.0
+STARTS = 3
+"""Times that a start is tried on a machine where it takes too long."""
+LEAVING = 10.0
 """Seconds that Ray gets to shut down before it is killed."""
 KEPT = "finished epochs are kept, go on by --resume"
-STUCK = 20.0
+STUCK = 10.0
 """Seconds in which a call into Ray must give way once Ray has died."""
 
 
@@ -72,6 +74,8 @@ class Resources:
     cpus: float
     gpus: float
     nodes: int
+    shared: bool = False
+    """Whether it was there before, so that others may use it too."""
 
 
 @contextlib.contextmanager
@@ -90,7 +94,7 @@ def cluster(address: str | None = None, *, dashboard: bool = False, **local: Any
     import ray
 
     if ray.is_initialized():  # a program of the user's own: its cluster, which it stops itself
-        yield _resources()
+        yield _resources(shared=True)
         return
     address = address or os.environ.get("RAY_ADDRESS")
     address = None if address == "local" else address  # Ray's word for a start of one's own
@@ -102,7 +106,7 @@ def cluster(address: str | None = None, *, dashboard: bool = False, **local: Any
         stack.enter_context(_settings(address, folder))
         stack.enter_context(_interruptible(end, own=address is None))
         _start(address, folder, end, {"include_dashboard": dashboard, "num_cpus": cpus(), **local})
-        yield _resources()
+        yield _resources(shared=address is not None)
 
 
 def _start(address: str | None, folder: Path, end: "_End", local: dict[str, Any]) -> None:
@@ -123,13 +127,14 @@ def _start(address: str | None, folder: Path, end: "_End", local: dict[str, Any]
     else:
         common |= {"_temp_dir": str(folder), "object_store_memory": OBJECT_STORE, **local}
     try:
-        try:
-            ray.init(**common)
-        except Exception as error:  # a bare one; the 30 s are a constant of Ray's, and too short on a loaded machine
-            if address or tight() or "timed out during startup" not in str(error):
-                raise
-            reap(folder)
-            ray.init(**common)
+        for left in reversed(range(STARTS)):
+            try:
+                ray.init(**common)
+                break
+            except Exception as error:  # a bare one; the 30 s are a constant of Ray's, too short on a loaded machine
+                if not left or address or tight() or "timed out during startup" not in str(error):
+                    raise
+                reap(folder)
     except SystemExit:  # the answer of Ray's own handler to SIGTERM
         raise Interrupted(signal.SIGTERM) from None
     except Exception as error:
@@ -383,12 +388,12 @@ def _guard(folder: Path) -> Iterator[None]:
         guard.communicate()
 
 
-def _resources() -> Resources:
+def _resources(*, shared: bool) -> Resources:
     import ray
 
     total = ray.cluster_resources()
     nodes = sum(bool(n["Alive"]) for n in ray.nodes())
-    return Resources(total.get("CPU", 0.0), total.get("GPU", 0.0), nodes)
+    return Resources(total.get("CPU", 0.0), total.get("GPU", 0.0), nodes, shared)
 
 
 def _short_folder() -> str | None:

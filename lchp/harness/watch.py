@@ -9,7 +9,7 @@ from lchp.errors import reason
 
 EVERY = 2.0
 """Seconds between two looks."""
-START = 180.0
+START = 240.0
 """Seconds in which Ray must have started or been joined."""
 SILENCE = 30.0
 """Seconds for which the head may give no answer; a machine that swaps is slow, and a network has its moments."""
