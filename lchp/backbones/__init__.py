@@ -198,8 +198,9 @@ def _download(name: str) -> dict[str, Tensor]:
         raise
     # URLError is an OSError; a wrong hash raises RuntimeError; timm's download has the exceptions of two more libraries
     except Exception as error:
+        what = _what_failed(error)
         raise WeightsError(
-            f"{entry.source}'s weights of {name} could not be {_what_failed(error)} ({reason(error)}); give a folder with "
+            f"{entry.source}'s weights of {name} could not be {what} ({reason(error)}); give a folder with "
             f"{_file_name(name, entry)} by --model.weights-dir DIR, or say --model.no-pretrained for a random start"
         ) from None
 

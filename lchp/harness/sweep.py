@@ -21,7 +21,7 @@ from typing import Any
 from lchp import __version__, runs
 from lchp.compared import label
 from lchp.config import TrainConfig, from_dict, show, to_dict
-from lchp.errors import ConfigError, LchpError, RunError
+from lchp.errors import ConfigError, RunError
 from lchp.harness.cells import Cell, Job, Sweep, expand, jobs_of, make_cell, pinned
 from lchp.harness.progress import Display
 from lchp.harness.schedule import Progress, Schedule
@@ -434,12 +434,12 @@ def _tune(
 
     need = f"{setting.workers} x ({setting.cpus:g} CPUs, {setting.gpus:g} GPUs)"
     patience = Patience(plan, need, resources.shared, display.say)
-    fault: list[Exception] = []
+    fault: list[RunError] = []
 
-    def hook(call: Callable[[], None]) -> None:
+    def look() -> None:
         try:
-            call()
-        except (LchpError, OSError) as error:
+            patience.look()
+        except RunError as error:
             fault.append(error)
             raise KeyboardInterrupt from None  # of anything else Tune prints a traceback
 
@@ -479,8 +479,8 @@ def _tune(
                 Tracker(
                     plan.schedule,
                     plan.options.max_failures,
-                    lambda progress: hook(lambda: changed(progress)),
-                    lambda: hook(patience.look),
+                    changed,
+                    look,
                 )
             ],
             verbose=0,
