@@ -288,7 +288,7 @@ def _require_answer(address: str) -> None:
 
     what = f"the Ray cluster at {address} could not be joined"
     try:
-        found = services.canonicalize_bootstrap_address(address)  # `auto`, too
+        found = services.canonicalize_bootstrap_address(address) if address == "auto" else address
     except Exception as error:
         raise ConfigError(f"{what}: {reason(error)}") from None
     _require_port(found or address, address)

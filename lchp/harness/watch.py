@@ -13,6 +13,8 @@ START = 240.0
 """Seconds in which Ray must have started or been joined."""
 SILENCE = 30.0
 """Seconds for which the head may give no answer; a machine that swaps is slow, and a network has its moments."""
+ANSWER = 10.0
+"""Seconds in which a head answers one question."""
 DEAD = 1
 """Of a node, in Ray's GcsNodeInfo."""
 
@@ -75,8 +77,8 @@ class Watch:
 
 
 def nodes_of(address: str) -> Callable[[], dict[str, int]]:
-    """What asks the head at HOST:PORT for the states of its nodes by their ids, and waits 10 s at most: by a channel of
-    its own, since Ray's clients try again for a minute, and then end the program. Raises grpc.RpcError."""
+    """What asks the head at HOST:PORT for the states of its nodes by their ids, and waits for ANSWER at most: by a
+    channel of its own, since Ray's clients try again for a minute, and then end the program. Raises grpc.RpcError."""
     from ray._private.grpc_utils import init_grpc_channel
     from ray.core.generated.gcs_service_pb2 import GetAllNodeInfoRequest  # pyright: ignore[reportAttributeAccessIssue]
     from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
@@ -84,7 +86,7 @@ def nodes_of(address: str) -> Callable[[], dict[str, int]]:
     stub = NodeInfoGcsServiceStub(init_grpc_channel(address))
 
     def ask() -> dict[str, int]:
-        answer = stub.GetAllNodeInfo(GetAllNodeInfoRequest(), timeout=10)
+        answer = stub.GetAllNodeInfo(GetAllNodeInfoRequest(), timeout=ANSWER)
         return {node.node_id.hex(): node.state for node in answer.node_info_list}
 
     return ask
