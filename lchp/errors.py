@@ -31,8 +31,9 @@ def printable(text: str) -> str:
 
 _HEAD = re.compile(r"(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:Error|Exception|Exit|Interrupt|Warning)(?:\(\w+\))?(?::|$)")
 """The line of a traceback that names its exception."""
-_FIGURES = re.compile(r"Memory on the node.*?was (?P<used>\S+ ?/ ?\S+).*?threshold of (?P<threshold>[\d.]+\d)", re.S)
-"""What the memory monitor of Ray says."""
+_FIGURES = re.compile(r"Memory on the node.*?\bwas ([\d.]+ ?GB[^(\n]*\([\d.]+\))", re.S)
+_THRESHOLD = re.compile(r"OOM kill reason: ([^\n]+)|(threshold of [\d.]*\d)")
+"""What the memory monitor of Ray says, of two versions."""
 
 
 def reason(error: BaseException | str) -> str:
@@ -45,10 +46,9 @@ def reason(error: BaseException | str) -> str:
             return f"{reason(text)} ({why})"
         return reason(text)
     if figures := _FIGURES.search(error):
-        return (
-            f"the machine's memory ran out: {figures['used']} in use, and Ray ends a training above "
-            f"{100 * float(figures['threshold']):g} %"
-        )
+        threshold = _THRESHOLD.search(error)
+        more = "" if threshold is None else f", {threshold[1] or threshold[2]}"
+        return f"Ray ended it since the machine's memory ran low: {figures[1]}{more}"
     lines = [line for line in error.splitlines() if line.strip()]
     heads = [i for i, line in enumerate(lines) if _HEAD.match(line)]
     said = [line.strip() for line in lines[heads[-1] if heads else 0 :]]

@@ -33,6 +33,14 @@ Top 10 memory users:
 PID\tMEM(GB)\tCOMMAND
 7\t0.26\tray::ImplicitFunc.train
 Refer to the documentation on how to address the out of memory issue: https://docs.ray.io/en/latest/ray-core/oom.html"""
+MONITOR_260 = """ray.exceptions.OutOfMemoryError: 1 worker(s) were killed due to the node running low on memory. Memory
+on the node (IP: 10.0.0.1, ID: 12ab) was 2.0GB used / 62.8GB limit (0.0318)
+OOM kill reason: Memory usage 9B exceeded threshold of 8B
+Ray killed 1 worker(s) based on the killing policy
+Refer to the documentation on how to address the out of memory issue: https://docs.ray.io""".replace(
+    "Memory\n", "Memory "
+)
+LOW = "Ray ended it since the machine's memory ran low"
 TRACEBACK = """ray.exceptions.RayTaskError(RuntimeError): ray::ImplicitFunc.train() (pid=7, ip=10.0.0.1)
   File "trainable.py", line 331, in entrypoint
     raise RuntimeError(text)
@@ -44,7 +52,8 @@ For debugging consider passing CUDA_LAUNCH_BLOCKING=1"""
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (MONITOR, "the machine's memory ran out: 2.00GB / 62.80GB in use, and Ray ends a training above 2 %"),
+        (MONITOR, f"{LOW}: 2.00GB / 62.80GB (0.0318), threshold of 0.02"),
+        (MONITOR_260, f"{LOW}: 2.0GB used / 62.8GB limit (0.0318), Memory usage 9B exceeded threshold of 8B"),
         (TRACEBACK, "RuntimeError: CUDA error: device-side assert triggered"),
         ("Could not start:\n  no space left\nsee the manual", "Could not start: no space left"),
         ("2 validation errors for Node\nport\n  not a number", "2 validation errors for Node port"),
@@ -66,7 +75,7 @@ def test_the_reason_of_an_exception_names_its_cause() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (MONITOR, "the machine's memory ran out: 2.00GB / 62.80GB"),
+        (MONITOR, "2.00GB / 62.80GB (0.0318)"),
         ("Traceback\nOSError: [Errno 28] No space left on device\n", "No space left on device, in /storage/work"),
         ("IsADirectoryError: [Errno 21] Is a directory: '/a'\n", "IsADirectoryError: [Errno 21] Is a directory: '/a'"),
         ("The actor is dead because its worker process has died. Causes:\n(1) ...", "was killed or crashed"),

@@ -69,6 +69,8 @@ class Display:
         """A line of its own."""
         if self.show:
             tqdm.write(line, file=sys.stderr)
+        else:
+            log.warning("%s", line)
 
     def refresh(self) -> None:
         """Draws again."""

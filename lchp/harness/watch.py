@@ -83,7 +83,7 @@ def nodes_of(address: str) -> Callable[[], dict[str, int]]:
     from ray.core.generated.gcs_service_pb2 import GetAllNodeInfoRequest  # pyright: ignore[reportAttributeAccessIssue]
     from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 
-    stub = NodeInfoGcsServiceStub(init_grpc_channel(address))
+    stub = NodeInfoGcsServiceStub(init_grpc_channel(address, [("grpc.enable_http_proxy", 0)]))
 
     def ask() -> dict[str, int]:
         answer = stub.GetAllNodeInfo(GetAllNodeInfoRequest(), timeout=ANSWER)
