@@ -30,6 +30,8 @@ from lchp.harness.storage import locked
 from lchp.harness.watch import Watch, nodes_of
 from lchp.interrupt import SIGNALS, Interrupted
 
+log = logging.getLogger(__name__)
+
 QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own tables; lchp.harness.progress draws instead
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else a warning per worker
@@ -134,6 +136,7 @@ def _start(address: str | None, folder: Path, end: "_End", local: dict[str, Any]
             except Exception as error:  # a bare one; the 30 s are a constant of Ray's, too short on a loaded machine
                 if not left or address or tight() or "timed out during startup" not in str(error):
                     raise
+                log.warning("Ray did not start within its own limit of 30 s: trying again")
                 reap(folder)
     except SystemExit:  # the answer of Ray's own handler to SIGTERM
         raise Interrupted(signal.SIGTERM) from None
