@@ -1,5 +1,6 @@
 """Errors that a user can mend: each carries one line that names the field, file or line and what to do."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -54,3 +55,32 @@ def enough_memory(where: str, advice: str) -> Iterator[None]:
         if lacking is None:
             raise
         raise RunError(f"{where}: {lacking}; {advice}") from None
+
+
+_HEAD = re.compile(r"(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:Error|Exception|Exit|Interrupt|Warning)(?:\(\w+\))?(?::|$)")
+"""The line of a traceback that names its exception."""
+_FIGURES = re.compile(r"Memory on the node.*?\bwas ([\d.]+ ?GB[^(\n]*\([\d.]+\))", re.S)
+_THRESHOLD = re.compile(r"OOM kill reason: ([^\n]+)|(threshold of [\d.]*\d)")
+"""What the memory monitor of Ray says, of two versions."""
+
+
+def reason(error: BaseException | str) -> str:
+    """The line that says why, of an exception (or the text of one, with or without its traceback) that is not ours:
+    the first of the last exception's message; the next one too where the first only announces it."""
+    if isinstance(error, BaseException):
+        text = str(error).strip() or type(error).__name__
+        cause = error.__cause__
+        if cause is not None and (why := reason(cause)) not in text:
+            return f"{reason(text)} ({why})"
+        return reason(text)
+    if figures := _FIGURES.search(error):
+        threshold = _THRESHOLD.search(error)
+        more = "" if threshold is None else f", {threshold[1] or threshold[2]}"
+        return f"Ray ended it since the machine's memory ran low: {figures[1]}{more}"
+    lines = [line for line in error.splitlines() if line.strip()]
+    heads = [i for i, line in enumerate(lines) if _HEAD.match(line)]
+    said = [line.strip() for line in lines[heads[-1] if heads else 0 :]]
+    if not said:
+        return ""
+    announced = said[0].endswith(":") or re.search(r"\d+ validation errors? for", said[0])
+    return " ".join(said[:2] if announced else said[:1])[:500]

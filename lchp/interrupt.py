@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a training writes a checkpoint at its step's end and stops; everything else stops at once."""
+"""Ctrl-C, SIGTERM, SIGHUP: a training writes a checkpoint at its step's end and stops; all else stops at once."""
 
 import signal
 import threading
@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal that ended the program; `status` is the exit status by which a shell knows it (130 or 143)."""
+    """A signal that ended the program; `status` is the exit status by which a shell knows it (130, 143 or 129)."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
@@ -54,7 +54,7 @@ class Stop:
 
 @contextmanager
 def on_signals() -> Iterator[Stop]:
-    """SIGINT and SIGTERM ask the given Stop. In the main thread only; elsewhere Python has no signals to handle."""
+    """SIGNALS ask the given Stop. In the main thread only; elsewhere Python has no signals to handle."""
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop

@@ -2,11 +2,13 @@
 
 import copy
 import importlib.util
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -333,6 +335,31 @@ def test_a_download_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch) -> N
     message = str(error.value)
     assert message.startswith("timm's weights of timm:resnet10t could not be downloaded (no route to host); give")
     assert "timm_resnet10t.safetensors" in message
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (URLError(OSError(113, "No route to host")), "downloaded (<urlopen error [Errno 113] No route to host>)"),
+        (RuntimeError('invalid hash value (expected "a", got "b")'), "downloaded (invalid hash value"),
+        (OSError(28, "No space left on device"), "stored in {hub} ([Errno 28] No space left on device)"),
+        (PermissionError(13, "Permission denied", "/a/b"), "stored in /a/b ([Errno 13] Permission denied: '/a/b')"),
+        (EOFError("Ran out of input"), "read from {hub}, where the file is damaged: delete it (Ran out of input)"),
+    ],
+)
+def test_weights_that_cannot_be_fetched_say_what_failed(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+) -> None:
+    import torchvision.models
+
+    def fail(*_: object) -> object:
+        raise error
+
+    monkeypatch.setattr(torchvision.models, "get_weight", fail)
+    with pytest.raises(WeightsError) as caught:
+        build_trunk("resnet50", "classifier", pretrained=True, weights_dir=None)
+    hub = os.path.join(torch.hub.get_dir(), "checkpoints")
+    assert f"resnet50 could not be {said.format(hub=hub)}" in str(caught.value)
 
 
 @needs_timm

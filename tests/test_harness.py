@@ -23,7 +23,20 @@ from lchp.harness.cells import Cell, Job, expand, jobs_of, make_cell, pinned
 from lchp.harness.schedule import FINISHED, Schedule
 from lchp.harness.startup import Resources
 from lchp.harness.storage import DONE, RESULT, Store
-from lchp.harness.sweep import Outcome, Plan, SweepResult, Timing, make_plan, places_for, write_record
+from lchp.harness.sweep import (
+    SWEEP,
+    Outcome,
+    Patience,
+    Plan,
+    SweepResult,
+    Timing,
+    make_plan,
+    places_for,
+    recorded,
+    require_new,
+    write_record,
+)
+from lchp.harness.tables import timing_line
 from lchp.harness.trainable import Setting, run_job
 from lchp.locks import locked
 
@@ -659,3 +672,74 @@ def test_only_the_harness_and_the_sweeps_import_ray() -> None:
         if any(line.strip().startswith(("import ray", "from ray")) for line in path.read_text().splitlines())
     }
     assert found <= {("lchp", "harness")}
+
+
+# --- what a sweep says and leaves
+
+
+def small_plan(folder: Path) -> Plan:
+    (folder / "sweep").mkdir(parents=True)
+    cells = expand(Sweep("s", pinned(preset("parts"), gpu=False), [{}]))
+    schedule = Schedule(jobs_of(cells).values())
+    return Plan(Sweep("s", cells[0].base, [{}]), Options(folder), cells, schedule, Store(folder), folder / "sweep")
+
+
+def test_a_new_sweep_in_which_nothing_began_leaves_no_record(tmp_path: Path) -> None:
+    plan = small_plan(tmp_path)
+
+    def start_fails(error: type[BaseException]) -> None:
+        with recorded(plan):
+            assert (plan.folder / SWEEP).exists()
+            raise error("no cluster")
+
+    def ends(error: type[BaseException]) -> None:
+        with pytest.raises(error):
+            start_fails(error)
+
+    ends(ConfigError)
+    assert not (plan.folder / SWEEP).exists()
+    require_new(plan.folder)
+    next(iter(plan.schedule.jobs.values())).attempts = 1
+    ends(KeyboardInterrupt)
+    assert (plan.folder / SWEEP).exists()
+    for progress in plan.schedule.jobs.values():  # one that goes on keeps its record
+        progress.attempts = 0
+    ends(RunError)
+    assert (plan.folder / SWEEP).exists()
+
+
+def test_the_last_line_tells_no_training_from_none_left(tmp_path: Path) -> None:
+    assert timing_line(SweepResult(tmp_path, [])) == "nothing was left to train"
+    failed = SweepResult(tmp_path, [], Timing(90, 0, 2))
+    assert timing_line(failed) == "1.5 minutes, in which no training was finished"
+
+
+def test_who_waits_for_a_place_is_told_so_and_not_for_ever(tmp_path: Path) -> None:
+    plan, said, now = small_plan(tmp_path), [], [0.0]
+    write_record(plan)
+
+    def patience(*, shared: bool) -> Patience:
+        now[0] = 0.0
+        return Patience(plan, "1 x (2 CPUs, 0 GPUs)", shared, said.append, lambda: now[0])
+
+    def look(waiting: Patience, *times: float) -> list[str]:
+        said.clear()
+        for now[0] in times:
+            waiting.look()
+        return said
+
+    waiting = patience(shared=True)
+    assert look(waiting, 1000) == []  # nothing was handed out
+    job = plan.schedule.next()
+    assert isinstance(job, Job)
+    start = now[0]
+    assert look(waiting, start + 59) == []
+    assert look(waiting, start + 61, start + 70, start + 119) == [
+        "no training has begun for 61 s: waiting for 1 x (2 CPUs, 0 GPUs); others may hold what the cluster has"
+    ]
+    assert len(look(waiting, start + 121, start + 230, start + 241, start + 5000)) == 3
+    with pytest.raises(RunError, match=r"no training has begun for 601 s, though each needs no more than 1 x"):
+        look(patience(shared=False), 601)
+    (plan.work / f"{job.name}.lock").parent.mkdir()
+    (plan.work / f"{job.name}.lock").touch()
+    assert look(patience(shared=False), 100, 10_000) == []

@@ -1,5 +1,6 @@
 """Sweeps as users start them, with a Ray of their own: killed, interrupted, on clusters. Everything here is slow."""
 
+import contextlib
 import json
 import os
 import random
@@ -52,7 +53,7 @@ def test_kill_the_driver_at_a_random_moment_and_resume(root: Path, tmp_path: Pat
     assert "ray" not in out.replace(str(tmp_path), "").lower()
     assert [n for n in err.splitlines() if n.strip() and not n.startswith(("stage 1 of ", "stage 2 of "))] == []
     wait_until_gone(again.pid)
-    wait_until_gone(process.pid, besides="Agent")  # Ray's agents, which train nothing, look for their server for 60 s
+    wait_until_gone(process.pid)
     found = result_of(storage)
     assert len(found) == 4
     done = runs.read_json(storage / "sweeps" / "grid" / "sweep.json")["jobs"]
@@ -81,7 +82,9 @@ def test_ctrl_c_and_sigterm_end_at_once_and_say_how_to_go_on(root: Path, tmp_pat
         wait_for(lambda: any(len(v) > len(before.get(k, [])) for k, v in epochs().items()), process)
         told = time.monotonic()
         if signum == signal.SIGINT:
-            os.killpg(process.pid, signum)  # as a terminal does, to everybody in the foreground
+            for _ in range(5):  # by somebody who does not wait
+                os.killpg(process.pid, signum)  # as a terminal does, to everybody in the foreground
+                time.sleep(0.2)
         else:
             process.send_signal(signum)  # as a batch system does, which knows the program alone
         _, err = process.communicate(timeout=200)
@@ -100,7 +103,30 @@ def test_ctrl_c_and_sigterm_end_at_once_and_say_how_to_go_on(root: Path, tmp_pat
 
     first = stopped(signal.SIGINT, 130)
     second = stopped(signal.SIGTERM, 143, "--resume")
-    assert sum(map(len, second.values())) > sum(map(len, first.values()))
+    third = stopped(signal.SIGHUP, 129, "--resume")
+    assert sum(map(len, third.values())) > sum(map(len, second.values())) > sum(map(len, first.values()))
+
+
+@pytest.mark.parametrize("part", ["gcs_server", "/raylet/raylet", "ray::RuntimeEnvAgent"])
+def test_a_part_of_ray_that_dies_ends_the_sweep_with_one_line(root: Path, tmp_path: Path, part: str) -> None:
+    script, storage = program(tmp_path, root, first=2000, second=1), tmp_path / "results"
+    process = start(script, "--storage", str(storage))
+    wait_for(lambda: any(storage.glob("sweeps/grid/work/*/checkpoints/*.pt")), process)
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            session = int((folder / "stat").read_text().rpartition(")")[2].split()[3])
+            if session == process.pid and part in (folder / "cmdline").read_text():
+                os.kill(int(folder.name), signal.SIGKILL)
+    told = time.monotonic()
+    _, err = process.communicate(timeout=100)
+    assert time.monotonic() - told < 60
+    assert process.returncode == 2
+    lines = [line for line in err.splitlines() if line.strip()]
+    assert len(lines) == 1, err
+    assert lines[0].startswith("error: Ray's ")
+    assert lines[0].endswith("finished epochs are kept, go on by --resume")
+    wait_until_gone(process.pid)
+    assert len(runs.read_json(storage / "sweeps" / "grid" / "sweep.json")["cells"]) == 4
 
 
 def test_no_cluster_at_an_address(root: Path, tmp_path: Path) -> None:
@@ -110,6 +136,7 @@ def test_no_cluster_at_an_address(root: Path, tmp_path: Path) -> None:
     assert process.returncode == 2
     lines = [line for line in err.splitlines() if line.strip()]
     assert lines[-1].startswith("error: the Ray cluster at 127.0.0.1:1 could not be joined")
+    assert not (tmp_path / "results" / "sweeps" / "grid" / "sweep.json").exists()  # the same command may be given again
 
 
 def test_a_node_killed_mid_sweep_loses_no_cell(root: Path, tmp_path: Path) -> None:

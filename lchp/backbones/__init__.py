@@ -3,10 +3,13 @@
 Adding one: a `Backbone` with two functions and its line in TORCHVISION or TINY; timm's are all there (`timm:NAME`).
 """
 
+import errno
 import hashlib
 import os
+import pickle
 from functools import lru_cache
 from pathlib import Path
+from urllib.error import URLError
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +20,7 @@ from lchp.backbones.from_torchvision import TORCHVISION
 from lchp.backbones.tiny import TINY
 from lchp.config import suggest
 from lchp.depthwise import speed_up
-from lchp.errors import ConfigError, LchpError, WeightsError
+from lchp.errors import ConfigError, LchpError, WeightsError, reason
 
 __all__ = [
     "BACKBONES",
@@ -195,11 +198,22 @@ def _download(name: str) -> dict[str, Tensor]:
         raise
     # URLError is an OSError; a wrong hash raises RuntimeError; timm's download has the exceptions of two more libraries
     except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        what = _what_failed(error)
         raise WeightsError(
-            f"{entry.source}'s weights of {name} could not be downloaded ({reason}); give a folder with "
+            f"{entry.source}'s weights of {name} could not be {what} ({reason(error)}); give a folder with "
             f"{_file_name(name, entry)} by --model.weights-dir DIR, or say --model.no-pretrained for a random start"
         ) from None
+
+
+def _what_failed(error: Exception) -> str:
+    """Of fetching weights: the way over the network, or this machine's own part, with the place."""
+    place = os.path.join(torch.hub.get_dir(), "checkpoints")
+    disk = (errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS)
+    if isinstance(error, OSError) and not isinstance(error, URLError) and error.errno in disk:
+        return f"stored in {error.filename or place}"
+    if isinstance(error, (pickle.UnpicklingError, EOFError)) or "PytorchStreamReader" in str(error):
+        return f"read from {place}, where the file is damaged: delete it"
+    return "downloaded"
 
 
 def _check_normalization(source: str, metadata: dict[str, str], ours: Normalization) -> None:

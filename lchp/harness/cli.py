@@ -76,7 +76,8 @@ def main(
 ) -> int:
     """Runs a sweep's script: parses the common flags, runs, prints the closing table (and what `closing` adds).
 
-    Returns the exit status: 0, 1 where cells failed, 2 for a user's mistake, 130 for Ctrl-C, 143 for SIGTERM.
+    Returns the exit status: 0, 1 where cells failed, 2 for a user's mistake, 129, 130 and 143 for SIGHUP, Ctrl-C and
+    SIGTERM.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
 
@@ -100,7 +101,7 @@ def main(
 
 
 def to_go_on(arguments: Sequence[str]) -> str:
-    """What to say after Ctrl-C or SIGTERM."""
+    """What to say after Ctrl-C, SIGTERM or SIGHUP."""
     again = [sys.argv[0], *arguments] + ([] if "--resume" in arguments else ["--resume"])
     return f"stopped; finished epochs are kept, go on with: python {shlex.join(again)}"
 
@@ -126,10 +127,11 @@ def described(flags: type[Any], about: str | None) -> type[Any]:
 
 
 def leave(status: int) -> None:
-    """Ends the program with an exit status, past threads of Ray's that would hold it after Ctrl-C or SIGTERM."""
+    """Ends the program with an exit status, past threads of Ray's that would hold it or wait for a dead one."""
     streams.settle()
     if status in (128 + s for s in SIGNALS):
         for signum in SIGNALS:
             signal.signal(signum, signal.SIG_IGN)
-        os._exit(status)
-    sys.exit(status)
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        stream.flush()
+    os._exit(status)

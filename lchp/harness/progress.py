@@ -63,6 +63,13 @@ class Display:
                 tqdm.write(f"{self.describe(progress)} {progress.state}{took}; {self._line()}; {left}", file=sys.stderr)
         self.refresh()
 
+    def say(self, line: str) -> None:
+        """A line of its own."""
+        if self.show:
+            tqdm.write(line, file=sys.stderr)
+        else:
+            log.warning("%s", line)
+
     def refresh(self) -> None:
         """Draws again."""
         if self.bar is None or self.bar.disable:

@@ -35,10 +35,10 @@ from lchp.harness.sweep import (
     checked_name,
     gpus_per_worker,
     outcomes_of,
+    recorded,
     recorded_cells,
     require_new,
     run_trials,
-    write_record,
 )
 from lchp.locks import LOCK, locked
 
@@ -112,8 +112,7 @@ def search(spec: Search, options: Options | None = None, *, show_progress: bool 
         opened.set_user_attr("recipe", recipe)
         study = Study(plan, opened, spec)
         study.take_up()
-        write_record(plan)
-        try:
+        with recorded(plan):
             run_trials(
                 plan,
                 show_progress=show_progress,
@@ -125,8 +124,6 @@ def search(spec: Search, options: Options | None = None, *, show_progress: bool 
                 **({"scheduler": asha(base.refinement.epochs)} if spec.early_stopping else {}),
             )
             study.close()
-        finally:
-            write_record(plan)
         for rest in ("ray", WORK):  # of trials that were stopped, too
             shutil.rmtree(folder / rest, ignore_errors=True)
         return SweepResult(folder, outcomes_of(plan), plan.timing)

@@ -3,6 +3,7 @@
 import json
 import logging
 import pickle
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
+from lchp.errors import reason
 from lchp.harness.cells import Job
 from lchp.harness.schedule import FINISHED, Progress, Schedule
 
@@ -77,8 +79,18 @@ class Tracker(Callback):
     Whether a job is tried again the schedule decides, not Tune (its max_failures is 0), which gives up a trial whose
     worker dies just before it begins, and counts failures over all its time."""
 
-    def __init__(self, schedule: Schedule, max_failures: int, changed: Callable[[Progress], None]) -> None:
-        self.schedule, self.max_failures, self.changed = schedule, max_failures, changed
+    def __init__(
+        self,
+        schedule: Schedule,
+        max_failures: int,
+        changed: Callable[[Progress], None],
+        stepped: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.schedule, self.max_failures, self.changed, self.stepped = schedule, max_failures, changed, stepped
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:  # noqa: ARG002
+        """Tune has looked for news, whether there was any or not."""
+        self.stepped()
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
         """A start of a job, which may be its second."""
@@ -144,11 +156,13 @@ def facts(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def describe_error(trial: Trial) -> str:
-    """The last line of what a trial died of."""
+    """The line that says what a trial died of."""
     # beside the driver; Trial.get_error looks in the storage, where the file comes only later
     file = trial.error_file
-    lines = Path(file).read_text(errors="replace").split("\n") if file and Path(file).exists() else []
-    said = [line.strip() for line in lines if line.strip()]
-    if not said or "worker process has died" in said[-1]:  # Ray lists what may have been, at length
+    text = Path(file).read_text(errors="replace") if file and Path(file).exists() else ""
+    if not text.strip() or "worker process has died" in text:  # Ray lists what may have been, at length
         return "its process was killed or crashed, as it is where memory runs out"
-    return said[-1][:500]
+    said = reason(text)
+    if re.fullmatch(r"OSError: \[Errno \d+\] [^'\"/]*", said):  # of a file that is open already
+        return f"{said}, in {trial.config['setting']['work']}"
+    return said

@@ -12,7 +12,7 @@ import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -40,6 +40,10 @@ WORK = "work"
 VERSION = 1
 DRIVER_CPU = 0.01  # a trial that drives Ray Train must ask for little, or drivers starve their own workers
 ROUNDS = 3
+WORD = 60.0
+"""Seconds in which some training should have begun; if none has, a line says so, and again after twice the time."""
+NEVER = 600.0
+"""Seconds after which a sweep ends in which none has begun, where nobody else can hold what it waits for."""
 RECORD_EVERY = 20.0
 """Time between two writings of sweep.json, in times of what one takes: with 1,000 cells that is 0.05 s per writing."""
 
@@ -170,17 +174,33 @@ def run(sweep: Sweep, options: Options | None = None, *, show_progress: bool = F
         if not options.resume:
             require_new(folder)
         plan = replace(make_plan(sweep, options), claim=claim)
-        write_record(plan)
-        try:
+        with recorded(plan):
             if plan.schedule.next_exists():
                 run_trials(plan, show_progress=show_progress)
-        finally:
-            write_record(plan)
         shutil.rmtree(folder / "ray", ignore_errors=True)
         outcomes = outcomes_of(plan)
         if not any(o.state == "failed" for o in outcomes):
             shutil.rmtree(plan.work, ignore_errors=True)
         return SweepResult(folder, outcomes, plan.timing)
+
+
+@contextlib.contextmanager
+def recorded(plan: Plan) -> Iterator[None]:
+    """Writes sweep.json before and after the block. Of a new sweep that ends before any training began (a cluster that
+    cannot be joined, say) none is left, so that the same command can be given again."""
+    new = not (plan.folder / SWEEP).exists()
+    write_record(plan)
+    try:
+        yield
+    except BaseException:
+        if not new or any(p.attempts for p in plan.schedule.jobs.values()):
+            write_record(plan)
+        else:
+            if plan.claim is not None:
+                plan.claim.check()
+            (plan.folder / SWEEP).unlink(missing_ok=True)
+        raise
+    write_record(plan)
 
 
 def require_new(folder: Path) -> None:
@@ -342,7 +362,7 @@ def run_trials(plan: Plan, *, show_progress: bool, **hooks: Any) -> None:
         display.open()
         try:
             for _ in range(ROUNDS):
-                _tune(plan, setting, places, display, hooks)
+                _tune(plan, setting, places, display, hooks, resources)
                 if not any(p.state in ("waiting", "running") for p in plan.schedule.jobs.values()):
                     break
                 for progress in plan.schedule.jobs.values():  # Tune ended without telling of them: again
@@ -374,7 +394,47 @@ def places_for(setting: Setting, options: Options, resources: Resources) -> int:
     return min(places, options.max_concurrent) if options.max_concurrent else places
 
 
-def _tune(plan: Plan, setting: Setting, places: int, display: Display, hooks: dict[str, Any]) -> None:
+@dataclass
+class Patience:
+    """Says so while no training runs, which may be the cluster's being full with others' work; on a Ray of our own,
+    ends what would never begin."""
+
+    plan: Plan
+    need: str
+    shared: bool
+    say: Callable[[str], None]
+    clock: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
+        self.since, self.next = self.clock(), WORD
+        self.begin = (self.plan.folder / SWEEP).stat().st_mtime  # by the clock of the storage
+
+    def look(self) -> None:
+        """Raises RunError where nothing has begun and nobody else can be the reason."""
+        handed_out = [p.job.name for p in self.plan.schedule.jobs.values() if p.state == "running"]
+        if not handed_out or any(map(self._has_begun, handed_out)):
+            self.since, self.next = self.clock(), WORD
+            return
+        waited = self.clock() - self.since
+        if waited >= NEVER and not self.shared:
+            raise RunError(f"no training has begun for {waited:.0f} s, though each needs no more than {self.need}")
+        if waited >= self.next:
+            why = "; others may hold what the cluster has" if self.shared else ""
+            self.say(f"no training has begun for {waited:.0f} s: waiting for {self.need}{why}")
+            self.next *= 2
+
+    def _has_begun(self, job: str) -> bool:
+        """A training takes the lock of its work folder first of all."""
+        for name in (f"{job}.lock", f"{job}-alone.lock"):
+            with contextlib.suppress(FileNotFoundError):
+                if (self.plan.work / name).stat().st_mtime >= self.begin:
+                    return True
+        return False
+
+
+def _tune(
+    plan: Plan, setting: Setting, places: int, display: Display, hooks: dict[str, Any], resources: Resources
+) -> None:
     from ray import tune
 
     from lchp.harness.searcher import Faulty, StageSearcher, Tracker
@@ -392,6 +452,14 @@ def _tune(plan: Plan, setting: Setting, places: int, display: Display, hooks: di
                 return otherwise
 
         return call
+
+    need = f"{setting.workers} x ({setting.cpus:g} CPUs, {setting.gpus:g} GPUs)"
+    patience = Patience(plan, need, resources.shared, display.say)
+
+    def look() -> None:
+        kept(patience.look, None)()
+        if faults:
+            raise KeyboardInterrupt  # of anything else Tune prints a traceback
 
     def changed(progress: Progress) -> None:
         nonlocal news, due
@@ -426,14 +494,14 @@ def _tune(plan: Plan, setting: Setting, places: int, display: Display, hooks: di
         run_config=tune.RunConfig(
             name=name,
             storage_path=str(plan.folder / "ray"),
-            callbacks=[Tracker(plan.schedule, plan.options.max_failures, kept(changed, None))],
+            callbacks=[Tracker(plan.schedule, plan.options.max_failures, kept(changed, None), look)],
             stop=Faulty(faults),
             verbose=0,
         ),
     )
     try:
         tuner.fit()
-    except Exception:
+    except (KeyboardInterrupt, Exception):
         if not faults:
             raise
     if faults:

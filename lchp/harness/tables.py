@@ -1,6 +1,5 @@
 """What a sweep prints: its plan before, and its cells after. The paper's tables proper are made from the records."""
 
-import os
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from lchp.compared import CLASSIFICATION, epochs_after_stage1, stage1_of
 from lchp.config import PLACES, TrainConfig, show, to_flat
 from lchp.errors import RunError
 from lchp.harness.cells import Cell
+from lchp.harness.limits import cpus
 from lchp.harness.sweep import Outcome, Plan, SweepResult, describe, gpus_per_worker
 from lchp.records import TITLES
 from lchp.train import probe
@@ -56,7 +56,7 @@ def estimate(plan: Plan) -> str:
     text = f"estimate: {total / 60:.1f} minutes of training"
     if gpus_per_worker(plan.options, plan.sweep.base) or plan.options.address or plan.options.workers_per_trial > 1:
         return f"{text}, divided by the trainings that run at once"
-    places = max(1, (os.cpu_count() or 1) // plan.sweep.base.threads)
+    places = max(1, cpus() // plan.sweep.base.threads)
     places = min(places, plan.options.max_concurrent or places)
     return f"{text}; {total / 60 / places:.1f} minutes with {places} at once on this machine"
 
@@ -103,8 +103,10 @@ def closing_table(result: SweepResult) -> str:
 def timing_line(result: SweepResult) -> str:
     """How long this start took, and what of it was not training."""
     timing = result.timing
-    if timing is None or timing.overhead is None:
+    if timing is None:
         return "nothing was left to train"
+    if timing.overhead is None:
+        return f"{timing.wall / 60:.1f} minutes, in which no training was finished"
     if any(c.state == "stopped" for c in result.cells):
         return f"{timing.wall / 60:.1f} minutes"  # what was stopped early told of no time
     return (
