@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     )
     from lchp.errors import LchpError
     from lchp.networks import Classifier, Localizer
-    from lchp.train import Result, train
+    from lchp.training.run import Result, train
 
 __version__ = "0.1.0"
 
@@ -37,8 +37,8 @@ _HOMES = {
     "LchpError": "errors",
     "Classifier": "networks",
     "Localizer": "networks",
-    "Result": "train",
-    "train": "train",
+    "Result": "training.run",
+    "train": "training.run",
 }
 
 __all__ = [

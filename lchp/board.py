@@ -13,10 +13,10 @@ from PIL import Image, ImageDraw
 
 from lchp.data.images import Images
 from lchp.errors import ConfigError
-from lchp.evaluate import ground_truth
-from lchp.inference import Models, predict_batch, see
+from lchp.evaluate import TITLES
+from lchp.frames import Frame
+from lchp.inference import Models, predict_batch
 from lchp.pictures import BLACK, STYLES, WHITE, draw_box
-from lchp.records import TITLES
 from lchp.runs import make_folder, unwritable
 
 FOLDER = "tensorboard"
@@ -100,12 +100,13 @@ def sample_grid(
     Yellow Pseudo Label, green LCHP-I, blue LCHP-R, red ground truth (where there is one). Modes of the networks are put
     back as they were.
     """
-    nets = [n for n in (models.classifier, models.teacher, *models.localizers.values()) if n is not None]
+    nets = [models.classifier, *models.localizers.values()]
     modes = [(m, m.training) for net in nets for m in net.modules()]
     device = next(models.classifier.parameters()).device
     models.eval()
     batch = images.batch(shown.tolist())
-    x = see(batch.images.to(device), "full_image", size)
+    frame = Frame("full_image", images.resize, size)
+    x = frame.see(batch.images.to(device))
     with autocast:
         found = predict_batch(models, x, batch.labels.to(device)).boxes
     boxes = {name: b.cpu().numpy()[:, None] for name, b in found.items()}
@@ -115,8 +116,7 @@ def sample_grid(
     layers: dict[str, Sequence[np.ndarray]] = {name: list(b) for name, b in boxes.items()}
     if split.boxes is not None:
         sizes = Images(split, images.resize, None, np.arange(len(split))).sizes()
-        truth = ground_truth(split.boxes, sizes, "full_image")
-        layers["ground_truth"] = [b[v] for b, v in zip(truth.boxes, truth.valid, strict=True)]
+        layers["ground_truth"] = frame.truth(split.boxes, sizes).each()
     pixels = (x.float().permute(0, 2, 3, 1) * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
     return _compose(pixels, layers)
 

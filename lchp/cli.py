@@ -19,6 +19,7 @@ from lchp import __version__, streams
 from lchp.config import FIELDS, PRESETS, TrainConfig, override, preset, suggest
 from lchp.errors import ConfigError, LchpError, lacked_memory, printable
 from lchp.interrupt import Interrupted, on_signals
+from lchp.schema import FrameName
 from lchp.targets import as_path, json_of, require_file
 
 INTERRUPTED = 130
@@ -59,7 +60,7 @@ class Train:
     def run(self) -> int:
         """Carries the command out; the exit status."""
         from lchp.records import summary_table
-        from lchp.train import train
+        from lchp.training.run import train
 
         streams.outlast()
         with on_signals() as stop:
@@ -81,10 +82,10 @@ class Train:
 
 def _method_line(config: TrainConfig) -> str | None:
     """What the results of a compared method's run are; None for LCHP's."""
-    from lchp.compared import chosen, label
+    from lchp.training.chain import label, method_of
 
-    found, method = chosen(config), config.method
-    if found is None:
+    found, method = method_of(config), config.method
+    if found.complete:
         return None
     threshold = "" if found.map is None else f" (method.threshold {method.threshold:g})"
     source = "DDT's box" if found.map is None else "the box of its map"
@@ -290,7 +291,7 @@ class Predict:
     """New folder to write to; standard output by default."""
     format: Literal["jsonl", "csv", "coco", "yolo"] = "jsonl"
     """JSON lines, CSV, or annotations that a detector can be trained from."""
-    frame: Literal["full_image", "center_crop"] = "full_image"
+    frame: FrameName = "full_image"
     """What the networks see: the whole image, or the centre crop of the training recipe."""
     pictures: bool = False
     """Also write copies with class and box drawn, into OUTPUT/pictures."""
@@ -305,10 +306,10 @@ class Predict:
 
     def run(self) -> int:
         """Carries the command out; the exit status."""
-        from lchp.compared import label
         from lchp.devices import resolve_device
+        from lchp.evaluate import TITLES
         from lchp.predict import load_run, predict_to
-        from lchp.records import TITLES
+        from lchp.training.chain import label, method_of
 
         if self.output is not None:
             streams.outlast()
@@ -327,7 +328,7 @@ class Predict:
             show_progress=True,
         )
         speed = f"{summary.seconds:.1f} s, {summary.images / summary.seconds:.1f} images/s"
-        of = "" if trained.config.method.name == "lchp" else f" of {label(trained.config)}"
+        of = "" if method_of(trained.config).complete else f" of {label(trained.config)}"
         said = [f"{summary.images} images by {TITLES[trained.result]}{of} ({speed})"]
         if summary.left_out:
             said.append(f"{summary.left_out} left out (confidence below {self.min_confidence:g}, or box under a pixel)")
@@ -353,9 +354,9 @@ class Export:
     def run(self) -> int:
         """Carries the command out; the exit status."""
         from lchp.devices import resolve_device
+        from lchp.evaluate import TITLES
         from lchp.export import export
         from lchp.predict import load_run
-        from lchp.records import TITLES
 
         by_name = {".onnx": "onnx", ".pt": "torchscript", ".ts": "torchscript"}.get(self.output.suffix)
         format: Any = self.format or by_name
@@ -390,7 +391,7 @@ class DataCheck:
         root = None if self.root is None else str(self.root)
         values = {"data.name": self.name, "data.root": root, "data.workers": self.workers}
         config = override(preset("parts") if self.name == "parts" else TrainConfig(), values).data
-        dataset = DATASETS[self.name](config)
+        dataset = DATASETS[self.name].load(config)
         problems = check(dataset, workers=config.workers)
         print(summary(dataset))
         if (cache := cache_summary(dataset, config)) is not None:

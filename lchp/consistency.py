@@ -10,10 +10,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lchp.losses import confidence
-
-Weight = Callable[[Tensor, float, float], Tensor]
-"""(logits of the crop B x classes, tau, temperature) to weights B in [0, 1]."""
+Weight = Callable[[Tensor, Tensor, float], Tensor]
+"""(confidence of the crop B, that of its sharpened softmax B, tau) to weights B in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -24,19 +22,19 @@ class Consistency:
     views: int = 1
 
 
-def fixmatch(logits: Tensor, tau: float, _temperature: float) -> Tensor:
-    """1[confidence > tau] (Eq. 6; Sohn et al. 2020, arXiv 2001.07685). The temperature has no part in it."""
-    return (confidence(logits) > tau).float()
+def fixmatch(confidence: Tensor, _sharpened: Tensor, tau: float) -> Tensor:
+    """1[confidence > tau] (Eq. 6; Sohn et al. 2020, arXiv 2001.07685)."""
+    return (confidence > tau).float()
 
 
-def uda(logits: Tensor, tau: float, temperature: float) -> Tensor:
+def uda(confidence: Tensor, sharpened: Tensor, tau: float) -> Tensor:
     """1[confidence > tau] times the confidence of the sharpened softmax, softmax(logits / temperature).
 
     UDA (Xie et al. 2020, arXiv 1904.12848) drops examples below a confidence and sharpens the class target of the
     others. A box cannot be sharpened, so the sharpened confidence is its weight, a choice made here. As the temperature
     goes to 0 the weight goes to FixMatch's. The authors' CIFAR-10 script: tau 0.8, temperature 0.4.
     """
-    return fixmatch(logits, tau, temperature) * confidence(logits.float() / temperature)
+    return fixmatch(confidence, sharpened, tau) * sharpened
 
 
 SCHEMES: Mapping[str, Consistency] = {

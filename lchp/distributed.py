@@ -5,14 +5,13 @@ Gradients, batch statistics and metrics are those of the global batch, so a run 
 workers (up to rounding). With one process everything here does nothing.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 import torch.distributed.nn.functional as dist_nn
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from lchp.errors import ConfigError
 
@@ -48,28 +47,15 @@ def part(n: int) -> slice:
     return slice(rank() * each, (rank() + 1) * each)
 
 
-def average_gradients(optimizers: Iterable[Optimizer]) -> None:
-    """After backward(): gradients of the mean of the workers' losses, in place on all of them."""
-    if size() == 1:
-        return
-    groups = (g for o in optimizers for g in o.param_groups)
-    gradients = [p.grad for g in groups for p in g["params"] if p.grad is not None]
-    if not gradients:
-        return
-    flat = torch.cat([g.reshape(-1) for g in gradients])  # one message instead of one per parameter
-    dist.all_reduce(flat)
-    flat /= size()
-    for gradient, piece in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(piece.view_as(gradient))
-
-
-def mean_over_workers(values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Scalars averaged over the workers; a mean over each slice becomes the mean over the global batch."""
-    if size() == 1 or not values:
-        return values
-    flat = torch.stack([v.double() for v in values.values()])
-    dist.all_reduce(flat)
-    return dict(zip(values, (flat / size()).unbind(), strict=True))
+def mean_over_workers(totals: dict[str, float], steps: int) -> dict[str, float]:
+    """Means over the steps of all workers, of whom one may have had none. totals: sums over this worker's `steps`."""
+    mine: list[Any] = [(totals, steps)]
+    if size() > 1:
+        mine *= size()
+        dist.all_gather_object(mine, (totals, steps))
+    names = dict.fromkeys(name for found, _ in mine for name in found)
+    whole = max(sum(number for _, number in mine), 1)
+    return {name: sum(found.get(name, 0.0) for found, _ in mine) / whole for name in names}
 
 
 def from_first(compute: Callable[[], T]) -> T:

@@ -1,57 +1,55 @@
-"""Predictions to metrics. Needs numpy only, so that any table can be recomputed from a run folder.
+"""Predictions to metrics. Needs numpy only, so that any table can be recomputed from a run folder."""
 
-Two evaluation frames, never mixed: `center_crop` (resize to a square, centre crop; PSOL's habit) and `full_image`
-(the whole image resized to a square; wsolevaluation's habit). Boxes are fractions of the frame.
-"""
-
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, get_args
 
 import numpy as np
 
-from lchp.boxes import area, iou
+from lchp.boxes import iou
+from lchp.frames import FRAMES, GroundTruth
+from lchp.schema import Result
 
-FRAMES = ("center_crop", "full_image")
-RESULTS = ("pseudo_label", "lchp_i", "lchp_r")
+RESULTS: tuple[Result, ...] = get_args(Result)
 """The three results of LCHP: the teacher's own box, the localizer after stage 1 and after stage 2."""
+TITLES = {"pseudo_label": "Pseudo Label", "lchp_i": "LCHP-I", "lchp_r": "LCHP-R"}
+METRICS = {"gt_known": "GT-Known", "top1_loc": "Top-1", "top5_loc": "Top-5", "mean_iou": "mean IoU"}
+"""What `localization` gives."""
 
 IOU_THRESHOLD = 0.5
 FULL_BOX = (0.0, 0.0, 1.0, 1.0)
 CENTRE_BOX = (0.1, 0.1, 0.9, 0.9)
-"""The two floors: the whole frame, and the centred box of 80 % side."""
+FLOORS = {"full_box": "whole frame", "centre_box": "80 % box"}
+"""What any result should beat: the GT-Known of boxes that are the same in every image."""
 
 
 @dataclass(frozen=True)
-class GroundTruth:
-    """Boxes of N images in one frame, padded: `boxes` N x K x 4 fractions of the frame, `valid` N x K."""
+class Metric:
+    """A figure of a run, in percent: which result, in which frame, by which of METRICS. Raises ValueError for a name
+    that is none of them."""
 
-    boxes: np.ndarray
-    valid: np.ndarray
+    result: str
+    frame: str
+    name: str = "gt_known"
 
-    def select(self, keep: np.ndarray) -> "GroundTruth":
-        """Of some images."""
-        return GroundTruth(self.boxes[keep], self.valid[keep])
+    def __post_init__(self) -> None:
+        for what, known in (("result", RESULTS), ("frame", FRAMES), ("name", tuple(METRICS))):
+            if (value := getattr(self, what)) not in known:
+                raise ValueError(f"metric: {what} = {value!r}: expected one of {', '.join(known)}")
 
+    @property
+    def title(self) -> str:
+        """For people."""
+        return f"{METRICS[self.name]} of {TITLES[self.result]} in {self.frame}"
 
-def ground_truth(boxes: Sequence[np.ndarray], sizes: np.ndarray, frame: str, *, crop: float = 1.0) -> GroundTruth:
-    """Ground truth seen in a frame.
+    @property
+    def path(self) -> str:
+        """Its column in a table of runs (see `lchp.report.collect`), and where it stands in a summary."""
+        return f"results/{self.result}/{self.frame}/{self.name}"
 
-    boxes: per image K x 4 pixels of the original image (exclusive ends); sizes: N x 2 width, height in px;
-    crop: image_size / resize, the share of the resized image's side that the centre crop keeps.
-    A box is clipped to the crop; one that lies outside of it altogether is no longer a target.
-    """
-    most = max((len(b) for b in boxes), default=1)
-    out = np.zeros((len(boxes), max(most, 1), 4), np.float64)
-    valid = np.zeros(out.shape[:2], bool)
-    for i, b in enumerate(boxes):
-        out[i, : len(b)] = np.asarray(b, np.float64) / np.tile(np.asarray(sizes[i], np.float64), 2)
-        valid[i, : len(b)] = True
-    if frame == "center_crop":
-        out = (out - (1 - crop) / 2) / crop
-    elif frame != "full_image":
-        raise ValueError(f"frame = {frame!r}: expected one of {', '.join(FRAMES)}")
-    out = np.clip(out, 0, 1)
-    return GroundTruth(out, valid & (area(out) > 1e-9))  # rounding leaves slivers of what touches the crop
+    def of(self, summary: Mapping[str, Any]) -> float | None:
+        """Its value in a summary; None where the run has no such result, or its images have no boxes."""
+        return summary["results"].get(self.result, {}).get(self.frame, {}).get(self.name)
 
 
 def best_iou(boxes: np.ndarray, truth: GroundTruth) -> np.ndarray:
@@ -63,6 +61,11 @@ def best_iou(boxes: np.ndarray, truth: GroundTruth) -> np.ndarray:
 def hits(ious: np.ndarray) -> np.ndarray:
     """GT-Known, image by image: IoU >= 0.5."""
     return ious >= IOU_THRESHOLD
+
+
+def gt_known(ious: np.ndarray) -> float:
+    """GT-Known in percent, micro-averaged over images."""
+    return percent(hits(ious))
 
 
 def in_top(top: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
@@ -79,7 +82,7 @@ def localization(ious: np.ndarray, top5: np.ndarray, labels: np.ndarray) -> dict
     """GT-Known, Top-1 and Top-5 Loc and mean IoU in percent, of N images in one frame."""
     known = hits(ious)
     return {
-        "gt_known": percent(known),
+        "gt_known": gt_known(ious),
         "top1_loc": percent(known & in_top(top5, labels, 1)),
         "top5_loc": percent(known & in_top(top5, labels, 5)),
         "mean_iou": percent(ious),
@@ -88,8 +91,7 @@ def localization(ious: np.ndarray, top5: np.ndarray, labels: np.ndarray) -> dict
 
 def macro_average(ious: np.ndarray, labels: np.ndarray) -> float:
     """GT-Known averaged over classes instead of images (PSOL's habit), in percent."""
-    known = hits(ious)
-    return float(np.mean([percent(known[labels == c]) for c in np.unique(labels)]))
+    return float(np.mean([gt_known(ious[labels == c]) for c in np.unique(labels)]))
 
 
 def classification(top5: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -101,8 +103,8 @@ def floors(truth: GroundTruth) -> dict[str, float]:
     """GT-Known in percent of a box over the whole frame, and of a centred box of 80 % side."""
     n = len(truth.boxes)
     return {
-        name: percent(hits(best_iou(np.tile(box, (n, 1)), truth)))
-        for name, box in (("full_box", FULL_BOX), ("centre_box", CENTRE_BOX))
+        name: gt_known(best_iou(np.tile(box, (n, 1)), truth))
+        for name, box in zip(FLOORS, (FULL_BOX, CENTRE_BOX), strict=True)
     }
 
 

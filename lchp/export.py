@@ -20,7 +20,7 @@ from lchp.augment import crop
 from lchp.data import load
 from lchp.data.images import open_images
 from lchp.errors import ConfigError, LchpError
-from lchp.inference import see
+from lchp.frames import Frame
 from lchp.losses import confidence
 from lchp.networks import Classifier, Localizer
 from lchp.predict import TrainedRun
@@ -174,7 +174,7 @@ def _check_images(trained: TrainedRun) -> list[Tensor]:
         test = load(data).test
         first = np.arange(min(REAL_IMAGES, len(test)))
         images = open_images(test.select(first), replace(data, cache="off"), show_progress=False)
-        found.append(see(images.batch(list(range(len(images)))).images, "full_image", size))
+        found.append(Frame.of("full_image", data).see(images.batch(list(range(len(images)))).images))
     return found
 
 

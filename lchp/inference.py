@@ -1,13 +1,12 @@
 """Networks over a split: boxes, classes and confidence, image by image, in each evaluation frame."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -17,31 +16,40 @@ from lchp.data.images import Batch, Images, batches, in_order
 from lchp.distributed import collected, dealt
 from lchp.distributed import size as size_of_team
 from lchp.errors import enough_memory
+from lchp.frames import Frame
 from lchp.losses import confidence
 from lchp.networks import Classifier, Localizer
 from lchp.pseudo import mask_out
-from lchp.stages import predict_boxes, pseudo_boxes
+from lchp.stages import predict_boxes
+
+BoxSource = Callable[[Tensor, Tensor], Tensor]
+"""(images B x 3 x H x W in [0, 1], class ids B) to boxes B x 4 in [0, 1] of the view."""
+MapSource = Callable[[Tensor, Tensor], Tensor]
+"""(images B x 3 x H x W in [0, 1], class ids B) to score maps B x h x w float32, not normalised."""
 
 
 @dataclass(frozen=True)
 class Models:
-    """What predicts: `classifier` names the class and scores the crop; `boxes` maps a result's name to its source."""
+    """What predicts: `classifier` names the class and scores the crop; the result `pseudo_label` is that of `pseudo`,
+    the others those of `localizers`, by name."""
 
     classifier: Classifier
-    teacher: Classifier | None
+    pseudo: BoxSource | None
     localizers: dict[str, Localizer]
     config: InitializationConfig
     crop_margin: float = 0.0
-    map_boxes: Callable[[Tensor, Tensor], Tensor] | None = None
-    """A compared method's boxes, in place of the teacher's: images, class ids -> B x 4 (see `lchp.compared`)."""
-    score_maps: Callable[[Tensor, Tensor], Tensor] | None = None
-    """Its score maps, where they are its result: images, class ids -> B x h x w."""
+    score_maps: MapSource | None = None
+    """A compared method's score maps, where they are its result."""
+
+    @property
+    def results(self) -> tuple[str, ...]:
+        """The names of what is predicted, in order."""
+        return (*(("pseudo_label",) if self.pseudo is not None else ()), *self.localizers)
 
     def eval(self) -> None:
         """Puts every network in inference mode."""
-        for net in (self.classifier, self.teacher, *self.localizers.values()):
-            if net is not None:
-                net.eval()
+        for net in (self.classifier, *self.localizers.values()):
+            net.eval()
 
 
 class Seen(NamedTuple):
@@ -75,23 +83,6 @@ def predicting(batch_size: int) -> AbstractContextManager[None]:
     return enough_memory(f"predictions of {batch_size} images at a time", advice)
 
 
-def see(images: Tensor, frame: str, size: int) -> Tensor:
-    """B x R x R x 3 uint8 in a frame: B x 3 x size x size in [0, 1], channels last in memory."""
-    r = images.shape[1]
-    if frame == "center_crop":
-        start = (r - size) // 2
-        images = images[:, start : start + size, start : start + size]
-    x = to_float(images)
-    if x.shape[2] != size:
-        x = F.interpolate(x, (size, size), mode="bilinear", antialias=True, align_corners=False)
-    return x
-
-
-def to_float(images: Tensor) -> Tensor:
-    """B x H x W x 3 uint8 to B x 3 x H x W in [0, 1], channels last in memory."""
-    return images.permute(0, 3, 1, 2).float().div_(255)
-
-
 def ranked(scores: Tensor, most: int = 5) -> tuple[Tensor, Tensor]:
     """The highest `most` of scores B x classes and their class ids, both B x k, best first; of equal scores the lowest
     id first, which `topk` leaves open."""
@@ -114,40 +105,54 @@ def predict(
 ) -> dict[str, Predictions]:
     """Everything about a split by frame, in one pass over its images."""
     models.eval()
-    order = dealt(in_order(len(images), batch_size))
-    source = batches(images, order, workers=workers, pin=device.type == "cuda")
-    title = f"predict {' and '.join(frames)}"
-    parts: dict[str, list[_Part]] = {frame: [] for frame in frames}
+    in_frames = [Frame(name, images.resize, size) for name in frames]
+    rows = {frame.name: Rows() for frame in in_frames}
+    title = f"predict {' and '.join(rows)}"
     bar = tqdm(total=len(images), desc=title, unit="img", leave=False, disable=None if show_progress else True)
     with predicting(batch_size), bar:
-        for batch in source:
-            pixels = batch.images.to(device, non_blocking=True)
-            for frame, found in parts.items():
+        for _, pixels, labels in _on_device(images, batch_size, workers, device):
+            for frame in in_frames:
                 with autocast:
-                    x = see(pixels, frame, size)
-                    seen = predict_batch(models, x, batch.labels.to(device))
-                    found.append((seen, masked_score(models, x, seen)))
-            bar.update(len(batch.index))
-    return {frame: _joined(found) for frame, found in parts.items()}
+                    x = frame.see(pixels)
+                    seen = predict_batch(models, x, labels)
+                    masked = masked_score(models, x, seen)
+                boxes = {f"box {name}": b for name, b in seen.boxes.items()}
+                scores = {name: v for name, v in seen._asdict().items() if name != "boxes"}
+                rows[frame.name].accumulate(boxes | scores | {"masked_score": masked})
+            bar.update(len(pixels))
+    return {name: _predictions(found.compute()) for name, found in rows.items()}
 
 
-_Part = tuple[Seen, Tensor]
-"""What `predict_batch` and `masked_score` give."""
+def _predictions(rows: dict[str, np.ndarray]) -> Predictions:
+    boxes = {name.removeprefix("box "): v for name, v in rows.items() if name.startswith("box ")}
+    return Predictions(boxes=boxes, **{name: v for name, v in rows.items() if not name.startswith("box ")})
 
 
-def _joined(parts: list[_Part]) -> Predictions:
-    """Batches as one, of all workers."""
-    rows = [
-        {f"box {n}": b for n, b in seen.boxes.items()}
-        | {n: v for n, v in seen._asdict().items() if n != "boxes"}
-        | {"masked_score": masked}
-        for seen, masked in parts
-    ]
-    if size_of_team() > 1:
-        rows = collected([{n: v.cpu() for n, v in row.items()} for row in rows])
-    whole = {n: torch.cat([row[n] for row in rows]).cpu().numpy() for n in rows[0]}
-    boxes = {n.removeprefix("box "): v for n, v in whole.items() if n.startswith("box ")}
-    return Predictions(boxes=boxes, **{n: v for n, v in whole.items() if not n.startswith("box ")})
+def _on_device(
+    images: Images, batch_size: int, workers: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """This worker's batches of a split: their positions in it, pixels B x R x R x 3 uint8, and class ids."""
+    order = dealt(in_order(len(images), batch_size))
+    for batch in batches(images, order, workers=workers, pin=device.type == "cuda"):
+        yield batch.index, batch.images.to(device, non_blocking=True), batch.labels.to(device)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Values of images: each worker accumulates those of its batches, and computes those of all images, in order."""
+
+    batches: list[Mapping[str, Tensor]] = field(default_factory=list)
+
+    def accumulate(self, values: Mapping[str, Tensor]) -> None:
+        """Of a batch, B x ... each."""
+        self.batches.append(values)
+
+    def compute(self) -> dict[str, np.ndarray]:
+        """Of all, N x ... each."""
+        parts = self.batches
+        if size_of_team() > 1:
+            parts = collected([{name: v.cpu() for name, v in part.items()} for part in parts])
+        return {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in parts[0]}
 
 
 def predict_batch(models: Models, x: Tensor, labels: Tensor | None = None) -> Seen:
@@ -159,10 +164,8 @@ def predict_batch(models: Models, x: Tensor, labels: Tensor | None = None) -> Se
     scores = models.classifier(x).logits.float().softmax(1)
     score, top = ranked(scores)
     boxes: dict[str, Tensor] = {}
-    if models.teacher is not None:
-        boxes["pseudo_label"] = pseudo_boxes(models.teacher, x, models.config).box.float()
-    elif models.map_boxes is not None:
-        boxes["pseudo_label"] = models.map_boxes(x, top[:, 0] if labels is None else labels)
+    if models.pseudo is not None:
+        boxes["pseudo_label"] = models.pseudo(x, top[:, 0] if labels is None else labels)
     for name, localizer in models.localizers.items():
         boxes[name] = predict_boxes(localizer, x)
     logits = models.classifier(crop(x, last_box(boxes), models.crop_margin)).logits
@@ -197,20 +200,18 @@ def view_boxes(
     """Boxes of flipped and scaled views mapped back to the plain view: result -> V x N x 4. For `consistency`, which
     needs no ground truth. Views: horizontal flip; scale 0.9 and 1.1 about the centre."""
     models.eval()
-    order = dealt(in_order(len(images), batch_size))
-    found: list[dict[str, Tensor]] = []  # per batch: result -> V x B x 4
+    frame, rows = Frame("full_image", images.resize, size), Rows()
     with predicting(batch_size):
-        for batch in batches(images, order, workers=workers, pin=device.type == "cuda"):
-            x = see(batch.images.to(device), "full_image", size)
+        for _, pixels, labels in _on_device(images, batch_size, workers, device):
+            x = frame.see(pixels)
             each: dict[str, list[Tensor]] = {}
             for view in _views(x):
                 with autocast:
-                    boxes = predict_batch(models, warp(x, view, torch.zeros(3)), batch.labels.to(device)).boxes
+                    boxes = predict_batch(models, warp(x, view, torch.zeros(3)), labels).boxes
                 for name, b in boxes.items():
-                    each.setdefault(name, []).append(view.inverse().boxes(b).clamp(0, 1).cpu())
-            found.append({name: torch.stack(b) for name, b in each.items()})
-    found = collected(found)
-    return {name: torch.cat([f[name] for f in found], 1).numpy() for name in found[0]}
+                    each.setdefault(name, []).append(view.inverse().boxes(b).clamp(0, 1))
+            rows.accumulate({name: torch.stack(b, 1) for name, b in each.items()})
+    return {name: b.swapaxes(0, 1) for name, b in rows.compute().items()}
 
 
 def each_score_map(
@@ -225,13 +226,13 @@ def each_score_map(
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Position in the split and score map (h x w float32, of the image's class, not normalised) of this worker's images
     in full_image. score_maps: as `Models.score_maps`."""
-    order = dealt(in_order(len(images), batch_size))
+    frame = Frame("full_image", images.resize, size)
     with predicting(batch_size):
-        for batch in batches(images, order, workers=workers, pin=device.type == "cuda"):
-            x = see(batch.images.to(device), "full_image", size)
+        for index, pixels, labels in _on_device(images, batch_size, workers, device):
+            x = frame.see(pixels)
             with autocast:
-                maps = score_maps(x, batch.labels.to(device))
-            yield from zip(batch.index.tolist(), maps.cpu().numpy(), strict=True)
+                maps = score_maps(x, labels)
+            yield from zip(index.tolist(), maps.cpu().numpy(), strict=True)
 
 
 def _views(x: Tensor) -> Iterator[AxisMap]:
@@ -240,4 +241,4 @@ def _views(x: Tensor) -> Iterator[AxisMap]:
         yield AxisMap(scale, 0.5 - 0.5 * scale)
 
 
-__all__ = ["Batch", "Models", "Predictions", "Seen", "predict", "predict_batch", "see", "to_float", "view_boxes"]
+__all__ = ["Batch", "Models", "Predictions", "Seen", "predict", "predict_batch", "view_boxes"]

@@ -12,14 +12,10 @@ def classification_loss(logits_r: Tensor, logits_m: Tensor, y: Tensor) -> Tensor
     return 0.5 * (F.cross_entropy(logits_r, y) + F.cross_entropy(logits_m, y))
 
 
-def regression_loss(box_hat: Tensor, pseudo_box: Tensor) -> Tensor:
-    """L_reg: squared error summed over the 4 coordinates, mean over the batch (Eq. 3). Both B x 4."""
-    return (box_hat - pseudo_box).square().sum(1).mean()
-
-
-def initialization_loss(l_cls: Tensor, l_reg: Tensor, alpha: float) -> Tensor:
-    """L_init = L_cls + alpha * L_reg (Eq. 3)."""
-    return l_cls + alpha * l_reg
+def regression_loss(box_hat: Tensor, pseudo_box: Tensor, known: Tensor) -> Tensor:
+    """L_reg: squared error summed over the 4 coordinates, mean over the batch (Eq. 3). Boxes B x 4; known: B, whether
+    an image has a pseudo box."""
+    return (known * (box_hat - pseudo_box).square().sum(1)).mean()
 
 
 def refinement_loss(box_hat: Tensor, target: Tensor, weight: Tensor) -> Tensor:

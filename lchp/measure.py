@@ -1,7 +1,8 @@
 """What a run measures: predictions of the test split, kept training boxes, and the held-out images."""
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,13 @@ import numpy as np
 from lchp import distributed, runs
 from lchp.config import TrainConfig
 from lchp.context import Context
-from lchp.data.base import Split
 from lchp.data.images import Images
-from lchp.evaluate import FRAMES, RESULTS, GroundTruth, best_iou, consistency, ground_truth, hits, percent, unboxed
+from lchp.evaluate import RESULTS, best_iou, consistency, gt_known, percent, unboxed
+from lchp.frames import FRAMES, Frame, GroundTruth
 from lchp.inference import Models, Predictions, each_score_map, predict, view_boxes
 from lchp.loop import DivergedError
-from lchp.records import frame_table, summarize, write_predictions
+from lchp.records import frame_table, rows_in, summarize
 from lchp.runs import SUMMARY
-from lchp.stages import Networks
 
 MAP_INTERVAL = 0.001
 """Between the thresholds of a score map, wsolevaluation's."""
@@ -29,6 +29,7 @@ def _how(context: Context) -> dict[str, Any]:
     """How networks go over a split: the options that all of `lchp.inference` takes."""
     config = context.config
     return {
+        "size": config.data.image_size,
         "batch_size": config.evaluation.batch_size,
         "workers": config.data.workers,
         "device": context.device,
@@ -36,60 +37,61 @@ def _how(context: Context) -> dict[str, Any]:
     }
 
 
-def _predict(models: Models, context: Context, images: Images, *frames: str) -> dict[str, Predictions]:
-    """Raises DivergedError where weights, finite as they are, give boxes or scores that are not."""
-    found = predict(
-        models,
-        images,
-        frames,
-        context.config.data.image_size,
-        **_how(context),
-        show_progress=context.show_progress,
-    )
+@dataclass(frozen=True)
+class Evaluation:
+    """What networks predict of a split in one frame. Ground truth is read only where it is asked for."""
+
+    frame: Frame
+    images: Images
+    predictions: Predictions
+
+    @cached_property
+    def truth(self) -> GroundTruth | None:
+        """In the frame; None where the split has no boxes."""
+        boxes = self.images.split.boxes
+        return None if boxes is None else self.frame.truth(boxes, self.images.sizes())
+
+    def ious(self, result: str) -> np.ndarray | None:
+        """Of a result's boxes, image by image; None where the split has no boxes."""
+        return None if self.truth is None else best_iou(self.predictions.boxes[result], self.truth)
+
+    def table(self) -> Any:
+        """Rows of predictions.parquet."""
+        p, split = self.predictions, self.images.split
+        scores = {name: getattr(p, name) for name in ("confidence", "crop_score", "masked_score")}
+        of_images = split.image_ids, self.frame.name, split.labels, p.top5, p.top5_score
+        return frame_table(*of_images, p.boxes, scores, self.truth)
+
+
+def evaluate(models: Models, context: Context, images: Images, *frames: str) -> list[Evaluation]:
+    """A split in some frames, in one pass over it. Raises DivergedError where weights, finite as they are, give boxes
+    or scores that are not."""
+    found = predict(models, images, frames, **_how(context), show_progress=context.show_progress)
     for p in found.values():
         for name, values in (*p.boxes.items(), ("confidence", p.confidence), ("top5_score", p.top5_score)):
             if not np.isfinite(values).all():
                 raise DivergedError(f"predictions: {name} is not finite; training diverged, lower the learning rate")
-    return found
+    return [Evaluation(Frame.of(frame, context.config.data), images, p) for frame, p in found.items()]
 
 
-def _truth(split: Split, images: Images, frame: str, config: TrainConfig) -> GroundTruth | None:
-    if split.boxes is None:
-        return None
-    return ground_truth(split.boxes, images.sizes(), frame, crop=config.data.image_size / config.data.resize)
-
-
-def record_predictions(run: Path, models: Models, context: Context, *, check: Callable[[], object]) -> dict[str, Any]:
-    """Predicts the test split in both frames, writes predictions.parquet, and returns the summary made from it. check:
-    called before it is written, to raise where the run folder is not the one that was claimed."""
+def predictions_of(models: Models, context: Context) -> Any:
+    """The test split in both frames by these models, as a table of predictions.parquet."""
     import pyarrow as pa
 
-    config = context.config
-    images, split = context.test, context.test.split
-    tables = []
-    for frame, p in _predict(models, context, images, *FRAMES).items():
-        truth = _truth(split, images, frame, config)
-        tables.append(
-            frame_table(
-                split.image_ids,
-                frame,
-                split.labels,
-                p.top5,
-                p.top5_score,
-                p.boxes,
-                {"confidence": p.confidence, "crop_score": p.crop_score, "masked_score": p.masked_score},
-                truth,
-            )
-        )
-    table = pa.concat_tables(tables)
-    if distributed.rank() == 0:
-        check()
-        write_predictions(run, table)
+    return pa.concat_tables([each.table() for each in evaluate(models, context, context.test, *FRAMES)])
+
+
+def summary_of(table: Any, models: Models, context: Context) -> dict[str, Any]:
+    """The summary of a run's predictions, with what needs more than these: scores of maps, consistency, and how good
+    the last result is on held-out images. models: all that the run has."""
+    config, images = context.config, context.test
     summary = summarize(table)
-    if models.score_maps is not None and split.boxes is not None:
+    if models.score_maps is not None and images.split.boxes is not None:
         summary["score_maps"] = score_maps(models, context)
-    if split.boxes is None or config.evaluation.consistency:
-        summary["consistency"] = _consistency(models, context, images, table)
+    if images.split.boxes is None or config.evaluation.consistency:
+        plain = rows_in(table, "full_image")
+        boxes = {name: np.array(plain[f"{name}_box"].to_pylist()) for name in models.results}
+        summary["consistency"] = _consistency(models, context, images, boxes)
     return summary
 
 
@@ -130,44 +132,27 @@ def score_maps(models: Models, context: Context) -> dict[str, float]:
 
 def _map_curves(models: Models, context: Context, images: Images, grid: np.ndarray) -> np.ndarray:
     """Percent of the images whose map's box is right, of the largest contour and of all: 2 x len(IOUS) x thresholds."""
-    from lchp.scoring.maps import IOUS, in_frame, ious_of, reached
+    from lchp.scoring.maps import MapEvaluator
     from lchp.scoring.scoremaps import in_its_frame
 
     split, sizes = images.split, images.sizes()
     assert split.boxes is not None
     assert models.score_maps is not None
     models.eval()
-    right = np.zeros((2, len(IOUS), len(grid)), np.int64)
-    maps = each_score_map(
-        models.score_maps,
-        images,
-        context.config.data.image_size,
-        **_how(context),
-    )
-    for i, scoremap in maps:
+    evaluator = MapEvaluator.at(grid)
+    for i, scoremap in each_score_map(models.score_maps, images, **_how(context)):
         if not np.isfinite(scoremap).all():
             raise DivergedError("predictions: a score map is not finite; training diverged, lower the learning rate")
         inclusive = np.asarray(split.boxes[i], np.float64) - (0, 0, 1, 1)
-        found = ious_of(in_its_frame(scoremap), grid, in_frame(inclusive, tuple(sizes[i])))
-        right += np.stack([reached(found.largest), reached(found.best)])
-    return 100.0 * np.sum(distributed.collected([right]), 0) / len(images)
+        evaluator.accumulate(in_its_frame(scoremap), inclusive, tuple(sizes[i]))
+    of_all = MapEvaluator(grid, np.sum(distributed.collected([evaluator.right]), 0))
+    return of_all.compute(len(images))
 
 
-def _view_boxes(models: Models, context: Context, images: Images) -> dict[str, np.ndarray]:
-    return view_boxes(
-        models,
-        images,
-        context.config.data.image_size,
-        **_how(context),
-    )
-
-
-def _consistency(models: Models, context: Context, images: Images, table: Any) -> dict[str, float]:
-    import pyarrow.compute as pc
-
-    views = _view_boxes(models, context, images)
-    plain = table.filter(pc.equal(table["frame"], "full_image"))  # pyright: ignore[reportAttributeAccessIssue]
-    return {name: consistency(np.array(plain[f"{name}_box"].to_pylist()), v) for name, v in views.items()}
+def _consistency(models: Models, context: Context, images: Images, boxes: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Of each result's boxes in full_image."""
+    views = view_boxes(models, images, **_how(context))
+    return {name: consistency(boxes[name], of_views) for name, of_views in views.items()}
 
 
 def validate(models: Models, context: Context, images: Images) -> dict[str, float]:
@@ -177,39 +162,40 @@ def validate(models: Models, context: Context, images: Images) -> dict[str, floa
     Under evaluation.oracle, `oracle_gt_known` is added, which reads these images' boxes."""
     if models.localizers:
         name = list(models.localizers)[-1]
-        models = replace(models, teacher=None, map_boxes=None, localizers={name: models.localizers[name]})
+        models = replace(models, pseudo=None, localizers={name: models.localizers[name]})
     else:  # a compared method's map or DDT
         name = RESULTS[0]
-    p = _predict(models, context, images, "full_image")["full_image"]
-    agreement = consistency(p.boxes[name], _view_boxes(models, context, images)[name])
-    kept = percent(p.confidence > context.config.evaluation.confidence)
-    score = unboxed(p.boxes[name], p.crop_score, p.masked_score)["score"]
-    out = {"images": float(len(images)), "consistency": agreement, "kept": kept, "score": score}
-    oracle = context.config.evaluation.oracle
-    truth = _truth(images.split, images, "full_image", context.config) if oracle else None
-    return out if truth is None else out | {"oracle_gt_known": percent(hits(best_iou(p.boxes[name], truth)))}
+    (evaluation,) = evaluate(models, context, images, "full_image")
+    p = evaluation.predictions
+    out = {
+        "images": float(len(images)),
+        "consistency": _consistency(models, context, images, p.boxes)[name],
+        "kept": percent(p.confidence > context.config.evaluation.confidence),
+        "score": unboxed(p.boxes[name], p.crop_score, p.masked_score)["score"],
+    }
+    ious = evaluation.ious(name) if context.config.evaluation.oracle else None
+    return out if ious is None else out | {"oracle_gt_known": gt_known(ious)}
 
 
-def kept_boxes(nets: Networks, context: Context) -> dict[str, Any]:
+def kept_boxes(classifier: Any, localizer: Any, context: Context) -> dict[str, Any]:
     """Table 4, left: which training boxes of LCHP-I pass tau, and how good they are. A diagnostic that reads training
     boxes; nothing is chosen by it."""
-    config, split, tau = context.config, context.images.split, context.config.refinement.tau
+    config, tau = context.config, context.config.refinement.tau
     margin = config.refinement.crop_margin
-    models = Models(nets.classifier, None, {"lchp_i": nets.localizer}, config.initialization, margin)
-    p = _predict(models, context, context.images, "center_crop")["center_crop"]
-    truth = _truth(split, context.images, "center_crop", config)
-    ious = None if truth is None else best_iou(p.boxes["lchp_i"], truth)
+    models = Models(classifier, None, {"lchp_i": localizer}, config.initialization, margin)
+    (evaluation,) = evaluate(models, context, context.images, "center_crop")
+    confidence, ious = evaluation.predictions.confidence, evaluation.ious("lchp_i")
 
     def at(threshold: float) -> dict[str, Any]:
-        keep = p.confidence > threshold
-        known = None if ious is None or not keep.any() else percent(hits(ious[keep]))
+        keep = confidence > threshold
+        known = None if ious is None or not keep.any() else gt_known(ious[keep])
         return {"count": int(keep.sum()), "share": percent(keep), "gt_known": known}
 
     return {
         "tau": tau,
-        "total": len(split),
+        "total": len(confidence),
         **at(tau),
-        "mean_confidence": percent(p.confidence),
+        "mean_confidence": percent(confidence),
         "by_tau": {f"{t:g}": at(t) for t in sorted({*TAUS, tau})},
     }
 

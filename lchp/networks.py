@@ -68,7 +68,7 @@ class Classifier(nn.Module):
         self.trunk = build_trunk(
             config.classifier, "classifier", pretrained=config.pretrained, weights_dir=config.weights_dir
         )
-        channels = _output_shape(self.trunk, image_size)[0]
+        channels = _output_shape(self.trunk, config.classifier, image_size)[0]
         self.head, self.scale = config.head, config.bap_scale
         if config.head == "bap":
             m = config.attention_maps
@@ -112,7 +112,7 @@ class Localizer(nn.Module):
         self.backbone = build_trunk(
             config.localizer, "localizer", pretrained=config.pretrained, weights_dir=config.weights_dir
         )
-        channels, h, w = _output_shape(self.backbone, image_size)
+        channels, h, w = _output_shape(self.backbone, config.localizer, image_size)
         self.pixels, self.image_size = h * w, image_size
         if config.localizer_head == "spatial":
             squeezed = nn.Conv2d(channels, self.HEAD_CHANNELS, 1, bias=False)
@@ -168,7 +168,7 @@ def _mean(trunk: nn.Module) -> Tensor:
     return normalize.mean
 
 
-def _output_shape(trunk: nn.Module, size: int) -> tuple[int, int, int]:
+def _output_shape(trunk: nn.Module, name: str, size: int) -> tuple[int, int, int]:
     """C, h, w of a trunk's features for a size x size image, by one forward pass in eval mode."""
     training = trunk.training
     try:
@@ -176,6 +176,6 @@ def _output_shape(trunk: nn.Module, size: int) -> tuple[int, int, int]:
             shape = trunk.eval()(torch.zeros(1, 3, size, size)).shape[1:]
     except RuntimeError as error:  # a pooling or convolution larger than what is left to it
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"data.image_size = {size}: too small for this backbone ({reason})") from None
+        raise ConfigError(f"data.image_size = {size}: too small for {name} ({reason})") from None
     trunk.train(training)
     return shape[0], shape[1], shape[2]

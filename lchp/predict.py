@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +24,6 @@ from tqdm import tqdm
 
 from lchp import runs
 from lchp.checkpoints import load_checkpoint
-from lchp.compared import REGRESSION, build_classifier, chosen
 from lchp.config import TrainConfig
 from lchp.data.annotations import IMAGE_EXTENSIONS, SYSTEM_FOLDERS, PassedOver, by_kind
 from lchp.data.decode import decode, image_size
@@ -32,14 +31,14 @@ from lchp.devices import autocast, resolve_precision, switch_off_tf32
 from lchp.errors import ConfigError, DataError, RunError
 from lchp.filesystem import set_mode
 from lchp.formats import Format, Prediction, open_writer
-from lchp.inference import Models, predict_batch, predicting, see
+from lchp.frames import Frame
+from lchp.inference import Models, predict_batch, predicting
 from lchp.networks import Classifier, Localizer
 from lchp.pictures import YELLOW, Style, draw_box, draw_label, line_width
-from lchp.schema import Environment
+from lchp.schema import Environment, FrameName
 from lchp.targets import claim, require_new_folder
-from lchp.train import INITIALIZATION, REFINEMENT
-
-Frame = Literal["full_image", "center_crop"]
+from lchp.training.chain import STAGES, Kind, kinds_of, method_of
+from lchp.training.links import build_classifier
 
 PICTURES = "pictures"
 
@@ -74,34 +73,41 @@ def load_run(run: str | Path, device: torch.device) -> TrainedRun:
     the class names are missing, stage 1 is unfinished, or a checkpoint is damaged or of other networks.
     """
     run = Path(run)
-    config, class_names, first, stage1 = _opened_run(run)
-    compared = chosen(config)
-    if compared is not None and not config.method.localizer:
+    config, class_names, classifier = _opened_run(run)
+    if "localizer" not in kinds_of(config):
         raise RunError(
-            f"{run}: a run of {compared.title} without a localizer, which predicting needs; train one on its boxes "
-            "with --method.localizer"
+            f"{run}: a run of {method_of(config).title} without a localizer, which predicting needs; train one on its "
+            "boxes with --method.localizer"
         )
-    classifier = _classifier_of(config, class_names, first, stage1)
     localizer = Localizer(replace(config.model, pretrained=False, weights_dir=None), config.data.image_size)
-    second = run / runs.CHECKPOINTS / f"{REFINEMENT}.pt"
-    stage2 = load_checkpoint(second) if second.exists() else None
-    if stage2 is not None and stage2["epoch"] >= config.refinement.epochs:
-        result = "lchp_r"
-        _fill(localizer, stage2, "localizer", second)
-    elif compared is None:
-        result = "lchp_i"
-        _fill(localizer, stage1, "localizer", first)
-    else:
-        result = "lchp_i"
-        regressed = run / runs.CHECKPOINTS / f"{REGRESSION}.pt"
-        _fill(localizer, _finished(regressed, config.initialization.epochs), "localizer", regressed)
+    path = _checkpoint(run, "refinement")
+    state = load_checkpoint(path) if path.exists() else None
+    result = "lchp_r" if state is not None and state["epoch"] >= config.refinement.epochs else "lchp_i"
+    if state is None or result == "lchp_i":
+        path, state = localizer_checkpoint(run, config)
+    _fill(localizer, state, "localizer", path)
     return TrainedRun(config, class_names, _ready(classifier, device), _ready(localizer, device), result, device)
+
+
+def localizer_checkpoint(run: Path, config: TrainConfig) -> tuple[Path, dict[str, Any]]:
+    """LCHP-I's checkpoint of a run and its path. In records of before there were links, LCHP's lies in stage 1's."""
+    path = _checkpoint(run, "localizer")
+    if not path.exists() and "boxes" not in kinds_of(config):
+        older = _checkpoint(run, "classifier")
+        state = load_checkpoint(older)
+        if "localizer" in state["modules"]:
+            return older, state
+    return path, _finished(path, config.initialization.epochs)
+
+
+def _checkpoint(run: Path, kind: Kind) -> Path:
+    return runs.link_folder(run, kind) / runs.CHECKPOINTS / f"{STAGES[kind]}.pt"
 
 
 def load_classifier(run: Path, device: torch.device) -> tuple[Any, TrainConfig, tuple[str, ...]]:
     """The classifier of a run folder, in eval mode, with its config and class names; errors as in `load_run`."""
-    config, class_names, first, stage1 = _opened_run(run)
-    return _ready(_classifier_of(config, class_names, first, stage1), device), config, class_names
+    config, class_names, classifier = _opened_run(run)
+    return _ready(classifier, device), config, class_names
 
 
 def _ready(net: Any, device: torch.device) -> Any:
@@ -109,40 +115,33 @@ def _ready(net: Any, device: torch.device) -> Any:
     return net.eval().requires_grad_(False).to(device=device, memory_format=torch.channels_last)
 
 
-def _classifier_of(config: TrainConfig, class_names: tuple[str, ...], path: Path, stage1: dict[str, Any]) -> Any:
-    quiet = replace(config, model=replace(config.model, pretrained=False, weights_dir=None))
-    compared = chosen(config)
-    if compared is None:
-        classifier: Any = Classifier(quiet.model, len(class_names))
-    else:
-        classifier = build_classifier(quiet, compared, len(class_names))
-    _fill(classifier, stage1, "classifier", path)
-    return classifier
-
-
-def _opened_run(run: Path) -> tuple[TrainConfig, tuple[str, ...], Path, dict[str, Any]]:
-    """Config, class names, and the checkpoint of a finished stage 1 with its path."""
+def _opened_run(run: Path) -> tuple[TrainConfig, tuple[str, ...], Any]:
+    """Config, class names, and the trained classifier."""
     if not run.is_dir():
         raise RunError(f"{run}: no such run folder")
     config = runs.read_config(run)
     environment = runs.read_environment(run)
-    first, stage1 = _stage_1(run, environment)
-    if stage1["epoch"] < config.initialization.epochs:
+    class_names = environment["class_names"]
+    path = _checkpoint(run, "classifier")
+    state = load_checkpoint(path, _taken_as(environment))
+    if state["epoch"] < config.initialization.epochs:
         raise RunError(
-            f"{first}: stage 1 stopped after {stage1['epoch']} of {config.initialization.epochs} epochs; "
+            f"{path}: stage 1 stopped after {state['epoch']} of {config.initialization.epochs} epochs; "
             "finish it with lchp train and --resume first"
         )
-    return config, tuple(environment["class_names"]), first, stage1
+    quiet = replace(config, model=replace(config.model, pretrained=False, weights_dir=None))
+    classifier = build_classifier(quiet, method_of(config), len(class_names))
+    _fill(classifier, state, "classifier", path)
+    return config, tuple(class_names), classifier
 
 
-def _stage_1(run: Path, environment: Environment) -> tuple[Path, dict[str, Any]]:
-    """The stage-1 checkpoint: the run's own, or that of the run folder which a run of stage 2 alone started from."""
-    own = run / runs.CHECKPOINTS / f"{INITIALIZATION}.pt"
-    other = environment.get("stage1")
-    if own.exists() or not other:
-        return own, load_checkpoint(own)
-    path = runs.stage1_folder(run) / runs.CHECKPOINTS / own.name
-    return path, load_checkpoint(path, other["identity"])
+def _taken_as(environment: Environment) -> str | None:
+    """The identity of a classifier that was taken from another run; None where it is the run's own."""
+    if "links" in environment:
+        place = environment["links"].get("classifier")
+        return None if place is None or place["run"] is None else place["key"]
+    stage1 = environment.get("stage1")
+    return None if stage1 is None else stage1["identity"]
 
 
 def _finished(path: Path, epochs: int) -> dict[str, Any]:
@@ -164,7 +163,7 @@ def predict(
     trained: TrainedRun,
     images: Iterable[tuple[str, Path]],
     *,
-    frame: Frame = "full_image",
+    frame: FrameName = "full_image",
     batch_size: int = 32,
     precision: str | None = None,
     workers: int = 0,
@@ -232,19 +231,17 @@ def _decoded(
 
 @torch.inference_mode()
 def _predict_batch(
-    trained: TrainedRun, images: list[_Read], frame: Frame, context: AbstractContextManager[None]
+    trained: TrainedRun, images: list[_Read], frame: FrameName, context: AbstractContextManager[None]
 ) -> list[Prediction]:
-    r, s = trained.config.data.resize, trained.config.data.image_size
     config = trained.config
+    seen_in = Frame.of(frame, config.data)
     localizers = {trained.result: trained.localizer}
     models = Models(trained.classifier, None, localizers, config.initialization, config.refinement.crop_margin)
     pixels = torch.from_numpy(np.stack([image.pixels for image in images]))
     with predicting(len(images)), context:
-        seen = predict_batch(models, see(pixels.to(trained.device), frame, s))
+        seen = predict_batch(models, seen_in.see(pixels.to(trained.device)))
     box = seen.boxes[trained.result].double().cpu().numpy()  # B x 4, fractions of the frame
-    if frame == "center_crop":
-        box = ((r - s) // 2 + box * s) / r  # fractions of the image
-    box = box * np.array([image.size * 2 for image in images])  # px
+    box = seen_in.back(box, np.array([image.size for image in images]))  # px
     classes, scores, confidences = seen.top5[:, 0].tolist(), seen.top5_score[:, 0].tolist(), seen.confidence.tolist()
     return [
         Prediction(image.name, *image.size, k, trained.class_names[k], p, (b[0], b[1], b[2], b[3]), c)
@@ -280,7 +277,7 @@ def predict_to(
     output: str | Path | None = None,
     *,
     format: Format = "jsonl",
-    frame: Frame = "full_image",
+    frame: FrameName = "full_image",
     pictures: bool = False,
     min_confidence: float = 0.0,
     batch_size: int = 32,
@@ -296,8 +293,8 @@ def predict_to(
     min_confidence: for COCO and YOLO an image below it is left out (and counted), since an image without annotation
     would teach a detector that nothing is there; so is one whose box is thinner than a pixel.
     Unreadable images are reported on standard error, one line each, and counted.
-    Raises DataError where there is no image, ConfigError for options that contradict each other, and RunError where
-    `output` cannot be written.
+    Raises DataError where there is no image, ConfigError for options that contradict each other or an unknown frame,
+    and RunError where `output` cannot be written.
     """
     source, target = Path(source), None if output is None else Path(output)
     _check_options(target, format, pictures, min_confidence, batch_size, workers)

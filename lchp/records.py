@@ -12,9 +12,11 @@ from tabulate import tabulate
 
 from lchp.errors import RunError, printable
 from lchp.evaluate import (
-    FRAMES,
+    FLOORS,
+    METRICS,
     RESULTS,
-    GroundTruth,
+    TITLES,
+    Metric,
     best_iou,
     classification,
     floors,
@@ -22,11 +24,9 @@ from lchp.evaluate import (
     macro_average,
     unboxed,
 )
+from lchp.frames import FRAMES, GroundTruth
 from lchp.runs import ENVIRONMENT, PREDICTIONS, SUMMARY, read_environment, write_atomically
 from lchp.schema import SecondClassifier
-
-TITLES = {"pseudo_label": "Pseudo Label", "lchp_i": "LCHP-I", "lchp_r": "LCHP-R"}
-METRICS = {"gt_known": "GT-Known", "top1_loc": "Top-1", "top5_loc": "Top-5", "mean_iou": "mean IoU"}
 
 
 def frame_table(
@@ -60,10 +60,23 @@ def frame_table(
         columns[f"{name}_iou"] = ious
     columns |= {name: pa.array(values.astype(np.float32), pa.float32()) for name, values in scores.items()}
     columns["ground_truth"] = pa.array(
-        [None] * n if truth is None else [b[v].tolist() for b, v in zip(truth.boxes, truth.valid, strict=True)],
+        [None] * n if truth is None else [b.tolist() for b in truth.each()],
         pa.list_(pa.list_(pa.float64())),
     )
     return pa.table(columns)
+
+
+def joined(earlier: pa.Table | None, own: pa.Table) -> pa.Table:
+    """A link's own predictions with the boxes of the results before it; the scores are those of its own boxes. Both are
+    of the same images, in the same order."""
+    if earlier is None:
+        return own
+    before = [name for r in RESULTS for name in (f"{r}_box", f"{r}_iou") if name in earlier.column_names]
+    names = [name for name in before if name not in own.column_names]
+    at = own.column_names.index("top5_score") + 1
+    for name in reversed(names):
+        own = own.add_column(at, name, earlier[name])
+    return own
 
 
 def write_predictions(run: Path, table: pa.Table) -> None:
@@ -207,19 +220,29 @@ def _lengths(lists: pa.Array) -> np.ndarray:
     return lists.value_lengths().fill_null(-1).to_numpy(zero_copy_only=False)
 
 
+def results_in(table: pa.Table) -> list[str]:
+    """The results that predictions hold, in order."""
+    return [name for name in RESULTS if f"{name}_iou" in table.column_names]
+
+
+def rows_in(table: pa.Table, frame: str) -> pa.Table:
+    """The predictions in one frame. Raises RunError where there are none."""
+    rows = table.filter(pa.array([f == frame for f in table["frame"].to_pylist()]))
+    if not rows.num_rows:
+        raise RunError(f"{PREDICTIONS}: no rows for frame {frame}")
+    return rows
+
+
 def summarize(table: pa.Table) -> dict[str, Any]:
     """`results`, `classification` (in center_crop), `floors` and `unboxed` (of the last localizer; see
     `lchp.evaluate.unboxed`) of predictions, every figure in percent.
 
     Without ground-truth boxes `results` and `floors` hold None.
     """
-    names = [r for r in RESULTS if f"{r}_iou" in table.column_names]
+    names = results_in(table)
     out: dict[str, Any] = {"results": {n: {} for n in names}, "classification": {}, "floors": {}}
-    frames = np.array(table["frame"].to_pylist())
     for frame in FRAMES:
-        rows = table.filter(pa.array(frames == frame))
-        if not rows.num_rows:
-            raise RunError(f"{PREDICTIONS}: no rows for frame {frame}")
+        rows = rows_in(table, frame)
         labels = rows["label"].to_numpy()
         top5 = np.array(rows["top5"].to_pylist())
         known = not rows["ground_truth"].null_count
@@ -227,7 +250,7 @@ def summarize(table: pa.Table) -> dict[str, Any]:
         for name in names:
             ious = _checked_ious(rows, name, truth)
             out["results"][name][frame] = localization(ious, top5, labels) if known else dict.fromkeys(METRICS)
-        out["floors"][frame] = floors(truth) if truth is not None else {"full_box": None, "centre_box": None}
+        out["floors"][frame] = floors(truth) if truth is not None else dict.fromkeys(FLOORS)
         if frame == "center_crop":
             out["classification"] = classification(top5, labels)
         if "masked_score" in rows.column_names:  # records from before it have none
@@ -255,36 +278,38 @@ def _checked_ious(rows: pa.Table, name: str, truth: GroundTruth | None) -> np.nd
 def macro_gt_known(table: pa.Table) -> dict[str, dict[str, float]]:
     """Result -> frame -> GT-Known averaged over classes instead of images (PSOL's habit), in percent."""
     out: dict[str, dict[str, float]] = {}
-    for name in (r for r in RESULTS if f"{r}_iou" in table.column_names):
-        for frame in FRAMES if not table["ground_truth"].null_count else ():
-            rows = table.filter(pa.array([f == frame for f in table["frame"].to_pylist()]))
+    for name in results_in(table) if not table["ground_truth"].null_count else ():
+        for frame in FRAMES:
+            rows = rows_in(table, frame)
             labels = rows["label"].to_numpy()
             out.setdefault(name, {})[frame] = macro_average(rows[f"{name}_iou"].to_numpy(), labels)
     return out
 
 
 def _truth(rows: pa.Table) -> GroundTruth:
-    each = [np.array(b, np.float64).reshape(-1, 4) for b in rows["ground_truth"].to_pylist()]
-    boxes = np.zeros((len(each), max(1, *(len(b) for b in each)) if each else 1, 4))
-    valid = np.zeros(boxes.shape[:2], bool)
-    for i, b in enumerate(each):
-        boxes[i, : len(b)], valid[i, : len(b)] = b, True
-    return GroundTruth(boxes, valid)
+    return GroundTruth.of([np.array(b, np.float64).reshape(-1, 4) for b in rows["ground_truth"].to_pylist()])
+
+
+def _results_table(record: Mapping[str, Any], *more: list[Any]) -> str:
+    """Results x metrics x frames of a summary or of a second classifier's record; more: rows below."""
+    columns = [(frame, name) for frame in FRAMES for name in METRICS]
+    rows = [[TITLES[r], *(Metric(r, *column).of(record) for column in columns)] for r in record["results"]]
+    head = ["", *(f"{METRICS[name]}\n{frame}" for frame, name in columns)]
+    return tabulate([*rows, *more], head, tablefmt="simple", floatfmt=".2f", missingval="")
 
 
 def summary_table(summary: dict[str, Any]) -> str:
     """The closing table: results x metrics x frames, with the floors; what needs no boxes where there are none."""
     if any(v is None for f in summary["floors"].values() for v in f.values()):
         return _table_without_boxes(summary)
-    rows = []
-    for name, frames in summary["results"].items():
-        rows.append([TITLES[name], *(frames[f][m] for f in FRAMES for m in METRICS)])
-    for key, title in (("full_box", "floor: whole frame"), ("centre_box", "floor: 80 % box")):
-        rows.append([title, *(v for f in FRAMES for v in (summary["floors"][f][key], None, None, None))])
-    head = ["", *(f"{m}\n{f}" for f in FRAMES for m in METRICS.values())]
+    beside = [None] * (len(METRICS) - 1)
+    rows = [
+        [f"floor: {title}", *(v for f in FRAMES for v in (summary["floors"][f][key], *beside))]
+        for key, title in FLOORS.items()
+    ]
     top = summary["classification"]
     lines = [
-        tabulate(rows, head, tablefmt="simple", floatfmt=".2f", missingval=""),
+        _results_table(summary, *rows),
         f"\nclassification (center_crop): top-1 {top['top1']:.2f} %, top-5 {top['top5']:.2f} %",
     ]
     lines.append("selection: none; thresholds are the config's, and the last epoch counts (no box chose anything)")
@@ -300,14 +325,13 @@ def summary_table(summary: dict[str, Any]) -> str:
 
 
 def _below_floor(summary: dict[str, Any]) -> list[str]:
-    """A line where a result does not beat the centred box."""
-    below = [
-        f"{TITLES[name]} in {frame} ({frames[frame]['gt_known']:.2f} against {floor:.2f})"
-        for name, frames in summary["results"].items()
-        for frame in FRAMES
-        if frames[frame]["gt_known"] <= (floor := summary["floors"][frame]["centre_box"])
+    """A line for each result that does not beat the centred box."""
+    return [
+        f"{metric.title} ({value:.2f} %) is not above that of the 80 % box ({floor:.2f} %)"
+        for metric in (Metric(result, frame) for result in summary["results"] for frame in FRAMES)
+        if (value := metric.of(summary)) is not None
+        and value <= (floor := summary["floors"][metric.frame]["centre_box"])
     ]
-    return [f"GT-Known not above the floor of the 80 % box: {', '.join(below)}"] if below else []
 
 
 def _score_map_lines(summary: dict[str, Any]) -> list[str]:
@@ -330,16 +354,9 @@ def _score_map_lines(summary: dict[str, Any]) -> list[str]:
 
 def second_classifier_table(record: SecondClassifier) -> str:
     """What `lchp.second_classifier` found, as a table that says whose classes they are."""
-    rows = [
-        [TITLES[name], *(frames[f][m] for f in FRAMES for m in METRICS)] for name, frames in record["results"].items()
-    ]
-    head = ["", *(f"{m}\n{f}" for f in FRAMES for m in METRICS.values())]
     about, top = record["classifier"], record["classification"]
     said = f"{about['backbone']} ({about['method']}) of run {about['run']}, {record['crops']} crop(s)"
-    return (
-        tabulate(rows, head, tablefmt="simple", floatfmt=".2f")
-        + f"\n\nclasses by {said}: top-1 {top['top1']:.2f} %, top-5 {top['top5']:.2f} %"
-    )
+    return _results_table(record) + f"\n\nclasses by {said}: top-1 {top['top1']:.2f} %, top-5 {top['top5']:.2f} %"
 
 
 def _table_without_boxes(summary: dict[str, Any]) -> str:

@@ -11,9 +11,10 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from types import MappingProxyType
+from typing import Any, BinaryIO, Literal
 
 from lchp.config import TrainConfig, from_dict, to_dict, unique_keys
 from lchp.errors import ConfigError, RunError
@@ -42,6 +43,20 @@ CHECKPOINTS = "checkpoints"
 SECOND_CLASSIFIER = "second_classifier.json"
 SWEEP, DONE = "sweep.json", "DONE"
 """Of a sweep's folder, and of a run folder in a sweep's store."""
+Kind = Literal["classifier", "boxes", "localizer", "labels", "refinement"]
+KINDS: tuple[Kind, ...] = ("classifier", "boxes", "localizer", "labels", "refinement")
+
+STAGES: Mapping[Kind, str] = MappingProxyType(
+    {
+        "classifier": "initialization",
+        "boxes": "boxes",
+        "localizer": "regression",
+        "labels": "labels",
+        "refinement": "refinement",
+    }
+)
+"""What metrics.jsonl and the checkpoint of a link are called."""
+
 _TEMPORARY = re.compile(r"\..+\.(?:json|jsonl|parquet|pt)-\w{8}")
 """A file of `write_atomically` before it is renamed."""
 
@@ -198,17 +213,31 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def stage1_folder(run: Path) -> Path:
-    """The run folder of a run's stage 1: its own, or the one that a run of stage 2 alone started from.
+def link_folder(run: Path, kind: str) -> Path:
+    """The run folder that holds a link of a run (see `lchp.training.chain`): its own, or the one it was taken from.
 
-    environment.json names that by the path it had. A sweep's storage may have been moved since: the stage 1 in the same
-    storage comes first.
+    environment.json names that by the path it had. A sweep's storage may have been moved since: the folder of that name
+    in the same storage comes first.
     """
-    stage1 = read_environment(run).get("stage1")
-    if stage1 is None:
-        return run
-    there = Path(stage1["checkpoint"]).parents[1]
-    beside = run.absolute().parent.parent / "stage1" / there.name
+    return link_folders(run, (kind,))[kind]
+
+
+def link_folders(run: Path, kinds: Sequence[str]) -> dict[str, Path]:
+    """As `link_folder`, of several links."""
+    environment = read_environment(run)
+    if "links" not in environment:  # a record of before there were links
+        stage1 = environment.get("stage1")
+        first = run if stage1 is None else _moved(run, Path(stage1["checkpoint"]).parents[1], "stage1")
+        return {kind: first if kind in ("classifier", "localizer") else run for kind in kinds}
+    places = {kind: environment["links"].get(kind) for kind in kinds}
+    return {
+        kind: run if place is None or place["run"] is None else _moved(run, Path(place["run"]), kind)
+        for kind, place in places.items()
+    }
+
+
+def _moved(run: Path, there: Path, kind: str) -> Path:
+    beside = run.absolute().parent.parent / kind / there.name
     return beside if beside.is_dir() else there
 
 

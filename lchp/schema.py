@@ -25,10 +25,11 @@ from typing_extensions import TypedDict  # typing's tells pydantic enough from P
 
 from lchp.errors import RunError, printable
 
-SWEEP_VERSION = 1
-"""Of sweep.json."""
+SWEEP_VERSIONS = (1, 2)
+"""Of sweep.json that are read; the last is written. In 1 a cell's result was its stage 2."""
 
 Result = Literal["pseudo_label", "lchp_i", "lchp_r"]
+FrameName = Literal["center_crop", "full_image"]
 
 Text = Annotated[str, Field(max_length=2**16)]
 """Bounded, so that pydantic looks at its characters: lone surrogates, which no file can hold, are refused."""
@@ -188,8 +189,15 @@ def _in_run_folder(path: str) -> str:
     return path
 
 
+class Place(TypedDict):
+    """A link of a run: the hash of all it depends on, and the run folder that it was taken from, None for its own."""
+
+    key: Text
+    run: TypedText | None
+
+
 class Stage1(TypedDict):
-    """The stage 1 that a run of stage 2 alone started from."""
+    """The stage 1 that a run of stage 2 alone started from, in records of before there were links."""
 
     checkpoint: Annotated[TypedText, AfterValidator(_in_run_folder)]
     identity: Text
@@ -208,6 +216,7 @@ class Environment(TypedDict):
     cores: NotRequired[Count | None]
     data_fingerprint: NotRequired[Text | None]
     skipped: NotRequired[list[Text] | None]
+    links: NotRequired[dict[Text, Place]]
     stage1: NotRequired[Stage1 | None]
     method: NotRequired[Text | None]
     wall_seconds: NotRequired[dict[Text, Amount] | None]
@@ -234,12 +243,18 @@ def _numbers(line: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 class SweepCell(TypedDict):
-    """One config of a sweep: `overrides` of `bases[base]`. error: for people; reason: why it failed, in one word."""
+    """One config of a sweep: `overrides` of `bases[base]`. key: hash of its result, in version 1 `stage2`; links: kind
+    -> key of each of its links, as other cells share them; job: whose result it is; run: its folder in the storage;
+    error: for people; reason: why it failed, in one word."""
 
     overrides: dict[str, Any]
     seed: Index
     base: Index
-    stage2: Text
+    key: NotRequired[Text]
+    stage2: NotRequired[Text]
+    links: NotRequired[dict[Text, Text]]
+    job: NotRequired[Text]
+    run: NotRequired[TypedText]
     state: Literal["waiting", "running", "done", "failed", "stopped"]
     error: NotRequired[Text | None]
     reason: NotRequired[Text | None]
@@ -247,15 +262,28 @@ class SweepCell(TypedDict):
 
 
 class SweepJob(TypedDict):
-    """A training of a sweep: when it began (seconds since 1970) and how long it took, where it was trained."""
+    """A training of a sweep: when it began (seconds since 1970) and how long it took, where it was trained; state and
+    reason as of a cell."""
 
     begin: NotRequired[Amount]
     seconds: NotRequired[Amount]
+    state: NotRequired[Text]
+    reason: NotRequired[Text | None]
+
+
+def cell_key(cell: SweepCell) -> str:
+    """The hash of a cell's result."""
+    return cell["key"] if "key" in cell else cell["stage2"]  # pyright: ignore[reportTypedDictNotRequiredAccess]
+
+
+def cell_job(cell: SweepCell) -> str:
+    """The name of the job whose result is a cell's."""
+    return cell["job"] if "job" in cell else f"stage2-{cell_key(cell)}"
 
 
 def _known_version(record: Any) -> Any:
-    version = record.get("version", SWEEP_VERSION) if isinstance(record, dict) else SWEEP_VERSION
-    if version != SWEEP_VERSION:
+    version = record.get("version", SWEEP_VERSIONS[-1]) if isinstance(record, dict) else SWEEP_VERSIONS[-1]
+    if version not in SWEEP_VERSIONS:
         raise ValueError(f"version {reprlib.repr(version)}; written by another version of lchp")
     return record
 
@@ -278,6 +306,8 @@ def _bases_there(record: SweepFields) -> SweepFields:
     for i, cell in enumerate(record["cells"]):
         if cell["base"] >= len(record["bases"]):
             raise ValueError(f"cells/{i}/base = {cell['base']}: there are {len(record['bases'])} bases")
+        if "key" not in cell and "stage2" not in cell:
+            raise ValueError(f"cells/{i}: lacks key")
     return record
 
 

@@ -6,14 +6,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from lchp.compared import chosen, label, map_source
 from lchp.data import load
 from lchp.data.images import open_images
 from lchp.devices import autocast, resolve_precision
 from lchp.errors import RunError
 from lchp.inference import each_score_map
+from lchp.map_boxes import map_source
 from lchp.predict import load_classifier, published
 from lchp.targets import require_new_folder
+from lchp.training.chain import label, method_of
 
 
 def write_score_maps(run: Path, output: Path, device: torch.device, *, show_progress: bool = False) -> int:
@@ -28,8 +29,7 @@ def write_score_maps(run: Path, output: Path, device: torch.device, *, show_prog
 
     require_new_folder(output)
     classifier, config, _ = load_classifier(run, device)
-    found = chosen(config)
-    maps = None if found is None else map_source(found, classifier)
+    maps = map_source(method_of(config), classifier)
     if maps is None:
         raise RunError(f"{run}: a run of {label(config)}, which has no score maps")
     data = config.data

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -16,10 +15,11 @@ from lchp.data import load
 from lchp.data.images import batches, in_order, open_images
 from lchp.devices import autocast, resolve_precision
 from lchp.errors import RunError
-from lchp.evaluate import FRAMES, RESULTS, classification, localization
-from lchp.inference import predicting, ranked, to_float
+from lchp.evaluate import classification, localization
+from lchp.frames import FRAMES, Frame, to_float
+from lchp.inference import predicting, ranked
 from lchp.predict import load_classifier
-from lchp.records import read_predictions
+from lchp.records import read_predictions, results_in, rows_in
 from lchp.schema import SecondClassifier
 
 
@@ -43,14 +43,14 @@ def second_classifier(run: Path, other: Path, device: torch.device, *, ten_crop:
     results: dict[str, dict[str, Any]] = {}
     classified: Any = {}
     for frame in FRAMES:
-        rows = table.filter(pa.array([f == frame for f in table["frame"].to_pylist()]))
+        rows = rows_in(table, frame)
         missing = [i for i in rows["image_id"].to_pylist() if i not in by_image]
         if missing:
             raise RunError(f"{run}: its test image {missing[0]} is not in {config.data.root}; was the data changed?")
         labels = rows["label"].to_numpy()
         top5 = np.array([by_image[i] for i in rows["image_id"].to_pylist()])
         classified = classification(top5, labels)
-        for result in (r for r in RESULTS if f"{r}_iou" in rows.column_names):
+        for result in results_in(rows):
             if rows[f"{result}_iou"].null_count:
                 raise RunError(f"{run}: its test images have no ground-truth boxes")
             results.setdefault(result, {})[frame] = localization(rows[f"{result}_iou"].to_numpy(), top5, labels)
@@ -67,15 +67,13 @@ def second_classifier(run: Path, other: Path, device: torch.device, *, ten_crop:
 @torch.inference_mode()
 def _top5(classifier: Any, images: Any, config: TrainConfig, device: torch.device, *, ten_crop: bool) -> np.ndarray:
     """Class ids N x k of the classifier's run, best first."""
-    size, resize = config.data.image_size, config.data.resize
+    size = config.data.image_size
     found = []
     order = in_order(len(images), config.evaluation.batch_size)
     context = autocast(device, resolve_precision(config.precision, device))
     for batch in batches(images, order, workers=config.data.workers, pin=device.type == "cuda"):
         pixels = batch.images.to(device)
-        views = (
-            ten_crops(pixels, size) if ten_crop else [_crop(pixels, (resize - size) // 2, (resize - size) // 2, size)]
-        )
+        views = ten_crops(pixels, size) if ten_crop else [Frame.of("center_crop", config.data).part(pixels)]
         with predicting(len(pixels)), context:
             scores = torch.stack([classifier(to_float(view)).logits.float().softmax(1) for view in views]).mean(0)
         found.append(ranked(scores)[1].cpu())

@@ -1,41 +1,26 @@
-"""The two stages, each one step on one screen, in the order of the paper's equations.
+"""LCHP's links, each one step on one screen, in the order of the paper's equations.
 
-Images I_r are B x 3 x H x W in [0, 1]; boxes are B x 4, x1 y1 x2 y2 in [0, 1] of the view; y is B class ids.
+Images I_r are B x 3 x H x W in [0, 1]; boxes are B x 4, x1 y1 x2 y2 in [0, 1] of the view; y is B class ids. A step
+returns the loss that is minimised, and scalars for the record; it runs under the trainer's autocast.
 """
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from lchp.augment import StrongParameters, crop, strong_view
-from lchp.boxes import order
+from lchp.augment import crop, strong_view
+from lchp.batch import Batch
+from lchp.boxes import area, order
 from lchp.config import InitializationConfig, RefinementConfig
 from lchp.consistency import SCHEMES, anchored
-from lchp.distributed import average_gradients
-from lchp.losses import (
-    classification_loss,
-    confidence,
-    initialization_loss,
-    is_visible,
-    refinement_loss,
-    regression_loss,
-)
-from lchp.networks import Classifier, Localizer
-from lchp.pseudo import Pseudo, algorithm_1, update_teacher
+from lchp.losses import classification_loss, confidence, is_visible, refinement_loss, regression_loss
+from lchp.networks import Classifier
+from lchp.pseudo import Pseudo, algorithm_1
+from lchp.view_table import ViewTable
 
-
-@dataclass(frozen=True)
-class Networks:
-    """theta_1 (classifier), theta_2 (teacher), Loc, and stage 2's labeller where it is not Loc itself."""
-
-    classifier: Classifier
-    teacher: Classifier
-    localizer: Localizer
-    labeller: Localizer | None = None
+Scalars = dict[str, Tensor]
 
 
 def pseudo_boxes(teacher: Classifier, images: Tensor, config: InitializationConfig) -> Pseudo:
@@ -48,141 +33,83 @@ def predict_boxes(localizer: nn.Module, images: Tensor) -> Tensor:
     return order(localizer(images).float()).clamp(0, 1)
 
 
-def initialization_step(
-    nets: Networks,
-    optimizers: tuple[Optimizer, ...],
-    i_r: Tensor,
-    y: Tensor,
-    config: InitializationConfig,
-    autocast: AbstractContextManager[None],
-    *,
-    train_localizer: bool = True,
-    chunks: int = 1,
-) -> dict[str, Tensor]:
-    """One iteration of stage 1 (Algorithm 1, Eq. 1-3, 7), on images B x 3 x H x W in [0, 1] and class ids B.
+def classifier_step(
+    classifier: nn.Module, teacher: Classifier, boxes: ViewTable, batch: Batch, epoch: int, config: InitializationConfig
+) -> tuple[Tensor, Scalars]:
+    """theta_1 on a batch (Algorithm 1, Eq. 1-2); the teacher's pseudo boxes are noted in `boxes`."""
+    i_r, y = batch.images, batch.labels
+    pseudo = pseudo_boxes(teacher, i_r, config)  # L = L_r merged with L_m; I_m
+    boxes.note(epoch, batch.index, pseudo.box)
+    # raw and masked in one pass: BatchNorm sees both, as the teacher's inference does
+    logits = classifier(torch.cat([i_r, pseudo.masked])).logits.float()  # 2B x classes
+    logits_r, logits_m = logits.chunk(2)
+    l_cls = classification_loss(logits_r, logits_m, y)  # Eq. 2
+    top1 = (logits_r.detach().argmax(1) == y).float().mean()
+    return l_cls, {"l_cls": l_cls, "top1": 100 * top1, "pseudo_area": 100 * area(pseudo.box).mean()}
 
-    chunks: parts of the batch that go through the networks one after the other; BatchNorm sees one at a time.
-    Returns scalars: the losses, and in percent the training top-1 and the mean area of the pseudo boxes.
+
+def localizer_step(
+    localizer: nn.Module, batch: Batch, pseudo_box: Tensor, known: Tensor, alpha: float
+) -> tuple[Tensor, Scalars]:
+    """Loc on a batch with its pseudo boxes (B x 4), of which those that are `known` (B bool) teach: alpha L_reg, Eq. 3.
+
+    No gradient of L_reg reaches the classifier, so Eq. 3's sum is minimised by two trainings, one after the other.
     """
-    values: list[dict[str, Tensor]] = []
-    for images, labels in zip(i_r.chunk(chunks), y.chunk(chunks), strict=True):
-        share = len(images) / len(i_r)
-        values.append(_initialization_gradients(nets, images, labels, config, autocast, share, train_localizer))
-    average_gradients(optimizers)
-    for optimizer in optimizers:
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    update_teacher(nets.teacher, nets.classifier, config.beta, config.teacher_buffers)  # Eq. 7
-    return _weighted(values, i_r.chunk(chunks))
+    l_reg = regression_loss(localizer(batch.images), pseudo_box, known)
+    return alpha * l_reg, {"l_reg": l_reg}
 
 
-def _initialization_gradients(
-    nets: Networks,
-    i_r: Tensor,
-    y: Tensor,
-    config: InitializationConfig,
-    autocast: AbstractContextManager[None],
-    share: float,
-    train_localizer: bool,
-) -> dict[str, Tensor]:
-    """Adds `share` of L_init's gradients to those of the networks; its scalars."""
-    with autocast:
-        pseudo = pseudo_boxes(nets.teacher, i_r, config)  # L = L_r merged with L_m; I_m
-        # raw and masked in one pass: BatchNorm sees both, as the teacher's inference does
-        logits = nets.classifier(torch.cat([i_r, pseudo.masked])).logits.float()  # 2B x classes
-        logits_r, logits_m = logits.chunk(2)
-        l_cls = classification_loss(logits_r, logits_m, y)  # Eq. 2
-        l_reg = torch.zeros_like(l_cls)
-        if train_localizer:
-            l_reg = regression_loss(nets.localizer(i_r), pseudo.box)  # Eq. 3
-        loss = initialization_loss(l_cls, l_reg, config.alpha)
-    (share * loss).backward()
-    side = (pseudo.box[:, 2:] - pseudo.box[:, :2]).prod(1)
-    return {
-        "loss": loss.detach(),
-        "l_cls": l_cls.detach(),
-        "l_reg": l_reg.detach(),
-        "top1": 100 * (logits_r.detach().argmax(1) == y).float().mean(),
-        "pseudo_area": 100 * side.mean(),
-    }
+@dataclass(frozen=True)
+class Labels:
+    """What teaches B views in stage 2: the box b, B x 4; the classifier's confidence on the crop in it (Eq. 4), B; and
+    the confidence of its sharpened softmax, B, which the scheme `uda` weighs by."""
+
+    b: Tensor
+    confidence: Tensor
+    sharpened: Tensor
 
 
-def _weighted(values: Sequence[dict[str, Tensor]], chunks: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Scalars of the chunks as those of the batch: means weighted by their images."""
-    if len(values) == 1:
-        return values[0]
-    whole = sum(map(len, chunks))
-    return {
-        k: torch.stack([v[k] * (len(c) / whole) for v, c in zip(values, chunks, strict=True)]).sum() for k in values[0]
-    }
+def label_views(labeller: nn.Module, classifier: nn.Module, i_r: Tensor, config: RefinementConfig) -> Labels:
+    """b = Loc(I_r) and its confidence (Eq. 4); the labeller is in inference mode meanwhile, whatever mode it is in."""
+    with torch.no_grad():
+        b = label_boxes(labeller, i_r)
+        logits = classifier(crop(i_r, b, config.crop_margin, config.augmenter)).logits
+        torch.clear_autocast_cache()  # the weights that were cast here carry no gradient, and Loc's may be among them
+        return Labels(b, confidence(logits), confidence(logits.float() / config.temperature))
 
 
 def refinement_step(
-    nets: Networks,
-    optimizer: Optimizer,
-    i_r: Tensor,
-    strong: StrongParameters,
+    localizer: nn.Module,
+    batch: Batch,
+    label: Callable[[Batch], Labels],
     config: RefinementConfig,
-    beta: float,
-    autocast: AbstractContextManager[None],
-    *,
-    chunks: int = 1,
-) -> dict[str, Tensor]:
-    """One iteration of stage 2 (Eq. 4-6), on images B x 3 x H x W in [0, 1] and the draws of their strong views (those
-    of one image one after the other, see `views_of`).
+    mean: Tensor,
+) -> tuple[Tensor, Scalars]:
+    """Loc on the strong views of a batch (Eq. 4-6). mean: the colour that its input normalisation maps to 0.
 
-    chunks: as in stage 1. Returns scalars: the loss, and in percent the mean confidence, the share above tau, the share
-    of views in which the box vanished, and the mean area of b.
+    Scalars: the loss, and in percent the mean confidence, the share above tau, the share of views in which the box
+    vanished, and the mean area of b.
     """
-    values: list[dict[str, Tensor]] = []
-    begin, views = 0, views_of(config)
-    for images in i_r.chunk(chunks):
-        part = strong if chunks == 1 else strong.select(slice(begin * views, (begin + len(images)) * views))
-        share = len(images) / len(i_r)
-        values.append(_refinement_gradients(nets, images, part, config, autocast, share))
-        begin += len(images)
-    average_gradients([optimizer])
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    if config.labeller == "ema" and nets.labeller is not None:
-        update_teacher(nets.labeller, nets.localizer, beta)
-    return _weighted(values, i_r.chunk(chunks))
-
-
-def _refinement_gradients(
-    nets: Networks,
-    i_r: Tensor,
-    strong: StrongParameters,
-    config: RefinementConfig,
-    autocast: AbstractContextManager[None],
-    share: float,
-) -> dict[str, Tensor]:
-    """Adds `share` of L_refine's gradients to Loc's; its scalars."""
-    with torch.no_grad(), autocast:
-        b = label_boxes(nets, i_r)  # B x 4
-        cropped = crop(i_r, b, config.crop_margin, config.augmenter)
-        logits = nets.classifier(cropped).logits
-        p = confidence(logits)  # Eq. 4: B
-        weight = SCHEMES[config.scheme].weight(logits, config.tau, config.temperature)  # 1[confidence > tau], B
+    assert batch.strong is not None
+    labels = label(batch)
+    with torch.no_grad():
+        weight = SCHEMES[config.scheme].weight(labels.confidence, labels.sharpened, config.tau)  # 1[conf. > tau], B
         # each image as often as it has strong views, from here on B for short
-        i_r, teaching, weight = anchored(views_of(config), i_r, b, weight)
-        target = strong.axis_map().to(i_r.device).boxes(teaching)  # S(b), B x 4
+        i_r, teaching, weight = anchored(views_of(config), batch.images, labels.b, weight)
+        target = batch.strong.axis_map().to(i_r.device).boxes(teaching)  # S(b), B x 4
         clipped = target.clamp(0, 1)
         visible = is_visible(clipped)  # B
         if config.vanished == "dropped":
             weight = weight * visible
-        view = strong_view(i_r, strong, padding(nets.localizer, config), config.augmenter)  # S(I_r), B x 3 x H x W
-    # a second context: autocast caches the weights it casts, and those cast above carry no gradient
-    with autocast:
-        box_hat = nets.localizer(view)  # Loc(S(I_r)), B x 4
-        loss = refinement_loss(box_hat, clipped if config.targets == "clipped" else target, weight)  # Eq. 6
-    (config.loss_weight * share * loss).backward()
-    return {
-        "loss": loss.detach(),
-        "confidence": 100 * p.mean(),
-        "kept": 100 * (p > config.tau).float().mean(),
+        view = strong_view(i_r, batch.strong, padding(mean, config), config.augmenter)  # S(I_r), B x 3 x H x W
+    box_hat = localizer(view)  # Loc(S(I_r)), B x 4
+    loss = refinement_loss(box_hat, clipped if config.targets == "clipped" else target, weight)  # Eq. 6
+    return config.loss_weight * loss, {
+        "loss": loss,
+        "confidence": 100 * labels.confidence.mean(),
+        "kept": 100 * (labels.confidence > config.tau).float().mean(),
         "vanished": 100 * (~visible).float().mean(),
-        "box_area": 100 * (b[:, 2:] - b[:, :2]).prod(1).mean(),
+        "box_area": 100 * area(labels.b).mean(),
     }
 
 
@@ -191,20 +118,18 @@ def views_of(config: RefinementConfig) -> int:
     return config.views or SCHEMES[config.scheme].views
 
 
-def label_boxes(nets: Networks, i_r: Tensor) -> Tensor:
-    """The boxes b that teach: by Loc itself (online) or the labeller, in inference mode, whatever mode Loc is in."""
-    source = nets.localizer if nets.labeller is None else nets.labeller
-    modes = [(m, m.training) for m in source.modules()]
-    source.eval()
-    b = predict_boxes(source, i_r)
+def label_boxes(labeller: nn.Module, i_r: Tensor) -> Tensor:
+    """The boxes b that teach, by the labeller in inference mode; its modes are put back."""
+    modes = [(m, m.training) for m in labeller.modules()]
+    labeller.eval()
+    b = predict_boxes(labeller, i_r)
     for module, training in modes:
         module.training = training
     return b
 
 
-def padding(localizer: Localizer, config: RefinementConfig) -> Tensor:
-    """The colour (3 values in [0, 1]) of what S brings in from outside the image."""
-    mean = localizer.mean
+def padding(mean: Tensor, config: RefinementConfig) -> Tensor:
+    """The colour (3 values in [0, 1]) of what S brings in from outside the image, `mean` or black."""
     return torch.zeros_like(mean) if config.padding == "black" else mean
 
 

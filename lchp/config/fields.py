@@ -284,8 +284,6 @@ def _contradictions(config: TrainConfig) -> Iterator[str]:
         yield f"initialization.localizer_start = {start}: expected less than initialization.epochs = {stage1.epochs}"
     if method.refine and not method.localizer:
         yield "method.refine = True: expected False, or method.localizer True, whose boxes it refines"
-    if method.name != "lchp" and config.auto_batch:
-        yield f"auto_batch = True: expected False, since the method {quoted(method.name)} takes batches whole"
     if method.name == "lchp" and method.localizer:
         yield "method.localizer = True: expected False, since method.name = 'lchp' always has one"
     if method.name == "lchp" and model.head == "gap" and stage1.attention == "attention_maps":
@@ -317,6 +315,12 @@ PLACES = frozenset(
 )
 """Fields that say where a run finds things and how it goes about them, but not what it trains. (Like the device and
 what `auto` becomes on it, `compile` changes results by rounding alone.)"""
+
+MEASURED: tuple[Part, ...] = ("measures", "predictions")
+"""The parts that change what is recorded of a result, and not the result."""
+
+SHAPE = ("method.name", "method.localizer", "method.refine", "refinement.labeller", "model.pretrained")
+"""The fields that decide which links a run has, and which other fields these depend on."""
 
 _values = operator.attrgetter(*FIELDS)
 

@@ -1,7 +1,9 @@
-"""Data sets by name, each one file here. Adding one: a module with `load(root) -> DataSet` and its line in DATASETS."""
+"""Data sets by name, each one file here. Adding one: a module with `load(root) -> DataSet` and an entry in DATASETS."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
@@ -17,26 +19,73 @@ def _load_parts(_config: DataConfig) -> DataSet:
     return parts.load()
 
 
-DATASETS: dict[str, Callable[[DataConfig], DataSet]] = {
-    "parts": _load_parts,
-    "cub": lambda config: cub.load(require_folder(config.root, "CUB-200-2011", "the folder that holds images.txt")),
-    "tiny_imagenet": lambda config: tiny_imagenet.load(
-        require_folder(config.root, "Tiny-ImageNet", "the folder that holds train/ and val/")
-    ),
-    "imagenet": lambda config: imagenet.load(
-        require_folder(config.root, "ImageNet-1k", "the folder that holds Data/CLS-LOC, or train/ and val/")
-    ),
-    "folder": lambda config: folder.load(
-        require_folder(config.root, "your images", "one sub-folder of images per class")
-    ),
-    "wsol": lambda config: wsol.load(require_folder(config.root, "wsolevaluation", wsol.EXPECTED)),
-    "wsol_fullsup": lambda config: wsol.load(require_folder(config.root, "wsolevaluation", wsol.EXPECTED), "val"),
-}
+@dataclass(frozen=True)
+class DataSource:
+    """A data set that a config may name. load: reads it, as `read`; title: in tables; classes: their number in the
+    whole of it, None where that is up to its folder; test: which of its splits is the test split, where there is a
+    choice; published: whether the paper's tables have figures of it; generated: drawn, not photographed."""
+
+    load: Callable[[DataConfig], DataSet]
+    title: str
+    classes: int | None = None
+    test: str = ""
+    published: bool = False
+    generated: bool = False
+
+    @property
+    def about(self) -> str:
+        """Its title, with the split that is tested on where there is a choice."""
+        return f"{self.title} ({self.test})" if self.test else self.title
+
+
+DATASETS: Mapping[str, DataSource] = MappingProxyType(
+    {
+        "parts": DataSource(_load_parts, "parts (embedded, synthetic)", generated=True),
+        "cub": DataSource(
+            lambda config: cub.load(require_folder(config.root, "CUB-200-2011", "the folder that holds images.txt")),
+            "CUB-200-2011",
+            200,
+            published=True,
+        ),
+        "tiny_imagenet": DataSource(
+            lambda config: tiny_imagenet.load(
+                require_folder(config.root, "Tiny-ImageNet", "the folder that holds train/ and val/")
+            ),
+            "Tiny-ImageNet",
+            200,
+            published=True,
+        ),
+        "imagenet": DataSource(
+            lambda config: imagenet.load(
+                require_folder(config.root, "ImageNet-1k", "the folder that holds Data/CLS-LOC, or train/ and val/")
+            ),
+            "ImageNet-1k",
+            1000,
+            published=True,
+        ),
+        "folder": DataSource(
+            lambda config: folder.load(
+                require_folder(config.root, "your images", "one sub-folder of images per class")
+            ),
+            "a folder of images",
+        ),
+        "wsol": DataSource(
+            lambda config: wsol.load(require_folder(config.root, "wsolevaluation", wsol.EXPECTED)),
+            "wsolevaluation",
+            test=wsol.SPLITS["test"],
+        ),
+        "wsol_fullsup": DataSource(
+            lambda config: wsol.load(require_folder(config.root, "wsolevaluation", wsol.EXPECTED), "val"),
+            "wsolevaluation",
+            test=wsol.SPLITS["val"],
+        ),
+    }
+)
 
 
 def read(config: DataConfig) -> DataSet:
     """The data set of a config with its problems. Raises DataError for a missing root or a wrong layout."""
-    return DATASETS[config.name](config)
+    return DATASETS[config.name].load(config)
 
 
 def load(config: DataConfig) -> DataSet:
@@ -89,4 +138,15 @@ def _contents(split: Split, cache: str) -> Iterator[bytes | memoryview]:
         yield look(split.paths, DataConfig(cache=cache), exif=split.exif, show_progress=False).digests.tobytes()
 
 
-__all__ = ["DATASETS", "DataSet", "Problem", "Split", "describe", "fingerprint", "load", "read", "training_fingerprint"]
+__all__ = [
+    "DATASETS",
+    "DataSet",
+    "DataSource",
+    "Problem",
+    "Split",
+    "describe",
+    "fingerprint",
+    "load",
+    "read",
+    "training_fingerprint",
+]

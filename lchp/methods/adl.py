@@ -91,7 +91,7 @@ def positions(trunk: nn.Module) -> tuple[Unit, ...]:
 def adl_loss(model: nn.Module, batch: Batch, layer: Dropout = LAYER) -> Tensor:
     """Cross-entropy of the classifier with the layer in its trunk."""
     assert isinstance(model, Adl)
-    with model.dropping(layer, batch.generator):
+    with model.dropping(layer, batch.draws):
         # past the outer module's __call__: compiled, it would keep the hooks of its first step
         return F.cross_entropy(model.classifier(batch.images).logits.float(), batch.labels)
 

@@ -39,9 +39,9 @@ def mixed_loss(classifier: nn.Module, batch: Batch, mask: Tensor, order: Tensor)
 
 def cutmix_loss(classifier: nn.Module, batch: Batch) -> Tensor:
     """Eq. 1 with the batch's own draws."""
-    share = torch.rand((), generator=batch.generator)  # Beta(1, 1) is uniform
-    centre = torch.rand(2, generator=batch.generator)
-    order = torch.randperm(len(batch.images), generator=batch.generator)
+    share = torch.rand((), generator=batch.draws)  # Beta(1, 1) is uniform
+    centre = torch.rand(2, generator=batch.draws)
+    order = torch.randperm(len(batch.images), generator=batch.draws)
     size, device = (batch.images.shape[2], batch.images.shape[3]), batch.images.device
     share, centre = send(torch.cat([share[None], centre]), device).tensor_split([1])
     return mixed_loss(classifier, batch, cut_mask(size, share, centre), send(order, device))

@@ -46,7 +46,7 @@ def sample_crops(n: int, size: tuple[int, int], generator: torch.Generator) -> T
 
 def gr_loss(classifier: nn.Module, batch: Batch) -> Tensor:
     """Cross-entropy on one crop of each image."""
-    boxes = sample_crops(len(batch.images), (batch.images.shape[2], batch.images.shape[3]), batch.generator)
+    boxes = sample_crops(len(batch.images), (batch.images.shape[2], batch.images.shape[3]), batch.draws)
     images = crop(batch.images, send(boxes, batch.images.device))
     return plain_loss(classifier, replace(batch, images=images))
 

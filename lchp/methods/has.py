@@ -35,7 +35,7 @@ def hide(images: Tensor, hidden: Tensor, colour: Tensor) -> Tensor:
 
 def has_loss(classifier: nn.Module, batch: Batch, rate: float = HIDE) -> Tensor:
     """Cross-entropy on the images with patches hidden at `rate`."""
-    hidden = torch.rand(len(batch.images), GRID, GRID, generator=batch.generator) < rate
+    hidden = torch.rand(len(batch.images), GRID, GRID, generator=batch.draws) < rate
     assert isinstance(classifier, Classifier)
     images = hide(batch.images, send(hidden, batch.images.device), classifier.mean)
     return plain_loss(classifier, replace(batch, images=images))

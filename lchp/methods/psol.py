@@ -1,9 +1,10 @@
 """PSOL: Zhang, Cao and Wu, *Rethinking the Route Towards Weakly Supervised Object Localization*, CVPR 2020.
 
-Pseudo boxes of the training images, without training: DDT on ImageNet features (ddt.py). A localizer regresses them;
-the class comes from a classifier of its own, trained plainly. So there is no score map. What the boxes come from is
-open in the paper too (it tries several): with `method.localizer` any other method's boxes of the training images' own
-labels serve, and the localizer is trained the same way (`lchp.compared`).
+Pseudo boxes of the training images, without training: DDT on ImageNet features (ddt.py), each computed once on the
+whole image and mapped through every view, as in the code. A localizer regresses them; the class comes from a classifier
+of its own, trained plainly. So there is no score map. What the boxes come from is open in the paper too (it tries
+several): with `method.localizer` any other method's boxes of the training images' own labels serve, and the localizer
+is trained the same way (`lchp.training.links`).
 
 The loss is the code's (tzzcl/PSOL, PSOL_training.py): 50 times the mean squared error of x, y, width and height as
 shares of the view. It departs in the localizer, which is `lchp.networks.Localizer` (`localizer_head = "gap"` and
@@ -12,7 +13,6 @@ code crops 8 to 100 % of the image), and in the schedule.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lchp.methods.base import Method
@@ -27,9 +27,9 @@ def sides(boxes: Tensor) -> Tensor:
     return torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1)
 
 
-def localizer_loss(box_hat: Tensor, pseudo_box: Tensor) -> Tensor:
-    """The localizer's loss; both B x 4, x1 y1 x2 y2 in [0, 1]."""
-    return WEIGHT * F.mse_loss(sides(box_hat), sides(pseudo_box))
+def localizer_loss(box_hat: Tensor, pseudo_box: Tensor, known: Tensor) -> Tensor:
+    """The localizer's loss; boxes B x 4, x1 y1 x2 y2 in [0, 1]; known: B, whether an image has a pseudo box."""
+    return WEIGHT * (known * (sides(box_hat) - sides(pseudo_box)).square().mean(1)).mean()
 
 
 METHOD = Method("psol", "PSOL", PLAIN, None)

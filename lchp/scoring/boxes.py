@@ -17,8 +17,7 @@ from lchp.data.annotations import LARGEST, TOLERANCE, checked_box, parse_box, re
 from lchp.data.base import Problem
 from lchp.data.wsol import SIZES, Size, read_boxes, read_ids, read_labels, read_sizes
 from lchp.errors import DataError
-from lchp.evaluate import hits, localization, percent
-from lchp.records import METRICS
+from lchp.evaluate import METRICS, gt_known, localization, percent
 from lchp.scoring.scoremaps import refuse
 
 CORNERS = ["x1", "y1", "x2", "y2"]
@@ -260,6 +259,6 @@ def _top(table: pd.DataFrame, names: pd.Index, path: Path) -> np.ndarray | None:
 
 def _metrics(ious: np.ndarray, top: np.ndarray | None, labels: np.ndarray | None) -> dict[str, float]:
     if top is None or labels is None:
-        return {"gt_known": percent(hits(ious)), "mean_iou": percent(ious)}
+        return {"gt_known": gt_known(ious), "mean_iou": percent(ious)}
     every = localization(ious, top, labels)
     return {name: value for name, value in every.items() if name != "top5_loc" or top.shape[1] == len(TOP)}

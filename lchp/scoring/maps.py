@@ -111,15 +111,13 @@ def score_maps(
     sizes = read_sizes(split, ids, problems)
     boxes = read_boxes(split, ids, sizes, problems)
     refuse(problems)
-    correct = np.zeros((len(IOUS), len(wanted)), np.int64)
+    evaluator = MapEvaluator.at(wanted)
 
     def accumulate(image_id: str, scoremap: np.ndarray) -> None:
-        truth = in_frame(boxes[image_id].corners, sizes[image_id])
-        found = ious_of(scoremap, wanted, truth)
-        correct[:] += reached(found.best if multi_contour else found.largest)
+        evaluator.accumulate(scoremap, boxes[image_id].corners, sizes[image_id])
 
     counted, seconds = each_map(maps, ids, accumulate, show_progress=show_progress)
-    percent = correct * 100.0 / len(ids)
+    percent = evaluator.compute(len(ids))[int(multi_contour)]
     curves = dict(zip(map(str, IOUS), percent[:, : len(grid)], strict=True))
     maxboxacc = {name: float(curve.max()) for name, curve in curves.items()}
     return MapScores(
@@ -135,6 +133,29 @@ def score_maps(
         counted=counted,
         seconds=seconds,
     )
+
+
+@dataclass(frozen=True)
+class MapEvaluator:
+    """How many images' maps are right at each of T thresholds: `right` 2 x len(IOUS) x T, by the box of the largest
+    contour, and by the best of all contours' boxes."""
+
+    grid: np.ndarray
+    right: np.ndarray
+
+    @classmethod
+    def at(cls, grid: np.ndarray) -> "MapEvaluator":
+        """Of no image yet, at T thresholds."""
+        return cls(grid, np.zeros((2, len(IOUS), len(grid)), np.int64))
+
+    def accumulate(self, scoremap: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> None:
+        """An image's map, FRAME x FRAME in [0, 1]; boxes: K x 4 inclusive px of the image; size: its width, height."""
+        found = ious_of(scoremap, self.grid, in_frame(boxes, size))
+        self.right[:] += np.stack([reached(found.largest), reached(found.best)])
+
+    def compute(self, images: int) -> np.ndarray:
+        """Percent of so many images."""
+        return self.right * 100.0 / images
 
 
 def in_frame(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:

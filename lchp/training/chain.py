@@ -1,0 +1,305 @@
+"""A run as a chain of links: classifier -> boxes -> localizer -> labels -> refinement.
+
+Each link trains or computes one thing and is named by the hash of all that it depends on. Trainings, the harness, the
+checks of a resumed run, estimates and reports read the chain; nothing else decides what is trained, shared or resumed.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from types import MappingProxyType
+from typing import Any
+
+from lchp import runs
+from lchp.backbones import weights_identity
+from lchp.config import FIELDS, MEASURED, TrainConfig, fields_of, override, to_flat
+from lchp.devices import resolve_device, resolve_precision
+from lchp.errors import ConfigError
+from lchp.methods import METHODS, Method, method
+from lchp.runs import KINDS, STAGES, Kind
+from lchp.stages import views_of
+
+RECIPE_VERSION = 4
+"""Raise it when the maths changes, so that a result trained by the old one is not taken for the new."""
+
+PARTS: Mapping[Kind, tuple[str, ...]] = MappingProxyType(
+    {
+        "classifier": ("views", "trunk", "classifier"),
+        "boxes": (),
+        "localizer": ("localizer",),
+        "labels": ("labels",),
+        "refinement": ("refinement",),
+    }
+)
+"""The parts of the method whose fields a link depends on by itself (see `lchp.config.fields_of`)."""
+
+
+@dataclass(frozen=True)
+class Link:
+    """One link of a chain.
+
+    kind: what it trains or computes; epochs: how many, from epoch `first` on; needs: the kinds of the links that it
+    reads, all of them before it; fields: the config's fields that it depends on beside those of its needs, by dotted
+    name; key: hash of all that it depends on; passes: forward passes of one network per image and epoch (a backward
+    pass counts as two); result: what it predicts, by its name in records.
+    """
+
+    kind: Kind
+    epochs: int
+    needs: tuple[Kind, ...]
+    fields: Mapping[str, Any]
+    key: str
+    passes: int
+    first: int = 0
+    result: str | None = None
+
+    @property
+    def stage(self) -> str:
+        """Its name in metrics.jsonl and of its checkpoint."""
+        return STAGES[self.kind]
+
+    @property
+    def cost(self) -> int:
+        """Forward passes per image, over all its epochs."""
+        return self.passes * (self.epochs - self.first)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The links of a config on a data set (`data`: its fingerprint), in order. `method`: whose they are; `record`: hash
+    of the last link and of what is recorded of its result."""
+
+    config: TrainConfig
+    method: Method
+    data: str
+    links: tuple[Link, ...]
+    record: str
+
+    def __iter__(self) -> Iterator[Link]:
+        return iter(self.links)
+
+    def __contains__(self, kind: object) -> bool:
+        return any(link.kind == kind for link in self.links)
+
+    def __getitem__(self, kind: str) -> Link:
+        return next(link for link in self.links if link.kind == kind)
+
+    @property
+    def last(self) -> Link:
+        """The link whose result is the run's."""
+        return self.links[-1]
+
+    def until(self, kind: Kind) -> "Chain":
+        """The chain that ends with a link; what it does not depend on is as in every other config."""
+        return chain_of(config_until(self, kind), self.data, last=kind)
+
+    def recorded_as(self, config: TrainConfig) -> "Chain":
+        """This chain, with that recorded of its result which is recorded with another config."""
+        flat = to_flat(config)
+        return chain_of(
+            override(self.config, {name: flat[name] for name in fields_of(*_recorded(self.last.kind))}),
+            self.data,
+            last=self.last.kind,
+        )
+
+
+def method_of(config: TrainConfig) -> Method:
+    """The method of a config. Raises ConfigError for an unknown one, and for fields that contradict it."""
+    found, asked = method(config.method.name), config.method
+    if found.complete and (asked.localizer or asked.refine):
+        name = "localizer" if asked.localizer else "refine"
+        raise ConfigError(f"method.{name} = True: expected False, since method.name = {found.name!r} always has one")
+    if asked.refine and not asked.localizer:
+        raise ConfigError("method.refine = True: expected False, or method.localizer True, whose boxes it refines")
+    if config.auto_batch and not found.scheme.sliced:
+        raise ConfigError(f"auto_batch = True: expected False, since the method {found.name!r} takes batches whole")
+    if found.boxes == "teacher" and config.model.head == "gap" and config.initialization.attention == "attention_maps":
+        raise ConfigError(
+            "initialization.attention = 'attention_maps': a GAP head has none; use features, or model.head bap"
+        )
+    return found
+
+
+def label(config: TrainConfig) -> str:
+    """The row of a config in the paper's tables."""
+    found, asked = method_of(config), config.method
+    if found.complete:
+        return found.title
+    if not asked.localizer:
+        return found.title if found.map is not None else "DDT"
+    regressed = found.title if found.map is None else f"PSOL on {found.title} boxes"
+    return f"{regressed}, refined by {METHODS['lchp'].title}" if asked.refine else regressed
+
+
+def kinds_of(config: TrainConfig) -> tuple[Kind, ...]:
+    """The links of a config, by kind, in order."""
+    found, asked = method_of(config), config.method
+    wanted: dict[Kind, bool] = {
+        "classifier": True,
+        "boxes": found.boxes != "teacher",
+        "localizer": found.complete or asked.localizer,
+        "labels": (found.complete or asked.refine) and config.refinement.labeller == "frozen",
+        "refinement": found.complete or asked.refine,
+    }
+    return tuple(kind for kind in KINDS if wanted[kind])
+
+
+def depends_on(config: TrainConfig) -> frozenset[str]:
+    """The fields, by dotted name, that a run's results depend on, and what is recorded of them."""
+    found, kinds = method_of(config), kinds_of(config)
+    names = [name for kind in kinds for name in _own_fields(config, found, kind)]
+    return frozenset([*names, *fields_of(*_recorded(kinds[-1]))])
+
+
+def epochs_of(config: TrainConfig) -> dict[str, int]:
+    """Epochs of each link of a run, by its name in metrics.jsonl."""
+    found = method_of(config)
+    return {STAGES[kind]: _epochs(config, kind) - _first(config, found, kind) for kind in kinds_of(config)}
+
+
+def results_of(config: TrainConfig, first: Kind | None = None) -> tuple[str, ...]:
+    """The results of a run (those of its link `first` and later ones), by their names in records, in order."""
+    found, kinds = method_of(config), kinds_of(config)
+    kinds = kinds if first is None else kinds[kinds.index(first) :]
+    return tuple(r for kind in kinds if (r := _result(found, kind)) is not None)
+
+
+def stage1_kinds(config: TrainConfig) -> tuple[Kind, ...]:
+    """The links of the paper's stage 1: up to a complete method's localizer, or a compared method's boxes."""
+    kinds, found = kinds_of(config), method_of(config)
+    return kinds[: kinds.index("localizer" if found.complete else "boxes") + 1]
+
+
+def taken_kinds(config: TrainConfig) -> tuple[Kind, ...]:
+    """The links that `stage = refine` takes from another run: stage 1, but of a compared method the classifier alone.
+    All methods of its scheme share that, and a threshold found on one data set is tried on another."""
+    return stage1_kinds(config) if method_of(config).complete else ("classifier",)
+
+
+@lru_cache(4096)
+def chain_of(config: TrainConfig, data: str, *, last: Kind | None = None) -> Chain:
+    """The chain of a config, cut off after its link `last` where that is given.
+
+    data: the fingerprint of the data set: of its training images for what is trained, of all of it for what is
+    recorded. Raises ConfigError where the fields contradict the method.
+    """
+    found, flat, defaults = method_of(config), to_flat(config), _defaults()
+    links: dict[Kind, Link] = {}
+    kinds = kinds_of(config)
+    for kind in kinds if last is None else kinds[: kinds.index(last) + 1]:
+        needs = tuple(links)
+        fields = {name: flat[name] for name in _own_fields(config, found, kind)}
+        about = {"kind": kind, "fields": fields, "needs": [links[need].key for need in needs]}
+        key = runs.digest(about | _beside(config, found, kind, data))
+        links[kind] = Link(
+            kind,
+            _epochs(config, kind),
+            needs,
+            MappingProxyType(fields),
+            key,
+            _passes(config, found, kind),
+            _first(config, found, kind),
+            _result(found, kind),
+        )
+    end = tuple(links.values())[-1]
+    recorded = fields_of(*_recorded(end.kind)) if end.result else ()
+    other = {name: flat[name] for name in recorded if flat[name] != defaults[name] and name not in end.fields}
+    record = runs.digest([end.key, other]) if other else end.key
+    return Chain(config, found, data, tuple(links.values()), record)
+
+
+def _own_fields(config: TrainConfig, found: Method, kind: Kind) -> tuple[str, ...]:
+    """The fields, by dotted name, that a link depends on beside those of its needs."""
+    parts = list(PARTS[kind])
+    if kind == "classifier":
+        parts += ["teacher"] if found.boxes == "teacher" else []
+        parts += ["head"] if found.head is None else []
+        parts += ["ratio"] if found.scheme.teach is None and config.model.pretrained else []
+    elif kind == "boxes":
+        parts += ["map"] if found.boxes == "map" else []
+    elif kind == "localizer":
+        parts += ["l_reg"] if found.complete else []
+    more = ("refinement.temperature",) if kind == "labels" else ()
+    return (*fields_of(*parts), *more)
+
+
+def _beside(config: TrainConfig, found: Method, kind: Kind, data: str) -> dict[str, Any]:
+    """What a link depends on that is no field, or not as it stands there."""
+    if kind == "classifier":
+        precision = config.precision
+        if precision == "auto":  # a named precision gives a key on machines without the device, too
+            precision = resolve_precision(precision, resolve_device(config.device))
+        # both train on the same images: with --from a threshold found on one is tried on the other
+        images = config.data.name.removesuffix("_fullsup")
+        weights = _weights(config, config.model.classifier)
+        return {
+            "recipe": RECIPE_VERSION,
+            "data": [images, data],
+            "scheme": found.scheme.name,
+            "precision": precision,
+            "weights": weights,
+        }
+    if kind == "boxes":
+        return {"boxes": found.name if found.boxes == "map" else found.boxes}
+    if kind == "localizer":
+        return {"loss": "lchp" if found.complete else "psol", "weights": _weights(config, config.model.localizer)}
+    return {"views": views_of(config.refinement)} if kind == "labels" else {}
+
+
+def _weights(config: TrainConfig, backbone: str) -> Any:
+    return weights_identity(backbone, pretrained=config.model.pretrained, weights_dir=config.model.weights_dir)
+
+
+def _recorded(last: Kind) -> tuple[str, ...]:
+    return (*MEASURED, "kept") if last == "localizer" else MEASURED
+
+
+def _first(config: TrainConfig, found: Method, kind: Kind) -> int:
+    return config.initialization.localizer_start if kind == "localizer" and found.complete else 0
+
+
+def _epochs(config: TrainConfig, kind: Kind) -> int:
+    if kind == "boxes":
+        return 1
+    return config.refinement.epochs if kind in ("labels", "refinement") else config.initialization.epochs
+
+
+def _passes(config: TrainConfig, found: Method, kind: Kind) -> int:
+    if kind == "classifier":  # raw and masked, and the teacher's own two
+        return 3 if found.scheme.teach is None else 6 + (1 if config.initialization.boxes == "single" else 2)
+    return {"boxes": 1, "localizer": 3, "labels": 2}.get(kind, 3 if config.refinement.labeller == "frozen" else 5)
+
+
+def _result(found: Method, kind: Kind) -> str | None:
+    if kind == "classifier":
+        return "pseudo_label" if found.boxes == "teacher" else None
+    return {"boxes": "pseudo_label", "localizer": "lchp_i", "refinement": "lchp_r"}.get(kind)
+
+
+def config_until(chain: Chain, kind: Kind) -> TrainConfig:
+    """What the links up to one depend on, as a config: all else is as in every other config. A compared method's
+    classifier is its scheme's, named by the first method that has it."""
+    config, found, flat = chain.config, chain.method, to_flat(chain.config)
+    kept = {name: flat[name] for name in (*fields_of("images"), *_free())}
+    for link in chain.links:
+        kept |= link.fields
+        if link.kind == kind:
+            break
+    same = (n for n, m in METHODS.items() if m.scheme.name == found.scheme.name)
+    kept["method.name"] = next(same) if kind == "classifier" else found.name
+    kept["method.localizer"] = not found.complete and kind not in ("classifier", "boxes")
+    kept["method.refine"] = not found.complete and kind in ("labels", "refinement")
+    if kind == "labels":
+        kept |= {"refinement.labeller": "frozen", "refinement.views": views_of(config.refinement)}
+    return override(TrainConfig(), kept)
+
+
+@cache
+def _defaults() -> Mapping[str, Any]:
+    return MappingProxyType(to_flat(TrainConfig()))
+
+
+@cache
+def _free() -> tuple[str, ...]:
+    """The fields that change no result."""
+    return tuple(name for name in _defaults() if not FIELDS[name].changes)
