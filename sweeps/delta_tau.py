@@ -1,4 +1,4 @@
-"""The delta x tau grid: Tables 3 and 4. Stage 1 is trained once per delta, whatever the number of taus."""
+"""The delta x tau grid: Tables 3 and 4. Classifier and localizer are trained once per delta, for all taus."""
 
 from pathlib import Path
 

@@ -1,19 +1,30 @@
 """The methods that the paper compares LCHP with, beside LCHP itself: Tables 1, 2 and 8."""
 
+from collections import Counter
 from pathlib import Path
 
-from lchp.compared import cells as cells_of_methods
 from lchp.config import Preset
 from lchp.harness import Overrides, main
 from lchp.harness.cli import leave, paper_tables
+from lchp.methods import METHODS
 
 PAPER = Path(__file__).parents[1] / "analysis" / "paper.csv"
 
 
 def cells(preset: Preset) -> list[Overrides]:
-    """Each method on the preset's classifiers, a localizer on CAM's boxes, LCHP's refinement of PSOL, and LCHP itself,
-    which other sweeps train too."""
-    return [*cells_of_methods(preset), {"method.name": "lchp"}]
+    """Every compared method as published, on each of the preset's classifiers, those first that share a classifier with
+    most others; on the recipe's own, a localizer regressed on CAM's boxes, and LCHP's refinement of PSOL; and LCHP
+    itself, which other sweeps train too."""
+    compared = {name: method for name, method in METHODS.items() if not method.complete}
+    sharing = Counter(method.scheme.name for method in compared.values())
+    ordered = sorted(compared.items(), key=lambda item: -sharing[item[1].scheme.name])
+    own, found = preset.config.model.classifier, list[Overrides]()
+    for classifier in dict.fromkeys((own, *preset.classifiers)):
+        on = {} if classifier == own else {"model.classifier": classifier}
+        found += [{"method.name": n, **({} if m.map else {"method.localizer": True}), **on} for n, m in ordered]
+    regressed = {"method.localizer": True}
+    refined = {"method.name": "psol", **regressed, "method.refine": True}
+    return [*found, {"method.name": "cam", **regressed}, refined, {"method.name": "lchp"}]
 
 
 if __name__ == "__main__":

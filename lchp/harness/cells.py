@@ -3,19 +3,17 @@
 import itertools
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from lchp.compared import epochs_after_stage1, stage1_of
-from lchp.config import DataConfig, EvaluationConfig, TrainConfig, flatten, from_dict, override, to_dict, to_flat
+from lchp.config import DataConfig, TrainConfig, flatten, from_dict, override, to_dict, to_flat
 from lchp.data import fingerprint, load
 from lchp.devices import resolve_device, resolve_precision
 from lchp.errors import ConfigError
-from lchp.runs import digest
-from lchp.train import INITIALIZATION, initialization_identity, refinement_identity
+from lchp.training.chain import KINDS, Chain, Kind, Link, chain_of
 
 Overrides = dict[str, Any]
 """Dotted field name -> value, over the sweep's base config."""
@@ -36,66 +34,92 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Cell:
-    """One config of a sweep (`base` with `overrides`), the keys of its two results, and the fingerprint of the data set
-    that these were made of."""
+    """One config of a sweep: `base` with `overrides`; `chain`: its links, whose keys are of the data set's content."""
 
     base: TrainConfig
     overrides: Overrides
-    config: TrainConfig
-    stage1: str
-    stage2: str
-    data: str
+    chain: Chain
+
+    @property
+    def config(self) -> TrainConfig:
+        """The complete config."""
+        return self.chain.config
+
+    @property
+    def key(self) -> str:
+        """Hash of the cell's result and of what is recorded of it."""
+        return self.chain.record
+
+    def job_name(self, share: bool) -> str:
+        """The name of the job whose result is the cell's; share: whether links are trained by jobs of their own."""
+        return f"{self.chain.last.kind}-{self.key}{'' if share else '-alone'}"
 
 
 @dataclass(frozen=True)
 class Job:
-    """One training: stage 1, or stage 2 from the stage-1 result `source`; without a source (no sharing) stage 2 trains
-    its own stage 1 first. `config` is complete; `data`: the fingerprint of the data set that its key was made of."""
+    """One link, or (`alone`) a whole chain: what is trained, and under which key it is published.
 
-    stage: int
+    kind, key: of the result; config: complete; data: the fingerprint of the data set that the key was made of; sources:
+    kind -> key of the results that are taken; alone: every link of the chain is trained here, nothing is taken.
+    """
+
+    kind: Kind
     key: str
     config: TrainConfig
-    source: str | None = None
-    data: str | None = None
+    data: str
+    sources: Mapping[Kind, str]
+    alone: bool = False
 
     @property
     def name(self) -> str:
         """Unique among a sweep's jobs; the name of its work folder."""
-        return f"stage{self.stage}-{self.key}"
+        return f"{self.kind}-{self.key}{'-alone' if self.alone else ''}"
 
     @property
+    def needs(self) -> tuple[str, ...]:
+        """Names of the jobs whose results it takes."""
+        return tuple(f"{kind}-{key}" for kind, key in self.sources.items())
+
+    @cached_property
+    def chain(self) -> Chain:
+        """Its links, those that it takes included."""
+        return chain_of(self.config, self.data, last=self.kind)
+
+    @cached_property
+    def links(self) -> tuple[Link, ...]:
+        """The links that it trains."""
+        return tuple(link for link in self.chain if link.kind not in self.sources)
+
+    @cached_property
     def epochs(self) -> int:
-        """Epochs to train, over both stages where it trains both."""
+        """Epochs to train, over all of its links."""
         return sum(self.trainings.values())
 
     def finished_epochs(self, stage: str, epoch: int) -> int:
-        """Epochs that are done when `stage` has finished its `epoch`."""
-        names = list(self.trainings)
-        return epoch + sum(self.trainings[name] for name in names[: names.index(stage)])
+        """Epochs that are done when the link named `stage` in metrics.jsonl has finished its `epoch`."""
+        names = [link.stage for link in self.links]
+        before = self.links[: names.index(stage)]
+        return epoch - self.links[len(before)].first + sum(link.epochs - link.first for link in before)
 
-    @property
+    @cached_property
     def trainings(self) -> dict[str, int]:
-        """Epochs of each training, by the name under which metrics.jsonl has it, in order."""
-        first = {INITIALIZATION: self.config.initialization.epochs}
-        if self.stage == 1:
-            return first
-        return (first if self.source is None else {}) | epochs_after_stage1(self.config)
+        """Epochs of each link, by its name in metrics.jsonl, in order."""
+        return {link.stage: link.epochs - link.first for link in self.links}
+
+    @cached_property
+    def cost(self) -> int:
+        """Forward passes of one network per image."""
+        return sum(link.cost for link in self.links)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for a trial's config."""
-        return {
-            "name": self.name,
-            "stage": self.stage,
-            "key": self.key,
-            "source": self.source,
-            "data": self.data,
-            "config": to_dict(self.config),
-        }
+        return {**asdict(replace(self, config=TrainConfig())), "name": self.name, "config": to_dict(self.config)}
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> "Job":
         """The inverse of `to_dict`."""
-        return Job(values["stage"], values["key"], from_dict(values["config"]), values["source"], values["data"])
+        fields: dict[str, Any] = {name: value for name, value in values.items() if name != "name"}
+        return Job(**{**fields, "config": from_dict(values["config"])})
 
 
 def grid(axes: Mapping[str, Iterable[Any]]) -> list[Overrides]:
@@ -120,7 +144,7 @@ def expand(sweep: Sweep) -> list[Cell]:
     for seed in sweep.seeds:
         for overrides in sweep.cells:
             cell = make_cell(replace(sweep.base, seed=seed), overrides)
-            cells.setdefault(cell.stage2, cell)
+            cells.setdefault(cell.key, cell)
     return list(cells.values())
 
 
@@ -144,21 +168,35 @@ def make_cell(base: TrainConfig, overrides: Overrides) -> Cell:
     """One cell. Raises ConfigError for an override that does not fit."""
     config = override(base, overrides)
     read = {name: to_flat(config)[name] for name in flatten(overrides)}  # numpy's numbers and paths are plain there
-    data = data_fingerprint(config.data)
-    # a record depends on what was asked to be measured, too
-    measured = replace(config.evaluation, batch_size=EvaluationConfig().batch_size)
-    second = digest([refinement_identity(config, data), asdict(measured)])
-    return Cell(base, read, config, initialization_identity(config, data), second, data)
+    return Cell(base, read, chain_of(config, data_fingerprint(config.data)))
 
 
-def jobs_of(cells: Sequence[Cell], *, share: bool = True) -> dict[str, Job]:
-    """The trainings that cells need, by name, stage 1 first."""
-    first = [Job(1, c.stage1, stage1_of(c.config), data=c.data) for c in cells] if share else []
-    second = [Job(2, c.stage2, c.config, c.stage1 if share else None, c.data) for c in cells]
+def jobs_of(
+    cells: Sequence[Cell], *, share: bool = True, stored: Callable[[Chain], Chain | None] = lambda _chain: None
+) -> dict[str, Job]:
+    """The jobs that cells need, by name, what others need first: each different link once; without `share` one for each
+    cell, which trains all. stored(chain): the chain of a result in the store whose last link is that chain's, whatever
+    is recorded of it."""
+    if not share:
+        alone = (Job(c.chain.last.kind, c.key, c.config, c.chain.data, {}, alone=True) for c in cells)
+        return {job.name: job for job in alone}
+    holders: dict[str, Chain] = {}  # a link's key -> whose result has it: what is recorded of it differs between cells
+    for cell in cells:
+        for link in cell.chain.links[:-1]:
+            if link.key not in holders:
+                holders[link.key] = cell.chain.until(link.kind)
+    for cell in cells:
+        holders.setdefault(cell.chain.last.key, cell.chain)
+    holders = {key: stored(chain) or chain for key, chain in holders.items()}
     jobs: dict[str, Job] = {}
-    for job in (*first, *second):
+    for chain in (*(cell.chain for cell in cells), *holders.values()):
+        sources: dict[Kind, str] = {
+            link.kind: holders[link.key].record for link in chain if holders[link.key].record != chain.record
+        }
+        job = Job(chain.last.kind, chain.record, chain.config, chain.data, sources)
         jobs.setdefault(job.name, job)
-    return jobs
+    order = sorted(jobs.values(), key=lambda job: (KINDS.index(job.kind), len(job.sources)))
+    return {job.name: job for job in order}
 
 
 def pinned(config: TrainConfig, *, gpu: bool) -> TrainConfig:

@@ -13,17 +13,11 @@ from lchp.harness.schedule import Progress, Schedule
 
 log = logging.getLogger(__name__)
 
-STAGE_1_WEIGHT = 2.0
-"""An epoch of stage 1 costs about two of stage 2: two networks are trained, on the raw and the masked image."""
-
 
 def weight(progress: Progress, epochs: int) -> float:
-    """Work in units of a stage-2 epoch."""
+    """Work of a job's first `epochs` epochs, in forward passes per image."""
     job = progress.job
-    if job.stage == 1:
-        return STAGE_1_WEIGHT * epochs
-    own_first = job.config.initialization.epochs if job.source is None else 0
-    return epochs + (STAGE_1_WEIGHT - 1) * min(epochs, own_first)
+    return job.cost * epochs / job.epochs if job.epochs else 0.0
 
 
 @dataclass
@@ -103,5 +97,5 @@ class Display:
         return sum(weight(p, p.job.epochs) for p in self.schedule.jobs.values())
 
     def _worked(self) -> float:
-        over = ("done", "failed", "stopped")
+        over = ("done", "failed", "stopped", "idle")
         return sum(weight(p, p.job.epochs if p.state in over else p.epoch) for p in self.schedule.jobs.values())

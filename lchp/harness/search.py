@@ -1,7 +1,7 @@
-"""Searching instead of a grid: Optuna asks for configs, stage-2 trials that look bad are stopped early (ASHA).
+"""Searching instead of a grid: Optuna asks for configs, refinements that look bad are stopped early (ASHA).
 
-The objective is measured after every epoch of stage 2 on training images that `data.validation` holds out, without any
-box unless the oracle is asked for. The study lives in STORAGE/optuna.db (Optuna's own SQLite storage), the results in
+The objective is measured after every epoch of a refinement on training images that `data.validation` holds out, without
+any box unless the oracle is asked for. The study lies in STORAGE/optuna.db (Optuna's own SQLite storage), results in
 the store: a result that the study could not be told of is told at the next occasion, and never lost.
 """
 
@@ -12,7 +12,8 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import optuna
 from optuna.distributions import check_distribution_compatibility
@@ -23,17 +24,19 @@ from lchp import runs
 from lchp.config import PLACES, TrainConfig, to_flat
 from lchp.data import load
 from lchp.errors import ConfigError, RunError
-from lchp.harness.cells import MAX_CELLS, Cell, Job, Overrides, Sweep, jobs_of, make_cell, pinned
+from lchp.harness.cells import MAX_CELLS, Cell, Job, Overrides, Sweep, make_cell, pinned
 from lchp.harness.database import DATABASE, open_study
 from lchp.harness.schedule import Progress, Schedule
 from lchp.harness.storage import Store
 from lchp.harness.sweep import (
     WORK,
+    Hooks,
     Options,
     Plan,
     SweepResult,
     checked_name,
     gpus_per_worker,
+    look_up,
     outcomes_of,
     recorded,
     recorded_cells,
@@ -41,6 +44,7 @@ from lchp.harness.sweep import (
     run_trials,
 )
 from lchp.locks import LOCK, locked
+from lchp.training.chain import KINDS, Kind
 
 Space = Callable[[optuna.Trial], Overrides]
 """Draws a cell from an Optuna trial, by trial.suggest_float and its like."""
@@ -95,7 +99,7 @@ def search(spec: Search, options: Options | None = None, *, show_progress: bool 
             folder,
             claim,
         )
-        plan.schedule.add(jobs_of(plan.cells, share=options.share).values())
+        plan.schedule.add(plan.jobs().values())
         opened = open_study(storage, spec.name, base.seed)
         if opened.trials and not options.resume:
             raise RunError(f"{storage / DATABASE}: has a study {spec.name!r} already; --resume, or take another --name")
@@ -113,16 +117,15 @@ def search(spec: Search, options: Options | None = None, *, show_progress: bool 
         study = Study(plan, opened, spec)
         study.take_up()
         with recorded(plan):
-            run_trials(
-                plan,
-                show_progress=show_progress,
-                refill=study.refill,
-                changed=study.changed,
-                objective=OBJECTIVES[spec.objective],
-                total=spec.trials,
-                best=study.best,
-                **({"scheduler": asha(base.refinement.epochs)} if spec.early_stopping else {}),
+            hooks = Hooks(
+                study.refill,
+                study.changed,
+                asha(base.refinement.epochs) if spec.early_stopping else None,
+                OBJECTIVES[spec.objective],
+                study.best,
+                spec.trials,
             )
+            run_trials(plan, hooks, show_progress=show_progress)
             study.close()
         for rest in ("ray", WORK):  # of trials that were stopped, too
             shutil.rmtree(folder / rest, ignore_errors=True)
@@ -148,7 +151,7 @@ def require_space(study: optuna.Study, spec: Search, base: TrainConfig) -> None:
 
 def trials_of(study: optuna.Study, *states: TrialState) -> list[tuple[str, FrozenTrial]]:
     """The trials of a study in these states that are a search's (a study may hold another program's, too), each with
-    the stage-2 key of its cell."""
+    the key of its cell."""
     found = study.get_trials(deepcopy=False, states=states)
     keyed = [(str(t.user_attrs.get("run", "")).rpartition("/")[2], t) for t in found]
     return [(key, trial) for key, trial in keyed if re.fullmatch("[0-9a-f]{16}", key)]
@@ -161,7 +164,7 @@ def measured(summary: Mapping[str, Any], objective: str) -> float | None:
 
 
 def asha(epochs: int) -> Any:
-    """Tune's ASHA over the epochs of stage 2; stage-1 trials report no objective and are left alone."""
+    """Tune's ASHA over the epochs of refinements; other links report no objective and are left alone."""
     from ray.tune.schedulers import ASHAScheduler
 
     grace = min(max(1, epochs // 9), epochs)
@@ -186,7 +189,7 @@ class Study:
     plan: Plan
     study: optuna.Study
     spec: Search
-    trials: dict[str, list[optuna.Trial]] = field(default_factory=dict)  # stage-2 job -> its trials, untold of its end
+    trials: dict[str, list[optuna.Trial]] = field(default_factory=dict)  # job -> its trials, untold of its end
     reported: dict[str, int] = field(default_factory=dict)
     over: int = 0
     failures: int = 0
@@ -195,9 +198,11 @@ class Study:
     def take_up(self) -> None:
         """What an earlier start left: it is told of trials whose results came too late for it; the others that were
         left running are asked again with the same values, so that they go on."""
-        store, cells = self.plan.store, {c.stage2: c for c in self.plan.cells}
+        store, cells = self.plan.store, {c.key: c for c in self.plan.cells}
         for key, trial in trials_of(self.study, TrialState.RUNNING):
-            value = None if store.find(2, key) is None else self._recorded_objective(key)
+            kind = Path(trial.user_attrs["run"]).parent.name
+            there_is = kind in KINDS and store.find(cast("Kind", kind), key) is not None
+            value = self._recorded_objective(cast("Kind", kind), key) if there_is else None
             if value is None:
                 values = trial.system_attrs.get("fixed_params", {}) | trial.params
                 attrs = {k: v for k, v in trial.user_attrs.items() if k in ("run", "overrides")}
@@ -210,19 +215,19 @@ class Study:
         for key, trial in over:
             if key not in cells and "overrides" in trial.user_attrs:  # their record was lost
                 cells[key] = make_cell(self.plan.sweep.base, trial.user_attrs["overrides"])
-        there = {key for key in cells if store.find(2, key) is not None}
+        there = {key for key, c in cells.items() if store.find(c.chain.last.kind, key) is not None}
         # other cells without a result belong to the trials above, which ask for them, or failed
-        self.plan.cells[:] = [c for key, c in cells.items() if key == c.stage2 and key in there | pruned | complete]
-        again = {c.stage1 for c in self.plan.cells if c.stage2 in complete - there}  # damaged: trained again
+        self.plan.cells[:] = [c for key, c in cells.items() if key == c.key and key in there | pruned | complete]
         self.plan.schedule.jobs.clear()
-        for job in jobs_of(self.plan.cells, share=self.plan.options.share).values():
-            self.plan.schedule.add([job])
-            if job.key in there or (job.stage == 1 and (job.key not in again or store.find(1, job.key))):
-                self.plan.schedule.done(job.name, found=True)
-                if job.stage == 2:
-                    self.plan.schedule.jobs[job.name].facts["objective"] = self._recorded_objective(job.key)
-            elif job.key in pruned:
-                self.plan.schedule.stopped(job.name)
+        self.plan.schedule.add(self.plan.jobs().values())
+        for cell in self.plan.cells:
+            if cell.key in pruned - there:
+                self.plan.schedule.stopped(self.plan.job_of(cell))
+        look_up(self.plan)  # a complete trial whose result is damaged is trained again
+        for cell in self.plan.cells:
+            if cell.key in there:
+                facts = self.plan.schedule.jobs[self.plan.job_of(cell)].facts
+                facts["objective"] = self._recorded_objective(cell.chain.last.kind, cell.key)
 
     def refill(self) -> list[Job]:
         """The jobs of the next trial; none when enough trials have been asked."""
@@ -250,7 +255,7 @@ class Study:
 
     def best(self) -> str:
         """For the display: the best objective so far. Never a figure of the test images, by which nothing is chosen."""
-        ended = [p for p in self.plan.schedule.jobs.values() if p.job.stage == 2 and p.state == "done"]
+        ended = [p for p in self.plan.schedule.jobs.values() if p.state == "done"]
         values = [v for p in ended if (v := p.facts.get("objective")) is not None]
         return f"objective {max(values):.2f}" if values else ""
 
@@ -263,14 +268,14 @@ class Study:
         while self._asked() < self.spec.trials:
             trial = self.study.ask()
             cell = self._cell(trial)
-            name = f"stage2-{cell.stage2}"
+            name = self.plan.job_of(cell)
             flat = to_flat(cell.config)
-            trial.set_user_attr("run", str(self.plan.store.path(2, cell.stage2)))
+            trial.set_user_attr("run", str(self.plan.store.path(cell.chain.last.kind, cell.key)))
             trial.set_user_attr("overrides", {n: flat[n] for n in cell.overrides})
             self.trials.setdefault(name, []).append(trial)
             if name not in self.plan.schedule.jobs:
                 self.plan.cells.append(cell)
-                return list(jobs_of([cell], share=self.plan.options.share).values())
+                return list(self.plan.jobs([cell]).values())
             self._settle()  # the same config again
         return []
 
@@ -300,7 +305,7 @@ class Study:
             if progress.state == "done":
                 lacking = f"its {runs.SUMMARY} has no {OBJECTIVES[self.spec.objective]}"
                 try:
-                    progress.facts["objective"] = self._recorded_objective(progress.job.key)
+                    progress.facts["objective"] = self._recorded_objective(progress.job.kind, progress.job.key)
                 except RunError as error:
                     progress.facts["objective"], lacking = None, str(error)
                 if progress.facts["objective"] is None:
@@ -319,8 +324,8 @@ class Study:
         """Failures of this start count, so that a space in which everything fails comes to an end."""
         return self.over + sum(map(len, self.trials.values())) + self.failures
 
-    def _recorded_objective(self, key: str) -> float | None:
-        return measured(runs.read_summary(self.plan.store.path(2, key)), self.spec.objective)
+    def _recorded_objective(self, kind: Kind, key: str) -> float | None:
+        return measured(runs.read_summary(self.plan.store.path(kind, key)), self.spec.objective)
 
 
 def _with_validation(base: TrainConfig, objective: str) -> TrainConfig:

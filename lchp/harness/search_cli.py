@@ -35,7 +35,7 @@ class SearchFlags:
     oracle_gt_known: bool = False
     """Choose by GT-Known of the held-out training images. An oracle: it reads boxes; for comparison only."""
     early_stopping: bool = True
-    """Stop stage-2 trainings whose objective falls behind (ASHA)."""
+    """Stop refinements whose objective falls behind (ASHA)."""
 
 
 def main(name: str, space: Space, *, about: str | None = None, argv: Sequence[str] | None = None) -> int:
@@ -62,8 +62,8 @@ def main(name: str, space: Space, *, about: str | None = None, argv: Sequence[st
         if common.dry_run:
             share = common.config.data.validation or VALIDATION
             print(
-                f"{flags.trials} trials, each one stage 1 and one stage 2; {100 * share:g} % of the training images "
-                f"held out; objective: {spec.objective}"
+                f"{flags.trials} trials, which share the links that they have in common; {100 * share:g} % of the "
+                f"training images held out; objective: {spec.objective}"
             )
             return 0
         streams.outlast()
@@ -88,7 +88,7 @@ def closing(spec: Search, result: SweepResult) -> str:
     value, best = max(ended, key=lambda e: e[0])
     number, drawn = "", best.cell.overrides
     for key, trial in trials:
-        if key == best.cell.stage2 and trial.state == TrialState.COMPLETE:
+        if key == best.cell.key and trial.state == TrialState.COMPLETE:
             number, drawn = f"trial {trial.number}, ", trial.params
             break
     what = "oracle GT-Known of held-out images" if spec.objective == "oracle_gt_known" else "score without boxes"

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import pickle
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,8 +22,8 @@ Refill = Callable[[], list[Job]]
 """More jobs, asked for when a place is free and no job is ready; none: there will be no more."""
 
 
-class StageSearcher(Searcher):
-    """Releases a stage-2 job only when its stage-1 result is there; says "later" otherwise, and never waits."""
+class LinkSearcher(Searcher):
+    """Releases a job only when what it needs is there; says "later" otherwise, and never waits."""
 
     def __init__(self, schedule: Schedule, setting: dict[str, Any], refill: Refill = list) -> None:
         super().__init__()
@@ -53,24 +52,24 @@ class StageSearcher(Searcher):
         result = result or {}
         state = result.get("state")
         if state == "failed":
-            self.schedule.failed(name, result["error"])
+            self.schedule.failed(name, result["error"], result["reason"])
         elif state == "lost_source":
-            source = self.schedule.jobs[name].job.source
-            log.warning("the stage-1 result %s is damaged or gone: to be trained again", source)
-            self.schedule.lost_source(name)
+            lost = result["lost"].split(",")
+            log.warning("the result of %s is damaged or gone: to be made again", " and ".join(lost))
+            self.schedule.lost_source(name, lost)
         elif state == "done":
             self.schedule.done(name, facts(result))
         else:
             self.schedule.stopped(name, facts(result))
 
     def save(self, checkpoint_path: str) -> None:
-        """Tune's hook. What a resumed sweep needs is in the store; this keeps Tune's own snapshots whole."""
-        state = (self.schedule.jobs, self.names)
-        Path(checkpoint_path).write_bytes(pickle.dumps(state))
+        """Tune's hook, called every few seconds. What a resumed sweep needs is in the store and the schedule is the
+        sweep's own; this keeps Tune's snapshots whole."""
+        Path(checkpoint_path).write_text(json.dumps(self.names))
 
     def restore(self, checkpoint_path: str) -> None:
         """The inverse of `save`."""
-        self.schedule.jobs, self.names = pickle.loads(Path(checkpoint_path).read_bytes())
+        self.names = json.loads(Path(checkpoint_path).read_text())
 
 
 class Tracker(Callback):

@@ -33,6 +33,7 @@ from lchp.locks import locked
 log = logging.getLogger(__name__)
 
 QUIET = {
+    "GRPC_VERBOSITY": "ERROR",  # else the watch's channel notes on the terminal that Ray has ended
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own tables; lchp.harness.progress draws instead
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else a warning per worker
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -45,7 +46,7 @@ QUIET = {
     "RAY_worker_niceness": "0",  # 15 by default, which starves trainings on a machine that does anything else
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C reaches us, and ends the sweep at once
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # stage-1 trials report no objective
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # only refinements report an objective
     "TUNE_GLOBAL_CHECKPOINT_S": "1e9",  # snapshots of all trials, which grow with them and which nobody reads
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",

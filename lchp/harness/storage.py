@@ -1,8 +1,9 @@
 """The content-addressed store of finished trainings, shared by all sweeps of one storage.
 
-STORAGE/store/stage1/KEY and STORAGE/store/stage2/KEY are run folders, each with a DONE file: the checksums of all its
-files. A training happens in a work folder beside; DONE is its last file; then one rename publishes it. So a folder of
-the store is whole or damaged, never half-written, and two sweeps that finish the same training publish it once.
+STORAGE/store/KIND/KEY is the run folder of a link (see `lchp.training.chain`), to which the predictions of the links
+before it are joined, with a DONE file: the checksums of all its files. A training happens in a work folder beside; DONE
+is its last file; then one rename publishes it. So a folder of the store is whole or damaged, never half-written, and
+two sweeps that finish the same training publish it once.
 """
 
 import contextlib
@@ -13,9 +14,12 @@ import os
 import shutil
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
+from lchp import runs
 from lchp.checkpoints import previous
+from lchp.errors import LchpError, RunError
 from lchp.filesystem import sync_folder
 from lchp.locks import LOCK
 from lchp.runs import (
@@ -23,18 +27,20 @@ from lchp.runs import (
     CONFIG,
     DONE,
     ENVIRONMENT,
-    METRICS,
     PREDICTIONS,
     SECOND_CLASSIFIER,
     SUMMARY,
     unwritable,
     write_json,
 )
+from lchp.training.chain import STAGES, Chain, Kind, chain_of
 
 log = logging.getLogger(__name__)
 
-RESULT = (CONFIG, METRICS, PREDICTIONS, SUMMARY, ENVIRONMENT)
-"""Files that every finished training has."""
+MAX_RESULTS = 100_000
+"""Results of which it is remembered what they hold."""
+RESULT, PREDICTED = (CONFIG, ENVIRONMENT), (PREDICTIONS, SUMMARY)
+"""Files that every finished link has, and those of one with a result."""
 
 
 @dataclass(frozen=True)
@@ -43,17 +49,17 @@ class Store:
 
     storage: Path
 
-    def path(self, stage: int, key: str) -> Path:
+    def path(self, kind: Kind, key: str) -> Path:
         """Where a result lives once it is published."""
-        return self.storage / "store" / f"stage{stage}" / key
+        return self.storage / "store" / kind / key
 
-    def find(self, stage: int, key: str, *, look_only: bool = False) -> Path | None:
+    def find(self, kind: Kind, key: str, *, look_only: bool = False) -> Path | None:
         """The run folder of a finished training, checksums verified. A damaged one is moved aside, with a warning;
         `look_only` leaves it where it is."""
-        folder = self.path(stage, key)
+        folder = self.path(kind, key)
         if not folder.is_dir():
             return None
-        fault, added = verify(folder, stage, key)
+        fault, added = verify(folder, kind, key)
         if fault is None:
             if added:
                 log.warning("%s: %s not listed in %s: no part of the training", folder, ", ".join(added), DONE)
@@ -61,7 +67,7 @@ class Store:
         if look_only:
             log.warning("%s is damaged (%s): it would be moved aside and trained again", folder, fault)
             return None
-        aside = self.storage / "store" / "damaged" / f"stage{stage}-{key}-{time.time_ns()}"
+        aside = self.storage / "store" / "damaged" / f"{kind}-{key}-{time.time_ns()}"
         try:
             aside.parent.mkdir(exist_ok=True)
             with contextlib.suppress(FileNotFoundError):  # another sweep has just moved it
@@ -71,10 +77,23 @@ class Store:
         log.warning("%s is damaged (%s): moved to %s, to be trained again", folder, fault, aside)
         return None
 
-    def publish(self, work: Path, stage: int, key: str) -> Path:
+    def holder(self, chain: Chain) -> Chain | None:
+        """The chain of a result, damaged or not, that has the last link of `chain`: its own, or one of which other
+        things are recorded."""
+        kind = chain.last.kind
+        own = self.path(kind, chain.record)
+        if own.is_dir() and _trained(own, kind):
+            return chain
+        for folder in sorted(self.path(kind, "").glob("*")):
+            made = _made(folder, kind)
+            if made is not None and made.last.key == chain.last.key and made.record == folder.name:
+                return chain.recorded_as(made.config)
+        return chain if own.is_dir() else None
+
+    def publish(self, work: Path, kind: Kind, key: str) -> Path:
         """Moves a finished run folder into the store, without second copies of its checkpoints. Where another sweep was
         first, its copy stays and ours goes. Raises RunError."""
-        target = self.path(stage, key)
+        target = self.path(kind, key)
         try:
             for newest in (work / CHECKPOINTS).glob("*.pt"):
                 previous(newest).unlink(missing_ok=True)
@@ -87,7 +106,7 @@ class Store:
             try:
                 os.rename(work, target)
             except OSError:
-                if self.find(stage, key) is None:  # what stood there was damaged, and is out of the way now
+                if self.find(kind, key) is None:  # what stood there was damaged, and is out of the way now
                     os.rename(work, target)
                 else:
                     shutil.rmtree(work)
@@ -95,6 +114,27 @@ class Store:
         except OSError as error:
             raise unwritable(target, error) from None
         return target
+
+
+@lru_cache(MAX_RESULTS)
+def _made(folder: Path, kind: Kind) -> Chain | None:
+    """The chain whose last link was trained in a folder of the store; None where it was taken from another folder."""
+    if not _trained(folder, kind):
+        return None
+    try:
+        return chain_of(
+            runs.read_config(folder), runs.read_environment(folder).get("data_fingerprint") or "", last=kind
+        )
+    except LchpError:
+        return None
+
+
+def _trained(folder: Path, kind: Kind) -> bool:
+    """Whether a link was trained in a folder of the store, which has its checkpoint then."""
+    try:
+        return runs.read_environment(folder).get("links", {})[kind]["run"] is None
+    except (RunError, KeyError):
+        return False
 
 
 def checksums(folder: Path) -> dict[str, str]:
@@ -107,7 +147,7 @@ def checksums(folder: Path) -> dict[str, str]:
     return found
 
 
-def verify(folder: Path, stage: int, key: str) -> tuple[str | None, list[str]]:
+def verify(folder: Path, kind: Kind, key: str) -> tuple[str | None, list[str]]:
     """What is wrong with a folder of the store, or None; and its files that DONE does not list."""
     try:
         done = json.loads((folder / DONE).read_text())
@@ -118,9 +158,11 @@ def verify(folder: Path, stage: int, key: str) -> tuple[str | None, list[str]]:
         return f"{DONE} cannot be read: {error}", []
     if said != key:
         return f"{DONE} names the key {said}", []
-    if lacking := [name for name in RESULT if name not in files]:
+    predicted = PREDICTIONS in files or SUMMARY in files  # a link without a result of its own has neither
+    if lacking := [name for name in (*RESULT, *(PREDICTED if predicted else ())) if name not in files]:
         return f"{DONE} does not list {', '.join(lacking)}", []
-    if stage == 1 and not any(name.startswith(f"{CHECKPOINTS}/") for name in files):
+    trained = not predicted or _trained(folder, kind)
+    if trained and f"{CHECKPOINTS}/{STAGES[kind]}.pt" not in files:
         return f"{DONE} lists no checkpoint", []
     try:
         there = checksums(folder)

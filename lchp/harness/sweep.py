@@ -19,16 +19,18 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from lchp import __version__, runs
-from lchp.compared import label
 from lchp.config import TrainConfig, from_dict, show, to_dict
 from lchp.errors import ConfigError, RunError
+from lchp.evaluate import Metric
 from lchp.harness.cells import Cell, Job, Sweep, expand, jobs_of, make_cell, pinned
 from lchp.harness.progress import Display
-from lchp.harness.schedule import Progress, Schedule
+from lchp.harness.schedule import Progress, Reason, Schedule
 from lchp.harness.startup import Resources, cluster
 from lchp.harness.storage import Store
 from lchp.harness.trainable import Setting
 from lchp.locks import LOCK, Claim, locked
+from lchp.schema import SWEEP_VERSIONS
+from lchp.training.chain import label
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +39,6 @@ T = TypeVar("T")
 
 SWEEP = "sweep.json"
 WORK = "work"
-VERSION = 1
 DRIVER_CPU = 0.01  # a trial that drives Ray Train must ask for little, or drivers starve their own workers
 ROUNDS = 3
 WORD = 60.0
@@ -67,7 +68,7 @@ class Options:
     address: str | None = None
     """Ray cluster to run on; $RAY_ADDRESS by default, else this machine."""
     share: bool = True
-    """Train a stage 1 once for all cells that need the same."""
+    """Train each link (classifier, localizer, ...) once for all cells that need the same."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "storage", Path(self.storage))  # a text will do
@@ -93,11 +94,13 @@ class Options:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One cell after a sweep. `run`: its run folder, `summary`: what it measured; None unless `state` is `done`."""
+    """One cell after a sweep. `run`: its run folder, `summary`: what it measured; None unless `state` is `done`.
+    `error`, `reason`: why it failed, for people and for programs."""
 
     cell: Cell
     state: str
     error: str | None
+    reason: Reason | None
     run: Path | None
     summary: dict[str, Any] | None
 
@@ -155,6 +158,15 @@ class Plan:
     claim: Claim | None = None
     created: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%S%z"))
     timing: Timing | None = None
+
+    def jobs(self, cells: Sequence[Cell] | None = None) -> dict[str, Job]:
+        """The jobs that cells need, by default all."""
+        cells = self.cells if cells is None else cells
+        return jobs_of(cells, share=self.options.share, stored=self.store.holder)
+
+    def job_of(self, cell: Cell) -> str:
+        """The name of the job whose result is a cell's."""
+        return cell.job_name(self.options.share)
 
     @property
     def work(self) -> Path:
@@ -218,7 +230,7 @@ def make_plan(sweep: Sweep, options: Options, *, look_only: bool = False) -> Pla
     storage = options.storage.absolute()
     base = pinned(sweep.base, gpu=gpus_per_worker(options, sweep.base) > 0)
     folder = storage / "sweeps" / checked_name(sweep.name)
-    cells = {c.stage2: c for c in [*recorded_cells(folder, base), *expand(replace(sweep, base=base))]}
+    cells = {c.key: c for c in [*recorded_cells(folder, base), *expand(replace(sweep, base=base))]}
     if not cells:
         raise ConfigError(f"sweep {sweep.name}: has no cells")
     for cell in cells.values():
@@ -228,9 +240,9 @@ def make_plan(sweep: Sweep, options: Options, *, look_only: bool = False) -> Pla
                 f"{options.workers_per_trial} workers; change it, or --workers-per-trial"
             )
     store = Store(storage)
-    schedule = Schedule(jobs_of(list(cells.values()), share=options.share).values())
-    look_up(schedule, store, look_only=look_only)
-    plan = Plan(replace(sweep, base=base), options, list(cells.values()), schedule, store, folder)
+    plan = Plan(replace(sweep, base=base), options, list(cells.values()), Schedule([]), store, folder)
+    plan.schedule.add(plan.jobs().values())
+    look_up(plan, look_only=look_only)
     if (folder / SWEEP).exists():
         plan.created = runs.read_sweep(folder)["created"]
     elif options.resume:
@@ -238,19 +250,15 @@ def make_plan(sweep: Sweep, options: Options, *, look_only: bool = False) -> Pla
     return plan
 
 
-def look_up(schedule: Schedule, store: Store, *, look_only: bool = False) -> None:
-    """Marks the jobs whose results are in the store. A stage-1 result that nothing waits for is not needed."""
+def look_up(plan: Plan, *, look_only: bool = False) -> None:
+    """Marks the jobs whose results are in the store. One that no cell waits for is to rest."""
+    jobs = list(plan.schedule.jobs.values())
     with ThreadPoolExecutor(4) as pool:  # checksums release the interpreter's lock
-        found = list(
-            pool.map(lambda p: store.find(p.job.stage, p.job.key, look_only=look_only), schedule.jobs.values())
-        )
-    for progress, path in zip(list(schedule.jobs.values()), found, strict=True):
+        found = list(pool.map(lambda p: plan.store.find(p.job.kind, p.job.key, look_only=look_only), jobs))
+    for progress, path in zip(jobs, found, strict=True):
         if path is not None:
-            schedule.done(progress.job.name, found=True)
-    wanted = {p.job.source for p in schedule.jobs.values() if p.state != "done"}
-    for name, progress in list(schedule.jobs.items()):
-        if progress.job.stage == 1 and progress.state == "waiting" and progress.job.key not in wanted:
-            del schedule.jobs[name]
+            plan.schedule.done(progress.job.name, found=True)
+    plan.schedule.rest(map(plan.job_of, plan.cells))
 
 
 def recorded_cells(folder: Path, now: TrainConfig) -> list[Cell]:
@@ -290,20 +298,28 @@ def write_record(plan: Plan) -> None:
                 "seed": cell.config.seed,
                 "method": label(cell.config),
                 "base": bases.setdefault(cell.base, len(bases)),
-                "stage1": cell.stage1,
-                "stage2": cell.stage2,
+                "key": cell.key,
+                "links": {cell.chain.last.kind: cell.key, **plan.schedule.jobs[plan.job_of(cell)].job.sources},
                 "state": outcome.state,
                 "error": outcome.error,
-                "run": str(plan.store.path(2, cell.stage2).relative_to(plan.store.storage)),
-                "stage1_run": str(plan.store.path(1, cell.stage1).relative_to(plan.store.storage)),
+                "reason": outcome.reason,
+                "job": plan.job_of(cell),
+                "run": str(plan.store.path(cell.chain.last.kind, cell.key).relative_to(plan.store.storage)),
             }
         )
     jobs = {
-        name: {"state": p.state, "found": p.found, "error": p.error, "attempts": p.attempts, **p.facts}
+        name: {
+            "state": p.state,
+            "found": p.found,
+            "error": p.error,
+            "reason": p.reason,
+            "attempts": p.attempts,
+            **p.facts,
+        }
         for name, p in plan.schedule.jobs.items()
     }
     record = {
-        "version": VERSION,
+        "version": SWEEP_VERSIONS[-1],
         "lchp": __version__,
         "name": plan.sweep.name,
         "command": sys.argv,
@@ -322,22 +338,35 @@ def outcomes_of(plan: Plan, *, summaries: bool = True) -> list[Outcome]:
     """The cells as they stand."""
     out = []
     for cell in plan.cells:
-        progress = plan.schedule.jobs[f"stage2-{cell.stage2}"]
-        path = plan.store.path(2, cell.stage2) if progress.state == "done" else None
-        summary, state, error = None, progress.state, progress.error
+        progress = plan.schedule.jobs[plan.job_of(cell)]
+        path = plan.store.path(cell.chain.last.kind, cell.key) if progress.state == "done" else None
+        summary, state, error, reason = None, progress.state, progress.error, progress.reason
         if summaries and path is not None:
             try:
                 summary = {**runs.read_summary(path)}
             except RunError as fault:  # damaged since it was published
-                path, state, error = None, "failed", str(fault)
-        out.append(Outcome(cell, state, error, path, summary))
+                path, state, error, reason = None, "failed", str(fault), "error"
+        out.append(Outcome(cell, state, error, reason, path, summary))
     return out
 
 
-def run_trials(plan: Plan, *, show_progress: bool, **hooks: Any) -> None:
-    """Runs the waiting jobs on Ray until none is left. hooks: `refill` and `changed` (see `searcher`), `scheduler` (one
-    of Tune's), `objective`, and for the display `best` and `total`."""
-    options = plan.options
+@dataclass(frozen=True)
+class Hooks:
+    """What a search adds to a sweep: `refill` gives more jobs, `changed` hears of each job with news, `scheduler` (one
+    of Tune's) stops trials by `objective`, a name among an epoch's metrics; for the display, `best` says how good the
+    best is (by default GT-Known) and `total` how many cells there will be at least."""
+
+    refill: Callable[[], list[Job]] = list
+    changed: Callable[[Progress], None] = lambda _: None
+    scheduler: Any = None
+    objective: str | None = None
+    best: Callable[[], str] | None = None
+    total: int = 0
+
+
+def run_trials(plan: Plan, hooks: Hooks | None = None, *, show_progress: bool) -> None:
+    """Runs the waiting jobs on Ray until none is left."""
+    options, hooks = plan.options, hooks or Hooks()
     gpus = gpus_per_worker(options, plan.sweep.base)
     setting = Setting(
         str(plan.store.storage),
@@ -345,19 +374,21 @@ def run_trials(plan: Plan, *, show_progress: bool, **hooks: Any) -> None:
         options.workers_per_trial,
         float(plan.sweep.base.threads),
         gpus,
-        hooks.get("objective"),
+        hooks.objective,
         None if plan.claim is None else plan.claim.mark,
     )
     runs.make_folder(plan.work)
     begin = time.perf_counter()
     display = Display(
         plan.schedule,
-        lambda: _count_cells(plan, hooks.get("total", 0)),
-        hooks.get("best", lambda: _best(plan)),
+        lambda: _count_cells(plan, hooks.total),
+        hooks.best or (lambda: _best(plan)),
         lambda p: _describe_job(plan, p),
         show_progress,
     )
-    with cluster(options.address, dashboard=setting.wrapper == "ray_train" and "scheduler" in hooks) as resources:
+    with cluster(
+        options.address, dashboard=setting.wrapper == "ray_train" and hooks.scheduler is not None
+    ) as resources:
         places = places_for(setting, options, resources)
         display.open()
         try:
@@ -425,19 +456,15 @@ class Patience:
 
     def _has_begun(self, job: str) -> bool:
         """A training takes the lock of its work folder first of all."""
-        for name in (f"{job}.lock", f"{job}-alone.lock"):
-            with contextlib.suppress(FileNotFoundError):
-                if (self.plan.work / name).stat().st_mtime >= self.begin:
-                    return True
+        with contextlib.suppress(FileNotFoundError):
+            return (self.plan.work / f"{job}.lock").stat().st_mtime >= self.begin
         return False
 
 
-def _tune(
-    plan: Plan, setting: Setting, places: int, display: Display, hooks: dict[str, Any], resources: Resources
-) -> None:
+def _tune(plan: Plan, setting: Setting, places: int, display: Display, hooks: Hooks, resources: Resources) -> None:
     from ray import tune
 
-    from lchp.harness.searcher import Faulty, StageSearcher, Tracker
+    from lchp.harness.searcher import Faulty, LinkSearcher, Tracker
     from lchp.harness.trainable import plain_trial, ray_train_trial
 
     news, due = False, 0.0  # of sweep.json: whether it is behind, and when it may be written again
@@ -463,8 +490,7 @@ def _tune(
 
     def changed(progress: Progress) -> None:
         nonlocal news, due
-        if "changed" in hooks:
-            hooks["changed"](progress)
+        hooks.changed(progress)
         news |= progress.state in ("done", "failed", "stopped")
         begin = time.monotonic()
         if news and begin >= due:
@@ -479,12 +505,12 @@ def _tune(
         setting = replace(setting, cpus=setting.cpus - 2 * DRIVER_CPU)
         trainable = tune.with_resources(ray_train_trial, {"CPU": DRIVER_CPU})
     name = f"{time.time_ns()}"
-    searcher = StageSearcher(plan.schedule, asdict(setting), kept(hooks.get("refill", list), []))
+    searcher = LinkSearcher(plan.schedule, asdict(setting), kept(hooks.refill, []))
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            scheduler=hooks.get("scheduler"),
+            scheduler=hooks.scheduler,
             num_samples=-1,
             max_concurrent_trials=places,
             reuse_actors=setting.wrapper == "plain",  # saves the import of torch
@@ -531,18 +557,18 @@ def checked_name(name: str) -> str:
 
 
 def _count_cells(plan: Plan, total: int = 0) -> tuple[int, int, int]:
-    states = [plan.schedule.jobs[f"stage2-{c.stage2}"].state for c in plan.cells]
+    states = [plan.schedule.jobs[plan.job_of(c)].state for c in plan.cells]
     return states.count("done"), states.count("failed"), max(total, len(states))
 
 
 def _best(plan: Plan) -> str:
     best: tuple[float, str] | None = None
     for cell in plan.cells:
-        progress = plan.schedule.jobs[f"stage2-{cell.stage2}"]
+        progress = plan.schedule.jobs[plan.job_of(cell)]
         if progress.state != "done":
             continue
         if "score" not in progress.facts:  # read once
-            folder = plan.store.path(2, cell.stage2)
+            folder = plan.store.path(cell.chain.last.kind, cell.key)
             progress.facts["score"] = None
             with contextlib.suppress(RunError):  # damaged meanwhile: said at the end
                 progress.facts["score"] = headline({**runs.read_summary(folder)})
@@ -555,8 +581,7 @@ def _best(plan: Plan) -> str:
 def headline(summary: dict[str, Any]) -> float | None:
     """The one figure of a progress display: GT-Known of the last result (LCHP-R's, or a compared method's) in
     center_crop; without boxes, its score (`unboxed`)."""
-    last = next(reversed(summary["results"].values()), {})
-    known = last.get("center_crop", {}).get("gt_known")
+    known = Metric(next(reversed(summary["results"])), "center_crop").of(summary)
     return known if known is not None else summary.get("unboxed", {}).get("center_crop", {}).get("score")
 
 
@@ -567,10 +592,10 @@ def describe(overrides: dict[str, Any]) -> str:
 
 def _describe_job(plan: Plan, progress: Progress) -> str:
     job = progress.job
-    of: Sequence[Cell] = [c for c in plan.cells if job.key == (c.stage1 if job.stage == 1 else c.stage2)]
+    of = [c for c in plan.cells if job.name in (plan.job_of(c), *plan.schedule.jobs[plan.job_of(c)].job.needs)]
     text = textwrap.shorten(describe(of[0].overrides), 60, placeholder=" ...") if of else job.key
     more = f" and {len(of) - 1} more" if len(of) > 1 else ""
-    return f"stage {job.stage} of {text}{more}, seed {job.config.seed}"
+    return f"{'all links' if job.alone else job.kind} of {text}{more}, seed {job.config.seed}"
 
 
 __all__ = ["Job", "Options", "Outcome", "Plan", "SweepResult", "make_plan", "run"]

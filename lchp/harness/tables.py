@@ -7,16 +7,14 @@ from typing import Any
 from tabulate import tabulate
 
 from lchp import runs
-from lchp.compared import CLASSIFICATION, epochs_after_stage1, stage1_of
 from lchp.config import PLACES, TrainConfig, show, to_flat
 from lchp.errors import RunError
+from lchp.evaluate import METRICS, RESULTS, TITLES, Metric
 from lchp.harness.cells import Cell
 from lchp.harness.limits import cpus
 from lchp.harness.sweep import Outcome, Plan, SweepResult, describe, gpus_per_worker
-from lchp.records import TITLES
-from lchp.train import probe
-
-RESULTS = ("pseudo_label", "lchp_i", "lchp_r")
+from lchp.training.chain import KINDS, STAGES, epochs_of, method_of
+from lchp.training.run import probe
 
 
 def dry_run_text(plan: Plan) -> str:
@@ -26,12 +24,30 @@ def dry_run_text(plan: Plan) -> str:
     for cell in plan.cells:
         rows.setdefault(describe(cell.overrides) + apart(cell, plan.sweep.base), []).append(cell.config.seed)
     cells = tabulate([[name, ", ".join(map(str, s))] for name, s in rows.items()], ["cell", "seeds"])
-    counts = "; ".join(
-        f"stage {s}: {plan.schedule.count(s, 'waiting')} to train, {plan.schedule.count(s, 'done')} in store"
-        for s in (1, 2)
-    )
     head = f"{len(plan.cells)} cells ({len(rows)} settings x {len(seeds)} seeds at most), storage {plan.store.storage}"
-    return f"{head}\n\n{cells}\n\n{counts}\n{estimate(plan)}"
+    return f"{head}\n\n{cells}\n\n{counts(plan)}\n{cost(plan)}\n{estimate(plan)}"
+
+
+def counts(plan: Plan) -> str:
+    """A line for each kind of link that the cells have: how many are to be trained, and how many are in the store."""
+    lines = []
+    for kind in KINDS:
+        states = [p.state for p in plan.schedule.jobs.values() for link in p.job.links if link.kind == kind]
+        if states:
+            work = "to compute" if kind in ("boxes", "labels") else "to train"
+            lines.append(f"{kind}: {states.count('waiting')} {work}, {states.count('done')} in store")
+    return "\n".join(lines)
+
+
+def cost(plan: Plan) -> str:
+    """Forward passes of one network per image of what is to be trained, and of every cell on its own (see
+    `lchp.training.chain.Link`)."""
+    jobs = plan.schedule.jobs
+    ours = sum(p.job.cost for p in jobs.values() if p.state == "waiting")
+    waiting = [c for c in plan.cells if jobs[plan.job_of(c)].state == "waiting"]
+    alone = sum(link.cost for c in waiting for link in c.chain)
+    less = f", {alone / ours:.1f} times less" if ours else ""
+    return f"cost: {ours} of {alone} forward passes per image (every cell alone){less}"
 
 
 def estimate(plan: Plan) -> str:
@@ -42,13 +58,12 @@ def estimate(plan: Plan) -> str:
         return "estimate: nothing to train"
     known = _seconds_per_epoch(plan)
     total = 0.0
-    for progress in waiting:
+    for progress in reversed(waiting):  # who comes last has most links: one try gives the times of all
         config = progress.job.config
-        missing = {stage for stage in progress.job.trainings if (stage, _kind(config)) not in known}
-        if missing and config.data.name == "parts":
-            known |= {(stage, _kind(config)): seconds for stage, seconds in probe(config).items()}
+        if config.data.name == "parts" and any(_like(config, stage) not in known for stage in progress.job.trainings):
+            known |= {_like(config, stage): took for stage, took in probe(config, progress.job.kind).items()}
         for stage, epochs in progress.job.trainings.items():
-            seconds = known.get((stage, _kind(config)))
+            seconds = known.get(_like(config, stage))
             if seconds is None:
                 work = f"{sum(p.job.epochs for p in waiting)} epochs in {len(waiting)} trainings"
                 return f"estimate: {work}; no time known yet, since no such training has finished in this storage"
@@ -61,24 +76,27 @@ def estimate(plan: Plan) -> str:
     return f"{text}; {total / 60 / places:.1f} minutes with {places} at once on this machine"
 
 
-def _kind(c: TrainConfig) -> tuple[Any, ...]:
-    networks = c.model.classifier, c.model.localizer, stage1_of(c).method.name
-    return c.data.name, c.data.image_size, c.data.root, *networks, c.device, c.precision
+def _like(c: TrainConfig, stage: str) -> tuple[Any, ...]:
+    """What the time of an epoch depends on most: equal for trainings that take about as long."""
+    alike: tuple[Any, ...] = stage, c.data.name, c.data.image_size, c.data.root, c.device, c.precision
+    alike += c.model.classifier, method_of(c).scheme.name
+    if stage in (STAGES["classifier"], STAGES["boxes"]):
+        return alike
+    return (*alike, c.model.localizer, c.refinement.labeller if stage == STAGES["refinement"] else None)
 
 
-def _seconds_per_epoch(plan: Plan) -> dict[tuple[str, Any], float]:
-    """Median over the run folders of the store, per stage and kind of training."""
-    found: dict[tuple[str, Any], list[float]] = {}
-    for path in (plan.store.storage / "store").glob("stage[12]/*/" + runs.ENVIRONMENT):
+def _seconds_per_epoch(plan: Plan) -> dict[tuple[Any, ...], float]:
+    """Median over the run folders of the store, per kind of training (see `_like`)."""
+    found: dict[tuple[Any, ...], list[float]] = {}
+    for path in (plan.store.storage / "store").glob("*/*/" + runs.ENVIRONMENT):
         try:
             seconds = runs.read_environment(path.parent).get("wall_seconds") or {}
-            c = runs.read_config(path.parent)
+            config = runs.read_config(path.parent)
         except RunError:
             continue
-        each = {CLASSIFICATION: c.initialization.epochs, **epochs_after_stage1(c)}
-        for stage, epochs in each.items():
+        for stage, epochs in epochs_of(config).items():
             if stage in seconds:
-                found.setdefault((stage, _kind(c)), []).append(seconds[stage] / epochs)
+                found.setdefault(_like(config, stage), []).append(seconds[stage] / epochs)
     return {k: statistics.median(v) for k, v in found.items()}
 
 
@@ -92,7 +110,7 @@ def closing_table(result: SweepResult) -> str:
     head = ["cell", *(TITLES[r] for r in RESULTS), "seeds", ""]
     if not any(row[-1] for row in rows):
         head, rows = head[:-1], [row[:-1] for row in rows]
-    lines = ["GT-Known (center_crop, %)", tabulate(rows, head, disable_numparse=True)]
+    lines = [f"{METRICS['gt_known']} (center_crop, %)", tabulate(rows, head, disable_numparse=True)]
     for cell in result.failed:
         lines.append(f"failed: {describe(cell.cell.overrides)}, seed {cell.seed}: {cell.error}")
     if result.failed:
@@ -117,8 +135,7 @@ def timing_line(result: SweepResult) -> str:
 
 def known(cell: Outcome, result: str) -> float | None:
     """GT-Known in center_crop of a finished cell; None without boxes."""
-    results = {} if cell.summary is None else cell.summary["results"]
-    return results.get(result, {}).get("center_crop", {}).get("gt_known")
+    return None if cell.summary is None else Metric(result, "center_crop").of(cell.summary)
 
 
 def spread(values: Sequence[float | None]) -> str:

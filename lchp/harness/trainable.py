@@ -1,4 +1,4 @@
-"""One job as a Ray Tune trial: the same `lchp.train.train`, wrapped once plainly and once in Ray Train.
+"""One job as a Ray Tune trial: `lchp.training.run.train_links`, wrapped once plainly and once in Ray Train.
 
 All that matters is on disk: a trial that is started again goes on from the last epoch in its work folder, and a result
 that another sweep has published meanwhile is taken instead of training it.
@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lchp import distributed, runs
-from lchp.config import TrainConfig
 from lchp.data import fingerprint, load
 from lchp.errors import DataError, LchpError, RunError
 from lchp.harness.cells import Job
+from lchp.harness.schedule import Reason
 from lchp.harness.storage import Store
 from lchp.locks import LOCK, Claim, HeldError, locked
+from lchp.training.chain import Kind
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -71,7 +72,8 @@ class Setting:
 
 def run_job(job: Job, setting: Setting, report: Report) -> None:
     """Trains a job and publishes its result, reporting after every epoch and once at the end, by `state`: `done`,
-    `failed` (with `error`: a fault that trying again would not mend) or `lost_source`."""
+    `failed` (with `error` and `reason`: a fault that trying again would not mend) or `lost_source` (with `lost`: the
+    jobs whose results are damaged or gone)."""
     begin = time.time()
     here = {"job": job.name, "node": socket.gethostname(), "pid": os.getpid(), "devices": _devices(), "begin": begin}
     last: dict[str, Any] = {}
@@ -86,48 +88,57 @@ def run_job(job: Job, setting: Setting, report: Report) -> None:
         report(here | _scalars(last, setting) | {"state": state, "seconds": time.time() - begin, **facts})
 
     try:
-        outcome = _train(job, setting, on_epoch, spent)
+        lost = _train(job, setting, on_epoch, spent)
     except (LchpError, OSError) as error:
         if distributed.size() > 1 or _may_pass(error):
             raise  # workers that do not agree cannot report together
-        finish("failed", error=_line(error))
+        finish("failed", error=_line(error), reason=reason_of(error))
         return
-    finish(outcome, **spent)
+    finish("lost_source", lost=",".join(lost)) if lost else finish("done", **spent)
 
 
-def _train(job: Job, setting: Setting, on_epoch: Report, spent: dict[str, float]) -> str:
-    """Returns the trial's last state; `spent` receives the training's own time, by which the harness is judged."""
-    from lchp.train import train
+def reason_of(error: Exception) -> Reason:
+    """The code of an error, for records."""
+    from lchp.loop import DivergedError
+
+    return "diverged" if isinstance(error, DivergedError) else "error"
+
+
+def _train(job: Job, setting: Setting, on_epoch: Report, spent: dict[str, float]) -> list[str]:
+    """Returns the names of the jobs whose results are lost; none where the job is done. `spent` receives the training's
+    own time, by which the harness is judged."""
+    from lchp.loop import Session
+    from lchp.training.run import train_links
 
     store = Store(Path(setting.storage))
-    # one that trains its own stage 1 cannot go on from one that does not
-    work = Path(setting.work) / (f"{job.name}-alone" if job.stage == 2 and job.source is None else job.name)
+    work = Path(setting.work) / job.name
     first = distributed.rank() == 0
     _require_claimed(setting)
     with _held(work.with_name(f"{work.name}.lock")) if first else contextlib.nullcontext():
-        if distributed.from_first(lambda: store.find(job.stage, job.key)) is not None:
-            return "done"
-        source = None
-        if job.source is not None:
-            source = distributed.from_first(lambda: store.find(1, job.source or ""))
-            if source is None:
-                return "lost_source"
+        if distributed.from_first(lambda: store.find(job.kind, job.key)) is not None:
+            return []
+        there: dict[Kind, Path | None] = distributed.from_first(
+            lambda: {kind: store.find(kind, key) for kind, key in job.sources.items()}
+        )
+        found: dict[Kind, Path] = {kind: path for kind, path in there.items() if path is not None}
+        if len(found) < len(there):
+            return [name for name, kind in zip(job.needs, job.sources, strict=True) if kind not in found]
         if first and (changed := _changed_data(job)) is not None:
             raise changed
-        resume = distributed.from_first(lambda: _can_resume(work, job.config))
+        resume = distributed.from_first(lambda: _can_resume(work, job))
         if first:
             work.mkdir(exist_ok=True)  # not those above it: the storage may be gone
-        stage: Any = "init" if job.stage == 1 else "both" if source is None else "refine"
         begin = time.perf_counter()
-        train(job.config, on_epoch, output=work, stage=stage, source=source, resume=resume)
+        session = Session(job.config.seed, resume, on_epoch=on_epoch, show_progress=False)
+        train_links(job.config, work, session, last=job.kind, found=found)
         spent["train_seconds"] = time.perf_counter() - begin
         if first:
             _require_claimed(setting)
             if (changed := _changed_data(job)) is not None:
                 shutil.rmtree(work, ignore_errors=True)  # trained on neither
                 raise changed
-            store.publish(work, job.stage, job.key)
-    return "done"
+            store.publish(work, job.kind, job.key)
+    return []
 
 
 def _require_claimed(setting: Setting) -> None:
@@ -139,7 +150,7 @@ def _require_claimed(setting: Setting) -> None:
 def _changed_data(job: Job) -> DataError | None:
     """The error to raise where the files of the data set are not those that the job's key was made of: its result would
     be found by those who ask for another's. Raises DataError where they cannot be read."""
-    if job.data is None or job.config.data.root is None:  # generated
+    if job.config.data.root is None:  # generated
         return None
     now = fingerprint(load(job.config.data), job.config.data.cache)
     if now == job.data:
@@ -176,14 +187,17 @@ def _held(lock: Path) -> Iterator[None]:
         yield
 
 
-def _can_resume(work: Path, config: TrainConfig) -> bool:
-    """Whether a work folder holds a beginning of this training. One that cannot be used is cleared away."""
+def _can_resume(work: Path, job: Job) -> bool:
+    """Whether a work folder holds a beginning of this training. One that cannot be used is cleared away, or that was
+    begun when other results were there to be taken."""
     from lchp.checkpoints import previous
 
     if not work.exists():
         return False
     try:
-        if runs.read_config(work) == config:
+        begun = runs.read_environment(work).get("links", {}) if (work / runs.ENVIRONMENT).exists() else {}
+        taken = {kind for kind, place in begun.items() if place["run"] is not None}
+        if runs.read_config(work) == job.config and (not begun or taken == job.sources.keys()):
             runs.read_metrics(work)
             there = set((work / runs.CHECKPOINTS).glob("*.pt"))
             newest = there - {previous(c) for c in there}
@@ -206,8 +220,8 @@ def _intact(checkpoint: Path) -> bool:
 
 
 def _scalars(metrics: dict[str, Any], setting: Setting) -> dict[str, Any]:
-    """An epoch's metrics as reported to Tune. The objective is there in stage 2 only, and not in its last epoch, so
-    that a scheduler which stops bad trials by it leaves stage 1 and finished trainings alone."""
+    """An epoch's metrics as reported to Tune. The objective is there in a refinement only, and not in its last epoch,
+    so that a scheduler which stops bad trials by it leaves other links and finished trainings alone."""
     names = ("stage", "epoch", "epochs", "images_per_second")
     out = {f"train_{k}": metrics[k] for k in names if k in metrics}
     last = "epochs" in metrics and metrics["epoch"] == metrics["epochs"]
@@ -258,7 +272,9 @@ def ray_train_trial(config: dict[str, Any]) -> None:
         mistakes = [e for e in failures if isinstance(e, (LchpError, OSError)) and not _may_pass(e)]
         if not mistakes:
             raise
-        tune.report({"job": job.name, "state": "failed", "error": _line(mistakes[0])})
+        mistake = mistakes[0]
+        report = {"job": job.name, "state": "failed", "error": _line(mistake), "reason": reason_of(mistake)}
+        tune.report(report)
 
 
 def _worker(config: dict[str, Any]) -> None:
