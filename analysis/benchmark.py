@@ -29,18 +29,25 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler
 
 from lchp.augment import crop, general_view, sample_general, sample_strong, strong_view
+from lchp.batch import Batch, Step
 from lchp.cli import guarded, parse
 from lchp.config import TrainConfig, override
 from lchp.data.base import Split
-from lchp.data.images import Batch, Images, batches, open_images
+from lchp.data.images import Batch as Stored
+from lchp.data.images import Images, batches, open_images
 from lchp.devices import autocast, describe, peak_memory_mb, prepare, resolve_device, resolve_precision
 from lchp.errors import ConfigError
-from lchp.inference import to_float
+from lchp.frames import to_float
+from lchp.loop import Training, take_step
+from lchp.methods.lchp import teach
+from lchp.networks import Classifier, Localizer
 from lchp.pseudo import algorithm_1, attention_boxes, update_teacher
 from lchp.runs import write_json
-from lchp.stages import Networks, initialization_step, padding, predict_boxes, refinement_step
+from lchp.stages import Labels, label_views, localizer_step, padding, predict_boxes, refinement_step
 from lchp.targets import json_of, require_file
-from lchp.train import build
+from lchp.training.chain import chain_of
+from lchp.training.links import build
+from lchp.view_table import Boxes, ViewTable
 
 CUB = 5994
 """Training images of CUB-200-2011."""
@@ -137,6 +144,19 @@ def draw_jpegs(folder: Path, count: int, classes: int) -> Split:
 
 
 @dataclass(frozen=True)
+class Networks:
+    """The networks of both stages in training mode, the classifier's step (Eq. 2) and what follows it (Eq. 7), and the
+    pseudo boxes that it notes."""
+
+    classifier: Classifier
+    teacher: Classifier
+    localizer: Localizer
+    boxes: ViewTable
+    step: Step
+    updated: Callable[[], None]
+
+
+@dataclass(frozen=True)
 class Bench:
     """What is measured on: the config, the device, the images and a batch of them."""
 
@@ -152,23 +172,24 @@ class Bench:
         order = torch.randperm(len(self.split), generator=torch.Generator().manual_seed(n))
         return order[: self.flags.batch_size].tolist()
 
-    def views(self, n: int) -> tuple[Tensor, Tensor]:
-        """lchp's batch n, from its cache: images B x 3 x S x S in [0, 1] and class ids."""
+    def views(self, n: int) -> Batch:
+        """lchp's batch n, from its cache."""
         return self.seen(self.images.batch(self.index(n)), n)
 
-    def stream(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def stream(self) -> Iterator[Batch]:
         """lchp's batches one after the other without end, as its trainings take them: on a GPU pinned, a step ahead."""
         order = (self.index(n) for n in count())
         source = batches(self.images, list(islice(order, 10_000)), workers=0, pin=self.device.type == "cuda")
         yield from (self.seen(batch, n) for n, batch in enumerate(source))
 
-    def seen(self, batch: Batch, n: int) -> tuple[Tensor, Tensor]:
+    def seen(self, batch: Stored, n: int) -> Batch:
         """General views of a batch, on the device."""
         data = self.config.data
         offsets, flip = sample_general(len(batch.index), data.resize, data.image_size, generator(n))
         pixels = batch.images.to(self.device, non_blocking=True)
         view = to_float(general_view(pixels, offsets, flip, data.image_size))
-        return view, batch.labels.to(self.device, non_blocking=True)
+        labels, index = (t.to(self.device, non_blocking=True) for t in (batch.labels, batch.index))
+        return Batch(view, labels, generator(n), index=index)
 
     def plain_stream(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The straightforward batches without end: decoded by a DataLoader's workers where there are any."""
@@ -185,14 +206,36 @@ class Bench:
         return autocast(self.device, self.precision)
 
     def networks(self) -> Networks:
-        """Networks of lchp's side, in training mode."""
-        nets = build(self.config, self.flags.classes, self.device)
-        nets.classifier.train()
-        nets.localizer.train()
+        """Networks of lchp's side."""
+        nets = build(chain_of(self.config, ""), self.flags.classes, self.device)
+        classifier, localizer = nets.classifier.train(), nets.localizer.train()
+        teaching = teach(classifier, self.config, len(self.split))
+        teacher, boxes = (teaching.modules[name].to(self.device) for name in ("teacher", "boxes"))
+        assert isinstance(teacher, Classifier)
+        assert isinstance(boxes, ViewTable)
         if self.flags.compile:
-            for net in (nets.classifier, nets.teacher, nets.localizer):
+            for net in (classifier, teacher, localizer):
                 net.compile()
-        return nets
+        return Networks(classifier, teacher, localizer, boxes, teaching.step, teaching.updated)
+
+    def trained(
+        self, net: nn.Module, step: Step, *, fp32: bool = False, updated: Callable[[], object] = lambda: None
+    ) -> "Ours":
+        """A step as lchp's loop takes it; the loss."""
+        training = Training(
+            "bench",
+            1,
+            self.flags.batch_size,
+            {"network": net},
+            step,
+            lambda *_: (),
+            "network",
+            self.optimizer(net),
+            autocast=nullcontext if fp32 else self.amp,
+            updated=updated,
+        )
+        forward: Any = lambda part, epoch: step(net, part, epoch)  # noqa: E731
+        return lambda batch: take_step(training, forward, batch, 0)["loss"]
 
     def optimizer(self, net: nn.Module, **more: Any) -> torch.optim.SGD:
         """SGD as lchp's, at a rate that changes next to nothing while it is timed."""
@@ -261,30 +304,51 @@ def check_that_both_agree(bench: Bench) -> str:
     said = "boxes of attention agree to 1e-3 px, of strong views to 1e-4"
     if not wants_steps(bench.flags):
         return said
-    views = bench.views(0)
-    losses = [float(step(bench, bench.networks(), fp32=True)(*views)) for step in (ours_stage1, plain_stage1)]
+    batch, nets = bench.views(0), bench.networks()
+    steps = (ours_classifier(bench, nets, fp32=True), ours_localizer(bench, nets, fp32=True))
+    plain = plain_stage1(bench, bench.networks())
+    losses = [sum(float(step(batch)) for step in steps), float(plain(batch.images, batch.labels))]
     # masked images come in the same batch here and in one of their own there, which the classifier's BatchNorm sees
     assert abs(losses[0] - losses[1]) < 0.1 * losses[1], f"L_init is {losses[0]:.4f} here and {losses[1]:.4f} there"
     return f"{said}; L_init of the first batch {losses[0]:.4f} and {losses[1]:.4f}"
 
 
-Step = Callable[[Tensor, Tensor], float]
+Ours = Callable[[Batch], Tensor]
+Plain = Callable[[Tensor, Tensor], Tensor]
 
 
-def ours_stage1(bench: Bench, nets: Networks, *, fp32: bool = False) -> Step:
-    """lchp's stage 1."""
-    optimizers = (bench.optimizer(nets.classifier), bench.optimizer(nets.localizer))
-    amp = nullcontext() if fp32 else bench.amp()
-    config = bench.config.initialization
-    return lambda x, y: initialization_step(nets, optimizers, x, y, config, amp)["loss"]  # pyright: ignore
+def ours_classifier(bench: Bench, nets: Networks, *, fp32: bool = False) -> Ours:
+    """lchp's stage 1: the classifier, with its teacher."""
+    return bench.trained(nets.classifier, nets.step, fp32=fp32, updated=nets.updated)
 
 
-def plain_stage1(bench: Bench, nets: Networks, *, fp32: bool = True) -> Step:
+def ours_localizer(bench: Bench, nets: Networks, *, fp32: bool = False) -> Ours:
+    """lchp's stage 1: the localizer, on the boxes that the classifier's training noted."""
+    boxes, alpha = Boxes(nets.boxes, whole=False), bench.config.initialization.alpha
+
+    def step(net: nn.Module, batch: Batch, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
+        index, frame = batch.index, batch.frame
+        return localizer_step(net, batch, *boxes.of(index, epoch, frame), alpha)  # pyright: ignore
+
+    return bench.trained(nets.localizer, step, fp32=fp32)
+
+
+def ours_stage1(bench: Bench, nets: Networks) -> Callable[[Iterator[Batch]], None]:
+    """lchp's stage 1 on batches of a stream: the two trainings, each of which reads its own batch."""
+    classifier, localizer = ours_classifier(bench, nets), ours_localizer(bench, nets)
+
+    def step(stream: Iterator[Batch]) -> None:
+        classifier(next(stream))
+        localizer(next(stream))
+
+    return step
+
+
+def plain_stage1(bench: Bench, nets: Networks) -> Plain:
     """The straightforward stage 1."""
     first = bench.config.initialization
     optimizers = [bench.optimizer(n, fused=False) for n in (nets.classifier, nets.localizer)]
-    assert fp32
-    return lambda x, y: baseline.initialization_step(  # pyright: ignore
+    return lambda x, y: baseline.initialization_step(
         nets.classifier,
         nets.teacher,
         nets.localizer,
@@ -307,31 +371,34 @@ def plain_networks(bench: Bench) -> Networks:
     return nets
 
 
-def ours_stage2(bench: Bench, nets: Networks) -> Step:
+def ours_stage2(bench: Bench, nets: Networks) -> Ours:
     """lchp's stage 2, with the localizer's own labels."""
-    optimizer, config = bench.optimizer(nets.localizer), bench.config.refinement
-    beta = bench.config.initialization.beta
-    nets.classifier.eval().requires_grad_(False)
+    config, localizer, classifier = bench.config.refinement, nets.localizer, nets.classifier
+    classifier.eval().requires_grad_(False)
     numbers = count()
 
-    def step(x: Tensor, _: Tensor) -> float:
-        strong = sample_strong(len(x), config, generator(next(numbers)))
-        return refinement_step(nets, optimizer, x, strong, config, beta, bench.amp())["loss"]  # pyright: ignore
+    def step(net: nn.Module, batch: Batch, _: int) -> tuple[Tensor, dict[str, Tensor]]:
+        def label(batch: Batch) -> Labels:
+            return label_views(localizer, classifier, batch.images, config)
 
-    return step
+        strong = sample_strong(len(batch), config, generator(next(numbers)))
+        return refinement_step(net, replace(batch, strong=strong), label, config, localizer.mean)
+
+    return bench.trained(localizer, step)
 
 
-def plain_stage2(bench: Bench, nets: Networks) -> Step:
+def plain_stage2(bench: Bench, nets: Networks) -> Plain:
     """The straightforward stage 2."""
     optimizer, tau = bench.optimizer(nets.localizer, fused=False), bench.config.refinement.tau
     nets.classifier.eval().requires_grad_(False)
-    return lambda x, _: baseline.refinement_step(nets.classifier, nets.localizer, optimizer, x, tau)  # pyright: ignore
+    return lambda x, _: baseline.refinement_step(nets.classifier, nets.localizer, optimizer, x, tau)
 
 
 def parts(bench: Bench) -> dict[str, dict[str, Callable[[], Any]]]:
     """The pieces of each of lchp's steps, on ready tensors; the networks' passes are those of `network`."""
     nets, first, second = bench.networks(), bench.config.initialization, bench.config.refinement
-    x, y = bench.views(0)
+    batch = bench.views(0)
+    x, y = batch.images, batch.labels
     both, strong = torch.cat([x, x]), sample_strong(len(x), second, generator(0))
     with torch.no_grad(), bench.amp():
         a = nets.teacher(x).attention(first.attention)
@@ -355,7 +422,7 @@ def parts(bench: Bench) -> dict[str, dict[str, Callable[[], Any]]]:
             net(images)
         net.train(training)
 
-    def teach() -> None:
+    def ask_teacher() -> None:
         look(nets.teacher, x)
         look(nets.teacher, x)
 
@@ -367,11 +434,11 @@ def parts(bench: Bench) -> dict[str, dict[str, Callable[[], Any]]]:
 
     train_classifier()
     train_localizer()  # the optimizers need gradients
-    fill, stream = padding(nets.localizer, second), bench.stream()
+    fill, stream = padding(nets.localizer.mean, second), bench.stream()
     return {
         "stage1": {
-            "data": lambda: next(stream),
-            "teacher": teach,
+            "data, for each of the two trainings": lambda: (next(stream), next(stream)),
+            "teacher": ask_teacher,
             "boxes and masks": lambda: algorithm_1(lambda _: a, x, first, nets.teacher.mean),
             "classifier": train_classifier,
             "localizer": train_localizer,
@@ -404,7 +471,7 @@ def measure(bench: Bench) -> dict[str, Any]:
     out |= {"threads": torch.get_num_threads(), "seconds": {}, "spread": {}, "parts": {}, "memory_mb": {}}
     size, first, second = flags.size, bench.config.initialization, bench.config.refinement
     attention = (torch.rand(flags.batch_size, 28, 28, generator=generator(1)) ** 4).to(device)
-    strong, x = sample_strong(flags.batch_size, second, generator(2)), bench.views(0)[0]
+    strong, x = sample_strong(flags.batch_size, second, generator(2)), bench.views(0).images
     boxes, black = torch.tensor([[0.2, 0.2, 0.8, 0.8]]).expand(flags.batch_size, 4), torch.zeros(3)
     stream, plain_stream = bench.stream(), bench.plain_stream()
     pairs: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
@@ -423,8 +490,8 @@ def measure(bench: Bench) -> dict[str, Any]:
         # networks in PyTorch's default layout, and never compiled
         plain1, plain2 = plain_stage1(bench, plain_networks(bench)), plain_stage2(bench, plain_networks(bench))
         pairs |= {
-            "stage1_step": (lambda: stage1(*next(stream)), lambda: plain1(*next(plain_stream))),
-            "stage2_step": (lambda: stage2(*next(stream)), lambda: plain2(*next(plain_stream))),
+            "stage1_step": (lambda: stage1(stream), lambda: plain1(*next(plain_stream))),
+            "stage2_step": (lambda: stage2(next(stream)), lambda: plain2(*next(plain_stream))),
         }
     for name, bodies in pairs.items():
         if flags.only and name not in flags.only:

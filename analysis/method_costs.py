@@ -3,8 +3,8 @@
 python analysis/method_costs.py                                     # CPU: MobileNetV2 at 160 px; a few minutes
 python analysis/method_costs.py --device cuda --backbone inception_v3 --size 448
 
-LCHP's is its whole stage 1, localizer included. Methods that share a scheme share its classifier: CAM, Grad-CAM,
-LayerCAM, InfoCAM and PSOL cost what plain classification does.
+LCHP's is its whole stage 1: classifier, teacher and localizer. Methods that share a scheme share its classifier: CAM,
+Grad-CAM, LayerCAM, InfoCAM and PSOL cost what plain classification does.
 """
 
 import statistics
@@ -12,36 +12,36 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import benchmark
 from tabulate import tabulate
-from torch import nn
+from torch import Tensor, nn
 
+from lchp.batch import Batch
 from lchp.cli import guarded, parse
-from lchp.compared import build_classifier
-from lchp.methods import METHODS, Batch, Method
+from lchp.config import override
+from lchp.methods import METHODS, Method
+from lchp.methods.base import Loss
 from lchp.runs import write_json
 from lchp.targets import json_of, require_file
+from lchp.training.chain import chain_of
+from lchp.training.links import build
 
 
-def step_of(bench: benchmark.Bench, found: Method) -> Callable[[], Any]:
+def step_of(bench: benchmark.Bench, found: Method, loss: Loss) -> Callable[[], Any]:
     """A step of the method's classifier on one ready batch."""
-    classifier: nn.Module = build_classifier(bench.config, found, bench.flags.classes)
-    classifier.to(bench.device).train()
-    optimizer = bench.optimizer(classifier)
-    images, labels = bench.views(0)
-    batch = Batch(images, labels, benchmark.generator(0), 0.5)
+    chain = chain_of(override(bench.config, {"method.name": found.name}), "")
+    classifier = build(chain, bench.flags.classes, bench.device).classifier.train()
+    batch = replace(bench.views(0), progress=0.5)
 
-    def step() -> None:
-        with bench.amp():
-            loss = found.scheme.loss(classifier, batch)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+    def step(net: nn.Module, batch: Batch, _: int) -> tuple[Tensor, dict[str, Tensor]]:
+        return loss(net, batch), {}
 
-    return step
+    trained = bench.trained(classifier, step)
+    return lambda: trained(batch)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,12 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         flags: benchmark.Flags = parse(benchmark.Flags, arguments, "method_costs.py")
         if flags.json:
             require_file(flags.json, "json", json_of("plain", "lchp"), "result of this script")
-        schemes = {m.scheme.name: m for m in METHODS.values()}
+        schemes = {m.scheme.name: (m, m.scheme.loss) for m in METHODS.values() if m.scheme.teach is None}
         names = ["plain", *sorted(schemes.keys() - {"plain"})]
         with tempfile.TemporaryDirectory() as folder:
             bench = benchmark.open_bench(replace(flags, images=max(flags.images, flags.batch_size)), Path(folder))
             stage1, view = benchmark.ours_stage1(bench, bench.networks()), bench.views(0)
-            bodies = [*(step_of(bench, schemes[name]) for name in names), lambda: stage1(*view)]
+            bodies = [*(step_of(bench, *schemes[name]) for name in names), lambda: stage1(repeat(view))]
             times = benchmark.in_turns(bench, *bodies)
         plain = times[0].seconds
         ratios = {

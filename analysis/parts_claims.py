@@ -75,7 +75,7 @@ def run_cell(cell: Cell, storage: Path) -> str:
 
 
 def _train(config: TrainConfig, run: Path, stage: Any, source: Path | None) -> None:
-    from lchp.train import train  # torch, in the worker only
+    from lchp.training.run import train  # torch, in the worker only
 
     done = (run / runs.SUMMARY).exists()
     if done and runs.read_config(run) == config:

@@ -89,7 +89,7 @@ def drive(config: TrainConfig, cells: int, storage: Path, kill_every: float | No
 
     def watch() -> None:
         while not done.wait(1.0):
-            finished = len(list((storage / "store" / "stage2").glob("*/DONE")))
+            finished = len(list((storage / "store" / "refinement").glob("*/DONE")))
             memory = int(Path("/proc/self/statm").read_text().split()[1]) * page
             seen.append(Watched(memory, len(os.listdir("/proc/self/fd")), finished / cells))
 
@@ -108,7 +108,7 @@ def drive(config: TrainConfig, cells: int, storage: Path, kill_every: float | No
         threads.append(threading.Thread(target=kill, args=(kill_every,), daemon=True))
     for thread in threads:
         thread.start()
-    # two of stage 1, so that two workers start together
+    # two classifiers, so that two workers start together
     fields = [{"initialization.delta": (0.3, 0.5)[n % 2], "refinement.tau": round(n / cells, 6)} for n in range(cells)]
     begin = time.perf_counter()
     # a training of one epoch shows no progress that would start the count anew
@@ -154,14 +154,16 @@ def training_processes(storage: Path) -> list[int]:
 def check(result: Any, cells: int) -> list[str]:
     """What is wrong with a sweep's records; nothing, it is hoped."""
     from lchp.harness.storage import Store
+    from lchp.training.chain import KINDS
 
     faults = [f"{c.cell.overrides}: {c.state} ({c.error})" for c in result.cells if c.state != "done"]
     faults += [f"{len(result.cells)} cells instead of {cells}"] if len(result.cells) != cells else []
     store = Store(result.storage)
     for cell in result.cells:
-        for stage, key in ((1, cell.cell.stage1), (2, cell.cell.stage2)):
-            if store.find(stage, key, look_only=True) is None:
-                faults.append(f"{store.path(stage, key)}: missing or damaged")
+        chain = cell.cell.chain
+        for end in (*(chain.until(link.kind) for link in chain.links[:-1]), chain):
+            if store.find(end.last.kind, end.record, look_only=True) is None:
+                faults.append(f"{store.path(end.last.kind, end.record)}: missing or damaged")
         if cell.run is None:
             continue
         computed = summarize(read_predictions(cell.run))
@@ -169,8 +171,8 @@ def check(result: Any, cells: int) -> list[str]:
             faults.append(f"{cell.run}: its summary is not that of its predictions")
     left = {p.name for p in result.folder.iterdir()} - {"sweep.json", "lock"}
     faults += [f"{result.folder / name}: left over" for name in sorted(left)]
-    stages = [result.storage / "store" / f"stage{stage}" for stage in (1, 2)]
-    faults += [f"{p}: left over" for folder in stages for p in folder.rglob(".*")]
+    kinds = [result.storage / "store" / kind for kind in KINDS]
+    faults += [f"{p}: left over" for folder in kinds for p in folder.rglob(".*")]
     if (result.storage / "store" / "damaged").exists():
         faults.append(f"{result.storage}: has damaged results")
     return faults
@@ -180,12 +182,12 @@ def compare(result: Any, config: TrainConfig, hit: set[str], storage: Path) -> l
     """Cells whose predictions differ by a bit from those of an undisturbed sweep: of `SAMPLE`, first those hit."""
     from lchp.harness import Options, Sweep, run
 
-    order = sorted(result.cells, key=lambda c: f"stage2-{c.cell.stage2}" not in hit)
-    wanted = {c.cell.stage2: c.run for c in order[:SAMPLE] if c.run is not None}
+    order = sorted(result.cells, key=lambda c: c.cell.job_name(True) not in hit)
+    wanted = {c.cell.key: c.run for c in order[:SAMPLE] if c.run is not None}
     again = run(Sweep(NAME, config, [c.cell.overrides for c in order[:SAMPLE]]), Options(storage))
     faults = []
     for cell in again.cells:
-        run_folder = wanted.get(cell.cell.stage2)
+        run_folder = wanted.get(cell.cell.key)
         if cell.run is None or run_folder is None:
             faults.append(f"{cell.cell.overrides}: cannot be compared")
         elif (cell.run / runs.PREDICTIONS).read_bytes() != (run_folder / runs.PREDICTIONS).read_bytes():

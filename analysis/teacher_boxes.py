@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -26,14 +26,15 @@ from lchp.cli import guarded, parse
 from lchp.config import InitializationConfig, override
 from lchp.context import Context, open_context
 from lchp.data.images import batches, in_order
-from lchp.errors import ConfigError
-from lchp.evaluate import FRAMES, best_iou, ground_truth, hits, percent
-from lchp.inference import see
+from lchp.errors import ConfigError, RunError
+from lchp.evaluate import best_iou, gt_known
+from lchp.frames import FRAMES, Frame
 from lchp.networks import Classifier, ClassifierOutput
-from lchp.pseudo import algorithm_1
-from lchp.runs import CHECKPOINTS, read_config, stage1_folder, write_atomically
+from lchp.pseudo import algorithm_1, make_teacher
+from lchp.runs import CHECKPOINTS, link_folder, read_config, write_atomically
 from lchp.targets import holding, require_file
-from lchp.train import INITIALIZATION, build
+from lchp.training.chain import STAGES, method_of
+from lchp.training.links import build_classifier
 
 CHOICES = ("attention", "normalization", "second_pass")
 
@@ -71,14 +72,14 @@ def variants(flags: Flags, own: InitializationConfig) -> list[InitializationConf
 
 @torch.inference_mode()
 def boxes(
-    teacher: Classifier, context: Context, frame: str, configs: Sequence[InitializationConfig]
+    teacher: Classifier, context: Context, frame: Frame, configs: Sequence[InitializationConfig]
 ) -> list[np.ndarray]:
     """Per config: L_r and the merged box of every test image, N x 2 x 4 fractions of the frame."""
     found: list[list[Tensor]] = [[] for _ in configs]
     data = context.config.data
     order = in_order(len(context.test), context.config.evaluation.batch_size)
     for batch in batches(context.test, order, workers=data.workers, pin=False):
-        images = see(batch.images.to(context.device), frame, data.image_size)
+        images = frame.see(batch.images.to(context.device))
         with context.autocast:
             raw = teacher(images)  # seen once for all configs
             for config, out in zip(configs, found, strict=True):
@@ -96,6 +97,9 @@ def _attend(teacher: Classifier, source: str, seen: dict[int, ClassifierOutput])
 def score(run: Path, flags: Flags) -> pd.DataFrame:
     """The rows: choices, delta, frame, one_pass, merged and gain (percent). Raises an LchpError."""
     config = read_config(run)
+    found = method_of(config)
+    if found.boxes != "teacher":
+        raise RunError(f"{run}: a run of {found.title}, which has no teacher")
     places = {"data.root": str(flags.data_root)} if flags.data_root else {}
     config = override(
         config, {"model.pretrained": False, "model.weights_dir": None, "threads": flags.threads, **places}
@@ -107,16 +111,16 @@ def score(run: Path, flags: Flags) -> pd.DataFrame:
     split = context.test.split
     if split.boxes is None:
         raise ConfigError(f"{run}: its test images have no boxes to score by")
-    teacher = build(config, len(context.dataset.class_names), context.device).teacher
-    checkpoint = load_checkpoint(stage1_folder(run) / CHECKPOINTS / f"{INITIALIZATION}.pt")
+    classifier: Any = build_classifier(config, found, len(context.dataset.class_names))
+    teacher = make_teacher(classifier).to(device=context.device, memory_format=torch.channels_last)
+    checkpoint = load_checkpoint(link_folder(run, "classifier") / CHECKPOINTS / f"{STAGES['classifier']}.pt")
     teacher.load_state_dict(checkpoint["modules"]["teacher"])
-    teacher.eval()
     rows = []
-    for frame in FRAMES:
-        truth = ground_truth(split.boxes, context.test.sizes(), frame, crop=config.data.image_size / config.data.resize)
+    for frame in (Frame.of(name, config.data) for name in FRAMES):
+        truth = frame.truth(split.boxes, context.test.sizes())
         for c, b in zip(configs, boxes(teacher, context, frame, configs), strict=True):
-            one, merged = (percent(hits(best_iou(b[:, i], truth))) for i in range(2))
-            rows.append([*(getattr(c, name) for name in CHOICES), c.delta, frame, one, merged, merged - one])
+            one, merged = (gt_known(best_iou(b[:, i], truth)) for i in range(2))
+            rows.append([*(getattr(c, name) for name in CHOICES), c.delta, frame.name, one, merged, merged - one])
     return pd.DataFrame(rows, columns=[*CHOICES, "delta", "frame", "one_pass", "merged", "gain"]).round(2)
 
 

@@ -21,15 +21,15 @@ import benchmark
 import torch
 import tyro
 from tabulate import tabulate
-from torch import Tensor
 
-from lchp.augment import crop, sample_strong, strong_view
+from lchp.augment import sample_strong, strong_view
+from lchp.batch import Batch
 from lchp.cli import guarded, parse
 from lchp.errors import ConfigError
-from lchp.losses import confidence, is_visible, refinement_loss
+from lchp.losses import is_visible, refinement_loss
 from lchp.networks import Localizer
 from lchp.runs import write_json
-from lchp.stages import Networks, padding, predict_boxes
+from lchp.stages import label_views, padding
 from lchp.targets import json_of, require_file
 
 
@@ -71,12 +71,12 @@ def _train(flags: benchmark.Flags, folder: Path, seconds: float, barrier: Any, r
     bench = benchmark.open_bench(flags, folder)
     step = benchmark.ours_stage2(bench, bench.networks())
     for n in range(3):
-        step(*bench.views(n))
+        step(bench.views(n))
     benchmark.wait(bench.device)
     barrier.wait(timeout=600)  # one that died before it breaks it for the others
     steps, begin = 0, time.perf_counter()
     while time.perf_counter() - begin < seconds:
-        step(*bench.views(steps))
+        step(bench.views(steps))
         steps += 1
         benchmark.wait(bench.device)
     results.put(steps * flags.batch_size / (time.perf_counter() - begin))
@@ -91,10 +91,10 @@ def one_process(flags: Flags, n: int, folder: Path) -> float:
     students = [bench.networks().localizer for _ in range(n)]
     optimizers = [bench.optimizer(student) for student in students]
     for k in range(3):
-        _shared_step(bench, nets, labeller, students, optimizers, *bench.views(k), k)
+        _shared_step(bench, nets, labeller, students, optimizers, bench.views(k), k)
     steps, begin = 0, time.perf_counter()
     while time.perf_counter() - begin < flags.seconds:
-        _shared_step(bench, nets, labeller, students, optimizers, *bench.views(steps), steps)
+        _shared_step(bench, nets, labeller, students, optimizers, bench.views(steps), steps)
         steps += 1
         benchmark.wait(bench.device)
     return n * steps * flags.bench.batch_size / (time.perf_counter() - begin)
@@ -102,23 +102,21 @@ def one_process(flags: Flags, n: int, folder: Path) -> float:
 
 def _shared_step(
     bench: benchmark.Bench,
-    nets: Networks,
+    nets: benchmark.Networks,
     labeller: Localizer,
     students: Sequence[Localizer],
     optimizers: Sequence[torch.optim.Optimizer],
-    i_r: Tensor,
-    _: Tensor,
+    batch: Batch,
     n: int,
 ) -> None:
-    config = bench.config.refinement
+    config, i_r = bench.config.refinement, batch.images
     strong = sample_strong(len(i_r), config, benchmark.generator(n))
     with torch.no_grad(), bench.amp():
-        b = predict_boxes(labeller, i_r)
-        p = confidence(nets.classifier(crop(i_r, b)).logits)
-        target = strong.axis_map().to(i_r.device).boxes(b).clamp(0, 1)
-        view = strong_view(i_r, strong, padding(labeller, config), config.augmenter)
+        labels = label_views(labeller, nets.classifier, i_r, config)
+        target = strong.axis_map().to(i_r.device).boxes(labels.b).clamp(0, 1)
+        view = strong_view(i_r, strong, padding(labeller.mean, config), config.augmenter)
     for k, (student, optimizer) in enumerate(zip(students, optimizers, strict=True)):
-        weight = ((p > k / len(students)) & is_visible(target)).float()  # a tau of its own
+        weight = ((labels.confidence > k / len(students)) & is_visible(target)).float()  # a tau of its own
         with bench.amp():
             loss = refinement_loss(student(view), target, weight)
         loss.backward()

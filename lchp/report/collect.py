@@ -1,7 +1,7 @@
 """Run folders to one pandas table. Reads config.json, summary.json, environment.json and sweep.json; predictions never.
 
-A storage is a sweep's (STORAGE/store/stage2/KEY), a folder of run folders, or a run folder itself. What cannot be read
-is named in `problems` and left out; nothing is guessed.
+A storage is a sweep's (STORAGE/store/KIND/KEY), a folder of run folders, or a run folder itself. What cannot be read is
+named in `problems` and left out; nothing is guessed.
 """
 
 import math
@@ -18,23 +18,25 @@ import pandas as pd
 
 from lchp.config import MEANING_BEFORE, field_types, flatten, from_dict, suggest, to_flat
 from lchp.errors import ConfigError, RunError
-from lchp.evaluate import RESULTS
 from lchp.records import TITLES
+from lchp.report.depends import kinds, result_of, results
 from lchp.runs import (
     CONFIG,
+    KINDS,
     PREDICTIONS,
     SUMMARY,
     SWEEP,
+    Kind,
     read_done,
     read_environment,
     read_json,
     read_summary,
     read_sweep,
 )
-from lchp.schema import Environment, SummaryFields, SweepCell, is_figure
+from lchp.schema import Environment, SummaryFields, SweepCell, SweepFields, cell_job, cell_key, is_figure
 
-DIVERGED = "training diverged"
-"""What the error of a training says whose loss or weights became infinite (`lchp.loop.DivergedError`)."""
+OF_LINKS = ("boxes", "localizer", "refinement", "stage2")
+"""Folders of a store that hold runs: those of links with a result of their own, and what older stores have."""
 
 ORIGIN = ("folder", "storage", "key", "version", "date", "git_revision", "data_fingerprint", "recipe", "classes")
 """Columns of `Records.runs` that are neither config nor figures. date: ISO 8601, UTC; None where nothing recorded it.
@@ -54,21 +56,15 @@ OF_COMPARED = {
 """What the results of a compared method are, in words that follow each other."""
 
 
-def result_of(flat: Mapping[str, Any]) -> str:
-    """The result that a finished run of a config (by dotted name) is about: its last."""
-    if flat["method.name"] == "lchp" or flat["method.refine"]:
-        return "lchp_r"
-    return "lchp_i" if flat["method.localizer"] else "pseudo_label"
-
-
-def method_of(environment: Environment) -> str:
-    """The row of a run in Tables 1 and 2, of its environment.json."""
+def title_of(environment: Environment) -> str:
+    """The row of a run in Tables 1 and 2, of its environment.json; older ones, which do not say, are all LCHP's."""
     return _text(environment.get("method")) or "LCHP"
 
 
 @dataclass(frozen=True)
 class SweepRecord:
-    """One sweep.json. command: as typed; states: stage-2 key -> waiting, running, done, failed or stopped."""
+    """One sweep.json. command: as typed; states: key of a cell's result -> waiting, running, done, failed or stopped;
+    made: keys of all results that it asked for, those of its cells' links included."""
 
     name: str
     folder: Path
@@ -77,6 +73,7 @@ class SweepRecord:
     created: str
     version: str
     states: Mapping[str, str]
+    made: frozenset[str]
 
     @property
     def unfinished(self) -> int:
@@ -108,7 +105,8 @@ class Records:
     runs: a row per finished run, sorted by folder: ORIGIN, the config by dotted name (`initialization.delta`, `seed`),
     what the environment resolved (`environment/precision`, `environment/device`), the summary's figures by slash path
     (`results/lchp_r/center_crop/gt_known`, percent; NaN where there are no boxes), `wall_seconds/...`.
-    failures: a row per cell of a sweep that failed: storage, key, the config, `error` and `diverged` (bool).
+    failures: a row per cell of a sweep that failed: storage, key, the config, `error`, `diverged` (bool: whether a
+    training did), and `lost` (the results that it lacks for that).
     problems: a line per folder or file that could not be read. notes: lines about what was read all the same.
     """
 
@@ -145,7 +143,7 @@ def collect(storages: Sequence[Path]) -> Records:
                 problems.append(str(error))
                 continue
             if row is None:
-                first_stage += 1
+                first_stage += not stored
                 continue
             row |= {"folder": str(folder), "storage": str(storage)}
             row["date"] = row["date"] or dates.get((storage, folder.name) if stored else None)
@@ -159,7 +157,7 @@ def collect(storages: Sequence[Path]) -> Records:
     for cell in failed:
         try:
             values = reader.flat(cell.pop("config"), cell.pop("source"), cell.pop("overrides"))
-            failures.append(cell | values)
+            failures.append(_with_lost(cell, values) | values)
         except RunError as error:
             problems.append(str(error))
     notes += reader.notes()
@@ -168,7 +166,7 @@ def collect(storages: Sequence[Path]) -> Records:
         _frame(rows),
         tuple(problems),
         tuple(there),
-        _frame(failures, ("error", "diverged")),
+        _frame(failures, ("error", "diverged", "lost")),
         tuple(sweeps),
         tuple(map(clean, notes)),
     )
@@ -183,7 +181,7 @@ def _run_folders(storage: Path) -> Iterator[tuple[Path, bool]]:
     if (storage / CONFIG).is_file():
         yield storage, False
         return
-    for parent, stored in ((storage / "store" / "stage2", True), (storage, False)):
+    for parent, stored in (*((storage / "store" / kind, True) for kind in OF_LINKS), (storage, False)):
         if parent.is_dir():
             for folder in sorted(parent.iterdir()):
                 if stored and folder.is_dir() and not folder.name.startswith("."):
@@ -200,7 +198,7 @@ class _Reader:
         self.older: dict[tuple[str, ...], list[Path]] = {}
 
     def run(self, folder: Path, *, stored: bool) -> dict[str, Any] | None:
-        """A row; None for stage 1 alone. Raises RunError."""
+        """A row; None for stage 1 alone, and for a link of LCHP's before the last. Raises RunError."""
         if stored:
             checksums = _checksums(folder)
         else:
@@ -211,7 +209,7 @@ class _Reader:
         flat = self.flat(read_json(folder / CONFIG, checksums), folder / CONFIG)
         if result_of(flat) not in summary["results"]:
             return None
-        if flat["method.name"] == "lchp" and (absent := [r for r in RESULTS if r not in summary["results"]]):
+        if absent := [r for r in results(flat) if r not in summary["results"]]:
             raise RunError(f"{folder / SUMMARY}: lacks results/{absent[0]}; was it written by another version of lchp?")
         environment = read_environment(folder, checksums)
         row: dict[str, Any] = {
@@ -225,7 +223,7 @@ class _Reader:
             **flat,
             "environment/precision": environment.get("precision"),
             "environment/device": environment.get("device"),
-            METHOD: method_of(environment),
+            METHOD: title_of(environment),
         }
         for section in SummaryFields.__annotations__:
             _figures(summary.get(section) or {}, f"{section}/", row, folder / SUMMARY)
@@ -242,7 +240,9 @@ class _Reader:
                         f"{name} is a field this version of lchp does not know{suggest(name, self.hints)}; "
                         "read it with the version that wrote it"
                     )
-            flat = to_flat(from_dict(values))
+            config = from_dict(values)
+            kinds(to_flat(config))  # an unknown method is refused
+            flat = to_flat(config)
         except ConfigError as error:
             raise RunError(f"{path}: {error}") from None
         missing = tuple(name for name in self.hints if name not in values)
@@ -328,23 +328,51 @@ def _read_sweeps(
             except RunError as error:
                 problems.append(str(error))
                 continue
-            states = {cell["stage2"]: cell["state"] for cell in record["cells"]}
+            states = {cell_key(cell): cell["state"] for cell in record["cells"]}
+            made = frozenset(
+                key for cell in record["cells"] for key in (cell_key(cell), *cell.get("links", {}).values())
+            )
             command = tuple(clean(word) for word in record["command"])
             name, version = clean(record["name"]), record["lchp"]
-            sweeps.append(SweepRecord(name, path.parent, storage, command, record["created"], version, states))
+            sweeps.append(SweepRecord(name, path.parent, storage, command, record["created"], version, states, made))
             for cell in record["cells"]:
                 if cell["state"] == "failed":
-                    failed.append(_failed(cell, record["bases"][cell["base"]], storage, path))
-            for name, job in record["jobs"].items():
-                if name.startswith("stage2-") and "begin" in job and "seconds" in job:
+                    failed.append(_failed(cell, record, storage, path))
+                job = record["jobs"].get(cell_job(cell), {})
+                if "begin" in job and "seconds" in job:
                     ended = datetime.fromtimestamp(job["begin"] + job["seconds"], UTC)
-                    dates[storage, name.removeprefix("stage2-")] = ended.isoformat(timespec="seconds")
+                    dates[storage, cell_key(cell)] = ended.isoformat(timespec="seconds")
     return sorted(sweeps, key=lambda s: (s.created, str(s.folder))), failed, dates
 
 
-def _failed(cell: SweepCell, base: dict[str, Any], storage: Path, path: Path) -> dict[str, Any]:
+def _failed(cell: SweepCell, record: SweepFields, storage: Path, path: Path) -> dict[str, Any]:
     error = clean(cell.get("error") or "no error was recorded")
-    diverged = cell.get("reason") == "diverged" or DIVERGED in error
-    row = {"storage": str(storage), "key": cell["stage2"], "error": error, "diverged": diverged}
-    row[METHOD] = _text(cell.get("method"))
-    return row | {"config": base, "overrides": {**cell["overrides"], "seed": cell["seed"]}, "source": path}
+    reason, kind = _reason_of_old(error) if record["version"] == 1 else _reason(cell, record)
+    row = {"storage": str(storage), "key": cell_key(cell), "error": error, "diverged": reason == "diverged"}
+    row |= {METHOD: _text(cell.get("method")), "link": kind, "config": record["bases"][cell["base"]]}
+    return row | {"overrides": {**cell["overrides"], "seed": cell["seed"]}, "source": path}
+
+
+def _reason(cell: SweepCell, record: SweepFields) -> tuple[str | None, Kind | None]:
+    """Why a cell failed, and at which link: that of the first link that failed by itself, where it was another's job;
+    None for the cell's own job."""
+    reason, links = cell.get("reason"), cell.get("links", {})
+    for kind in KINDS if reason == "source_failed" else ():
+        job = record["jobs"].get(f"{kind}-{links.get(kind)}", {})
+        if job.get("state") == "failed" and job.get("reason") != "source_failed":
+            return job.get("reason"), kind
+    return reason, None
+
+
+def _reason_of_old(error: str) -> tuple[str | None, Kind | None]:
+    """As `_reason`, of sweep.json's version 1, which has an error in words only."""
+    return (
+        "diverged" if "training diverged" in error else None,
+        "classifier" if error.startswith("its stage 1") else None,
+    )
+
+
+def _with_lost(cell: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """A failed cell with the results that it lacks: of the link that failed and of those after it."""
+    kind = cell.pop("link")
+    return cell | {"lost": (result_of(values),) if kind is None else results(values, kind)}

@@ -17,7 +17,8 @@ from lchp.config import to_flat
 from lchp.errors import ConfigError, RunError
 from lchp.evaluate import FRAMES, RESULTS, hits, in_top, percent
 from lchp.records import METRICS, TITLES, read_predictions
-from lchp.report.collect import method_of, result_of
+from lchp.report.collect import title_of
+from lchp.report.depends import is_complete, result_of
 from lchp.runs import PREDICTIONS, read_config, read_environment
 from lchp.targets import as_path
 
@@ -28,17 +29,18 @@ COMPARED = ("gt_known", "top1_loc")
 
 @dataclass(frozen=True)
 class Side:
-    """One of `lchp.evaluate.RESULTS` of a run folder. method: whose run it is, as the tables have it."""
+    """One of `lchp.evaluate.RESULTS` of a run folder. method: whose run it is, as the tables have it; None where the
+    results' own titles say it."""
 
     run: Path
     result: str
-    method: str = "LCHP"
+    method: str | None = None
 
     @property
     def title(self) -> str:
         """What is compared: `LCHP-I`, or `CAM (Pseudo Label)`, its result in brackets."""
         result = TITLES[self.result]
-        return result if self.method == "LCHP" else f"{self.method} ({result})"
+        return result if self.method is None else f"{self.method} ({result})"
 
     def __str__(self) -> str:
         return f"{self.run}:{self.result}"
@@ -78,9 +80,8 @@ def parse_side(text: str) -> Side:
         raise ConfigError(f"--compare {text}: {result} is no result; expected RUN or RUN:{{{','.join(RESULTS)}}}")
     run = as_path(folder)
     config = to_flat(read_config(run))
-    if config["method.name"] == "lchp":
-        return Side(run, result or result_of(config))
-    return Side(run, result or result_of(config), method_of(read_environment(run)))
+    title = None if is_complete(config) else title_of(read_environment(run))
+    return Side(run, result or result_of(config), title)
 
 
 def compare(a: Side, b: Side, *, seed: int = 0) -> tuple[Comparison, ...]:
@@ -107,7 +108,7 @@ def _check(side: Side, table: pa.Table) -> None:
     missing = [name for name in needed if name not in table.column_names]
     if missing:
         why = "was it written by another version of lchp?"
-        if missing == [f"{side.result}_iou"] and side.method != "LCHP":
+        if missing == [f"{side.result}_iou"] and side.method is not None:
             why = f"a run of {side.method} has no {TITLES[side.result]}"
         elif missing == ["lchp_r_iou"]:
             why = "stage 2 has not run"

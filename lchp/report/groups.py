@@ -9,23 +9,20 @@ from typing import Any, Literal, get_args, get_origin
 import numpy as np
 import pandas as pd
 
-from lchp.config import AUGMENTATIONS, PLACES, PRESETS, Preset, TrainConfig, field_types, show, suggest, to_flat
+from lchp.config import AUGMENTATIONS, PRESETS, SHAPE, Preset, TrainConfig, field_types, show, suggest, to_flat
 from lchp.errors import ConfigError
 from lchp.report.collect import Records
+from lchp.report.depends import WITHOUT_EFFECT, counts
 
 DELTA, TAU = "initialization.delta", "refinement.tau"
 LOCALIZER, SUBSET = "model.localizer", "refinement.augmentations"
 AXES = (DELTA, TAU, LOCALIZER, SUBSET)
 """Axes of Tables 3, 4, 5 and 6."""
 
-WITHOUT_EFFECT = PLACES | {"device"} | {name for name in field_types() if name.startswith("evaluation.")}
-"""Fields that the trained networks do not depend on: `lchp.train.refinement_identity` leaves them out, and a test holds
-that. What the data set holds counts by its fingerprint, and the precision as it was resolved."""
-
 IDENTITY = tuple(name for name in field_types() if name not in WITHOUT_EFFECT and name != "seed")
 FINGERPRINT, RECIPE = "data_fingerprint", "recipe"
-"""Two more that tell results apart: what the data set holds, and the version of the maths (`lchp.train.RECIPE_VERSION`;
-None in records that were written before it was)."""
+"""Two more that tell results apart: what the data set holds, and the version of the maths
+(`lchp.training.chain.RECIPE_VERSION`; None in records that were written before it was)."""
 
 
 @dataclass(frozen=True)
@@ -113,38 +110,15 @@ def rows(frame: pd.DataFrame, keep: Iterable[bool]) -> pd.DataFrame:
     return frame.iloc[np.flatnonzero(np.fromiter(keep, bool))]
 
 
-OF_CLASSIFIER = ("epochs", "lr", "schedule", "lr_decay", "momentum", "weight_decay", "mask")
-"""Fields of `initialization` that every compared method has."""
-
-
-def counts(name: str, values: Mapping[str, Any]) -> bool:
-    """Whether a run of a config (by dotted name) depends on a field. A compared method's does not on what only LCHP's
-    stage 1 has, nor on a localizer or a refinement that it is without (as in its key; a test holds one against the
-    other)."""
-    if values.get("method.name", "lchp") == "lchp":
-        return True
-    localizer, refine = values["method.localizer"], values["method.refine"]
-    section, _, leaf = name.rpartition(".")
-    if section == "initialization":
-        return (
-            leaf in OF_CLASSIFIER
-            or (localizer and leaf.startswith("localizer_") and leaf != "localizer_start")
-            or (refine and leaf == "beta")
-        )
-    if section == "refinement":
-        return refine or leaf == "crop_margin" or (localizer and leaf == "tau")
-    if name in ("model.localizer", "model.localizer_head", "model.box_encoding"):
-        return localizer
-    return name not in ("model.head", "model.attention_maps", "model.bap_scale")
-
-
 def differences(values: Mapping[str, Any], config: TrainConfig, *, besides: Sequence[str] = ()) -> dict[str, Any]:
-    """Fields whose value is not the config's, of those that count; an `auto` of the config agrees with anything."""
+    """Fields whose value is not the config's, of those that a run of such values depends on; an `auto` of the config
+    agrees with anything."""
     flat = to_flat(config)
+    shape = {name: values.get(name, flat[name]) for name in SHAPE}
     return {
         name: values[name]
         for name in IDENTITY
-        if name in values and name not in besides and flat[name] not in ("auto", values[name]) and counts(name, values)
+        if name in values and name not in besides and flat[name] not in ("auto", values[name]) and counts(name, shape)
     }
 
 

@@ -5,13 +5,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
+
 from lchp.config import PRESETS, Preset, show
+from lchp.data import DATASETS
 from lchp.evaluate import FRAMES
 from lchp.records import METRICS, TITLES
 from lchp.report.collect import Records
 from lchp.report.groups import DELTA, FINGERPRINT, IDENTITY, RECIPE, TAU, Group, canonical, differences, rows
 from lchp.report.recipe import Found, find
-from lchp.report.tables import CLASSES, DATA, NOT_GIVEN, NOT_RUN, PAPER_FRAME, Cell, Table, part_of
+from lchp.report.tables import DATA, NOT_GIVEN, NOT_RUN, PAPER_FRAME, Cell, Table, part_of
 from lchp.report.trials import Trials, duration
 
 LCHP_R = f"results/lchp_r/{PAPER_FRAME}/gt_known"
@@ -94,7 +97,7 @@ def _cells(table: Table, data: str) -> dict[tuple[str, str], Cell]:
 
 def _on_compared(records: Records, found: Found, table: Table) -> list[str]:
     """How much there is of the compared methods."""
-    count = sum(m != "lchp" for m in records.runs["method.name"])
+    count = sum(m != found.recipe.config.method.name for m in records.runs["method.name"])
     if not found.compared or not count:
         return []
     titles = ", ".join(dict.fromkeys(line.title for line in found.compared))
@@ -136,7 +139,8 @@ def _facts(
 def _unlike(group: Group | None, data: str) -> str:
     if group is None:
         return ""
-    same = int(group.runs["classes"].iloc[0]) == CLASSES[data] and not differences(group.base, PRESETS[data].config)
+    whole = int(group.runs["classes"].iloc[0]) == DATASETS[data].classes
+    same = whole and not differences(group.base, PRESETS[data].config)
     return " in the same setting" if same else " in another setting: see the caption of its table"
 
 
@@ -155,12 +159,11 @@ def _sentences(records: Records, found: Found, name: str, where: Mapping[str, An
         if found.compared:
             return [f"No finished trial of LCHP on {data} is in the storages: the table is of the compared methods."]
         return [f"No finished trial of {data} is in the storages: the tables show the paper's values only."]
-    runs = canonical(records.runs)
-    runs = rows(runs, (name == "lchp" for name in runs["method.name"]))
+    runs = _own(records, recipe)
     seeds, versions = len(set(runs["seed"])), sorted({str(v) for v in runs["version"]})
     days = sorted({str(d)[:10] for d in runs["date"] if d is not None})
     span = f", trained {' to '.join(dict.fromkeys((days[0], days[-1])))}" if days else ""
-    settings = len(_settings(records, None))
+    settings = len(_settings(runs))
     sentences = [
         f"{len(runs)} trial{'s' * (len(runs) != 1)} of {settings} setting{'s' * (settings != 1)}, {seeds} "
         f"seed{'s' * (seeds != 1)}, lchp {', '.join(versions)}{span}."
@@ -180,17 +183,19 @@ def _sentences(records: Records, found: Found, name: str, where: Mapping[str, An
         else f"No trial has {own} (preset {name}); the figures above are of the nearest ({cell}), which differs by "
         f"{', '.join(f'{n} {show(v)}' for n, v in away.items())}."
     )
-    if recipe.config.data.name == "parts":
+    if DATASETS[recipe.config.data.name].generated:
         sentences.append("The data set is synthetic: its figures are not comparable with the paper's.")
     return sentences
 
 
-def _settings(records: Records, data: str | None) -> dict[tuple[Any, ...], dict[int, float]]:
-    """Setting (values of the fields that vary) -> seed -> LCHP-R's GT-Known in the paper's frame."""
+def _own(records: Records, recipe: Preset) -> pd.DataFrame:
+    """The runs of the recipe's method."""
     runs = canonical(records.runs)
-    runs = rows(runs, (name == "lchp" for name in runs["method.name"]))
-    if data is not None:
-        runs = rows(runs, (n == data for n in runs["data.name"]))
+    return rows(runs, (name == recipe.config.method.name for name in runs["method.name"]))
+
+
+def _settings(runs: pd.DataFrame) -> dict[tuple[Any, ...], dict[int, float]]:
+    """Setting (values of the fields that vary) -> seed -> LCHP-R's GT-Known in the paper's frame."""
     vary = [n for n in (*IDENTITY, FINGERPRINT, RECIPE) if len(set(runs[n])) > 1]
     known = runs[LCHP_R] if LCHP_R in runs else [math.nan] * len(runs)
     found: dict[tuple[Any, ...], dict[int, float]] = {}
@@ -201,7 +206,8 @@ def _settings(records: Records, data: str | None) -> dict[tuple[Any, ...], dict[
 
 def _highest(records: Records, recipe: Preset) -> list[str]:
     """The best of all settings, called what it is."""
-    settings = _settings(records, recipe.config.data.name)
+    runs = _own(records, recipe)
+    settings = _settings(rows(runs, (n == recipe.config.data.name for n in runs["data.name"])))
     means = {s: math.fsum(v.values()) / len(v) for s, v in settings.items()}
     measured = {s: mean for s, mean in means.items() if not math.isnan(mean)}
     if len(measured) < 2:

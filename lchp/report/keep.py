@@ -18,6 +18,7 @@ from lchp.errors import ConfigError, RunError
 from lchp.filesystem import set_mode
 from lchp.records import read_predictions, summarize
 from lchp.report.collect import collect
+from lchp.report.depends import kinds
 from lchp.runs import (
     CONFIG,
     DONE,
@@ -57,10 +58,10 @@ class Kept:
 def keep(storages: Sequence[Path], out: Path, *, predictions: bool = True) -> Kept:
     """Copies the finished runs and the sweeps of storages to `out`, a storage for every script of analysis/.
 
-    Left behind: checkpoints and stage-1 folders. Folders of the machine become their last name, wherever a record
-    mentions them. Every summary is computed again from its predictions first, and a run whose summary does not follow
-    from them is left out. Predictions are the same values, compressed harder; without `predictions` they are left
-    behind, which tables can do without.
+    Left behind: checkpoints, and the folders of links that runs began from. Folders of the machine become their last
+    name, wherever a record mentions them. Every summary is computed again from its predictions first, and a run whose
+    summary does not follow from them is left out. Predictions are the same values, compressed harder; without
+    `predictions` they are left behind, which tables can do without.
 
     Raises ConfigError where `out` is there already, RunError where it cannot be written or there is nothing to keep.
     """
@@ -74,14 +75,15 @@ def keep(storages: Sequence[Path], out: Path, *, predictions: bool = True) -> Ke
         raise unwritable(out, error) from None
     try:
         kept: dict[str, Path] = {}
-        for folder in map(Path, records.runs["folder"]):
-            name = folder.name
+        for row in records.runs.to_dict("records"):
+            folder = Path(row["folder"])
+            name, link = folder.name, folder.parent.name if folder.parent.parent.name == "store" else kinds(row)[-1]
             try:
                 if name in kept and _same(folder, kept[name]):  # one result in two storages
                     continue
                 while name in kept:  # another run that happens to have the name
                     name = f"{name}-{len(kept)}"
-                _keep_run(folder, work / "store" / "stage2" / name, storages, predictions=predictions)
+                _keep_run(folder, work / "store" / link / name, storages, predictions=predictions)
             except RunError as error:
                 problems.append(str(error))
             else:
@@ -135,6 +137,8 @@ def _keep_run(folder: Path, to: Path, storages: Sequence[Path], *, predictions: 
         environment["platform"] = re.sub(r"^([^-]+)-.*?(x86_64|aarch64|arm64|AMD64).*$", r"\1-\2", platform)
     if stage1 := environment.get("stage1"):  # KEY/checkpoints/initialization.pt: the storage may have moved since
         stage1["checkpoint"] = str(Path(*Path(stage1["checkpoint"]).parts[-3:]))
+    for place in environment.get("links", {}).values():
+        place["run"] = None if place["run"] is None else Path(place["run"]).name
     for name, value in ((CONFIG, config), (ENVIRONMENT, environment), (SUMMARY, summary)):
         write_json(to / name, _renamed(value, places))
     if metrics:

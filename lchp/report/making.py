@@ -109,9 +109,13 @@ def _other_data(records: Records, preset: Preset) -> list[str]:
     counts.pop(preset.config.data.name, None)
     return [
         f"{count} run{'' if count == 1 else 's'} on {name}: not in Tables 3-6, which are of {preset.config.data.name}; "
-        f"--preset {next((n for n, p in PRESETS.items() if p.config.data.name == name), name)} makes theirs"
+        + (f"--preset {own} makes theirs" if (own := _preset_on(name)) else f"no preset is of {name}")
         for name, count in sorted(counts.items())
     ]
+
+
+def _preset_on(data: str) -> str | None:
+    return next((name for name, preset in PRESETS.items() if preset.config.data.name == data), None)
 
 
 def _waiting(sweep: SweepRecord) -> str:

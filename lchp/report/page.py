@@ -21,10 +21,11 @@ from lchp.config import PRESETS, Preset, field_types, preset, show, to_flat
 from lchp.errors import RunError
 from lchp.report.collect import Records, SweepRecord, collect
 from lchp.report.contents import tables
+from lchp.report.depends import WITHOUT_EFFECT
 from lchp.report.figures.make import NotDrawn, draw
 from lchp.report.figures.make import Wanted as WantedFigures
 from lchp.report.figures.style import Drawing, rendered
-from lchp.report.groups import WITHOUT_EFFECT, differences, parse_where, preset_of, require, rows
+from lchp.report.groups import differences, parse_where, preset_of, require, rows
 from lchp.report.headline import Headline, make_headline
 from lchp.report.paper import Paper, read_paper
 from lchp.report.render import to_html
@@ -300,7 +301,7 @@ def _shown_sweep(sweep: SweepRecord) -> ShownSweep:
 
 def _commands(records: Records, sweeps: Sequence[ShownSweep], wanted: Wanted) -> tuple[str, ...]:
     """What to type to get the records and this page, without the machine's paths."""
-    held = {(str(sweep.storage), key) for sweep in records.sweeps for key in sweep.states}
+    held = {(str(sweep.storage), key) for sweep in records.sweeps for key in sweep.made}
     places = zip(records.runs["storage"], records.runs["key"], strict=True)
     alone = rows(records.runs, (place not in held for place in places))
     typed = [sweep.command for sweep in sweeps]

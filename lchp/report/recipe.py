@@ -9,14 +9,15 @@ from typing import Any
 import pandas as pd
 
 from lchp.config import PRESETS, Preset, override
+from lchp.data import DATASETS
 from lchp.evaluate import FRAMES, RESULTS
 from lchp.records import METRICS, TITLES
-from lchp.report.collect import METHOD, Records, result_of
+from lchp.report.collect import METHOD, Records
+from lchp.report.depends import result_of
 from lchp.report.groups import FINGERPRINT, LOCALIZER, Choice, Group, canonical, choose, differences, show
 from lchp.report.groups import rows as rows_of
 from lchp.report.paper import Paper
 from lchp.report.tables import (
-    CLASSES,
     DATA,
     NOT_GIVEN,
     PAPER_FRAME,
@@ -52,7 +53,8 @@ OF_ROW = ("method.name", "method.localizer", "method.refine", "model.classifier"
 class Line:
     """A row to be. title: the method's; result: of its runs, None where there is nothing of ours; group: the runs, None
     without any; base: the config (by dotted name) of the runs, or of the cells that failed; lost: failed cells without
-    a run; first: of the method's rows, beside which the paper's values stand; others: see `Choice`."""
+    a run; first: of the method's rows, beside which the paper's values stand; compared: whether there are runs or
+    failed cells of another method than the recipe's in it; others: see `Choice`."""
 
     title: str
     result: str | None = None
@@ -60,12 +62,8 @@ class Line:
     base: Mapping[str, Any] | None = None
     lost: pd.DataFrame | None = None
     first: bool = True
+    compared: bool = False
     others: str = ""
-
-    @property
-    def compared(self) -> bool:
-        """Whether there are runs or failed cells of a compared method in it."""
-        return self.base is not None and self.base["method.name"] != "lchp"
 
     @property
     def maps(self) -> bool:
@@ -112,8 +110,8 @@ def find(records: Records, recipe: Preset, where: Mapping[str, Any] | None) -> F
     """The runs of the recipe's data set nearest to the recipe: LCHP's, and each compared method's on each backbone of
     the classifier. All are of the same images: LCHP's where it was run, else those that most runs saw."""
     choice = choose(records, recipe, None, where)
-    data, own = recipe.config.data.name, recipe.config.model.classifier
-    everywhere, lost = (_of_compared(frame, data) for frame in (records.runs, records.failures))
+    own = recipe.config.model.classifier
+    everywhere, lost = (_of_compared(frame, recipe) for frame in (records.runs, records.failures))
     prints = Counter(everywhere[FINGERPRINT])
     most = max(prints, key=lambda f: (prints[f], str(f)), default=None)
     fingerprint = most if choice.group is None else choice.group.base[FINGERPRINT]
@@ -142,10 +140,11 @@ def _rows(frame: pd.DataFrame) -> list[tuple[str | None, str]]:
     return list(zip(frame[METHOD], frame["model.classifier"], strict=True))
 
 
-def _of_compared(frame: pd.DataFrame, data: str) -> pd.DataFrame:
-    """Runs or failed cells of compared methods on a data set."""
+def _of_compared(frame: pd.DataFrame, recipe: Preset) -> pd.DataFrame:
+    """Runs or failed cells of other methods than the recipe's, on its data set."""
     columns = (frame["data.name"], frame["method.name"])
-    return rows_of(frame, (n == data and m != "lchp" for n, m in zip(*columns, strict=True)))
+    data, own = recipe.config.data.name, recipe.config.method.name
+    return rows_of(frame, (n == data and m != own for n, m in zip(*columns, strict=True)))
 
 
 def _line(records: Records, gone: pd.DataFrame, recipe: Preset, where: Mapping[str, Any] | None) -> Line | None:
@@ -156,9 +155,9 @@ def _line(records: Records, gone: pd.DataFrame, recipe: Preset, where: Mapping[s
     choice = choose(records, like, None, where)
     if choice.group is not None:
         lost = lost_cells(records, choice, like, None)
-        return Line(title, result, choice.group, choice.group.base, lost, others=choice.others)
+        return Line(title, result, choice.group, choice.group.base, lost, compared=True, others=choice.others)
     failed = choose(replace(records, runs=gone), like, None, where).group
-    return None if failed is None else Line(title, result, None, failed.base, failed.runs)
+    return None if failed is None else Line(title, result, None, failed.base, failed.runs, compared=True)
 
 
 def recipe_table(
@@ -167,7 +166,7 @@ def recipe_table(
     """Table 1, of CUB and ImageNet (and of the preset's data set, if that is another), or Table 2, of Tiny-ImageNet."""
     own = preset.config.data.name
     names = {1: ["cub", "imagenet"], 2: ["tiny_imagenet"]}[number]
-    if number == 1 and own not in CLASSES:
+    if number == 1 and not DATASETS[own].published:
         names.insert(0, own)
     measures = tuple(Measure(METRICS[m], f"{{frame}}/{m}", METRICS[m]) for m in METRICS_OF[number])
     found = {name: find(records, preset if name == own else PRESETS[name], where) for name in names}
@@ -175,7 +174,7 @@ def recipe_table(
     backbones = number == 1 or any(not line.first for f in found.values() for line in f.compared)
     sections, texts, notes = [], [], []
     for name, of_data in found.items():
-        known = number == 2 or name in CLASSES
+        known = number == 2 or DATASETS[name].published
         prefix = {"cub": "CUB ", "imagenet": "ImageNet "}.get(name, "") if number == 1 else ""
         here = tuple(replace(m, paper=prefix + m.paper) for m in measures)
         about = _notes(of_data)

@@ -16,9 +16,11 @@ from typing import Any
 import pandas as pd
 
 from lchp.config import AUGMENTATIONS, PRESETS, Preset, to_flat
+from lchp.data import DATASETS
 from lchp.evaluate import FRAMES, RESULTS
 from lchp.records import TITLES
-from lchp.report.collect import METHOD, Records, result_of
+from lchp.report.collect import METHOD, Records
+from lchp.report.depends import is_complete, results
 from lchp.report.groups import (
     DELTA,
     IDENTITY,
@@ -44,14 +46,8 @@ ALONE = (
 )
 PROTOCOL = f"{ALONE}, then the paper's value and the difference; the paper's frame is {PAPER_FRAME}."
 
-DATA = {
-    "cub": "CUB-200-2011",
-    "tiny_imagenet": "Tiny-ImageNet",
-    "imagenet": "ImageNet-1k",
-    "parts": "parts (embedded, synthetic)",
-    "folder": "a folder of images",
-}
-CLASSES = {"cub": 200, "tiny_imagenet": 200, "imagenet": 1000}
+DATA = {name: source.about for name, source in DATASETS.items()}
+"""Data sets as tables name them."""
 BACKBONES = {
     "inception_v3": "InceptionV3",
     "resnet50": "ResNet50",
@@ -304,16 +300,10 @@ def diverged(known: float, floor: float) -> bool:
 
 
 def diverged_cells(lost: pd.DataFrame, result: str) -> pd.DataFrame:
-    """Of failed cells, those that have no `result` since a training diverged: stage 1, or for a run's last result any
-    of its stages."""
+    """Of failed cells, those that have no `result` since a training diverged: that link's, or one before it."""
     if lost.empty:  # as it mostly is, and pandas takes milliseconds to list no rows of so many columns
         return lost
-    cells = lost.to_dict("records")
-    return rows_of(lost, (c["diverged"] and (_in_stage1(c) or result == result_of(c)) for c in cells))
-
-
-def _in_stage1(cell: Mapping[str, Any]) -> bool:
-    return cell["error"].startswith("its stage 1")
+    return rows_of(lost, (d and result in gone for d, gone in zip(lost["diverged"], lost["lost"], strict=True)))
 
 
 def _kept_cell(group: Group | None, tau: float, measure: Measure, printed: str | None, frame: str) -> Cell:
@@ -410,7 +400,7 @@ def lost_notes(lost: pd.DataFrame, axis: Axis | None) -> list[str]:
     notes = []
     for cell in lost.sort_values(["seed", "key"]).to_dict("records"):
         at = f"{axis.head} {axis.label(cell[axis.field])}, " if axis else ""
-        if cell["method.name"] != "lchp":
+        if not is_complete(cell):
             at = f"{cell[METHOD] or cell['method.name']} on {backbone_title(cell['model.classifier'])}, {at}"
         notes.append(f"{at}seed {cell['seed']} failed in its sweep: {cell['error']}")
     return notes
@@ -467,12 +457,12 @@ def caption_of(records: Records, choice: Choice, preset: Preset, paper_preset: P
     data = f"{DATA[name]}, {_classes(name, classes)}"
     if not math.isnan(total):
         data += f", {total:.0f} training images"
-    lchp = base["method.name"] == "lchp"
     networks = f"classifier {backbone_title(base['model.classifier'])}"
-    if axis != LOCALIZER and (lchp or base["method.localizer"]):
+    if axis != LOCALIZER and "lchp_i" in results(base):
         networks += f", localizer {backbone_title(base[LOCALIZER])}"
-    setting = [f"{n.rpartition('.')[2]} {show(base[n])}" for n in ((DELTA, TAU) if lchp else (THRESHOLD,)) if n != axis]
-    epochs = [base["initialization.epochs"], *([base["refinement.epochs"]] if lchp or base["method.refine"] else [])]
+    fields = (DELTA, TAU) if is_complete(base) else (THRESHOLD,)
+    setting = [f"{n.rpartition('.')[2]} {show(base[n])}" for n in fields if n != axis]
+    epochs = [base["initialization.epochs"], *([base["refinement.epochs"]] if "lchp_r" in results(base) else [])]
     seeds = sorted({int(seed) for seed in runs["seed"]})
     versions = sorted({str(version) for version in runs["version"]})
     about = [
@@ -495,11 +485,11 @@ def part_of(group: Group | None) -> str:
     if group is None:
         return ""
     name, classes = group.base["data.name"], int(group.runs["classes"].iloc[0])
-    return _classes(name, classes) if classes < CLASSES.get(name, classes) else ""
+    return _classes(name, classes) if classes < (DATASETS[name].classes or classes) else ""
 
 
 def _classes(name: str, classes: int) -> str:
-    whole = CLASSES.get(name, classes)
+    whole = DATASETS[name].classes or classes
     return f"{classes} classes" if classes == whole else f"{classes} of {whole} classes"
 
 
@@ -515,12 +505,12 @@ def _dates(runs: pd.DataFrame) -> str:
 def _unlike(base: Mapping[str, Any], classes: int, paper: Preset, axis: str | None) -> list[str]:
     """What keeps a comparison with the paper's values from being one, read off the config."""
     name, theirs = base["data.name"], paper.config.data.name
-    if name == "parts":
-        return ["parts is synthetic: its figures are not comparable with the paper's."]
+    if DATASETS[name].generated:
+        return [f"{name} is synthetic: its figures are not comparable with the paper's."]
     other = []
     if name != theirs:
         other.append(f"another data set ({DATA[theirs]})")
-    elif classes != CLASSES[name]:
+    elif classes != DATASETS[name].classes:
         other.append(_classes(name, classes))
     flat = to_flat(paper.config)
     besides = ("data.name", *(n for n in IDENTITY if n.startswith("method.")), *([axis] if axis else []))
@@ -537,7 +527,7 @@ def commands(records: Records, runs: pd.DataFrame) -> str:
     wanted = {(str(s), str(k)) for s, k in zip(runs["storage"], runs["key"], strict=True)}
     typed = []
     for sweep in records.sweeps:
-        held = {(str(sweep.storage), key) for key in sweep.states} & wanted
+        held = {(str(sweep.storage), key) for key in sweep.made} & wanted
         if held:
             typed.append(as_typed(sweep.command))
             wanted -= held

@@ -13,11 +13,12 @@ from lchp.config import Preset, show, to_flat
 from lchp.errors import RunError
 from lchp.evaluate import RESULTS
 from lchp.records import TITLES
-from lchp.report.collect import METHOD, OF_COMPARED, Records, result_of
+from lchp.report.collect import METHOD, OF_COMPARED, Records
+from lchp.report.depends import is_complete, kinds, result_of, stage1
 from lchp.report.figures.run_files import metrics_of
 from lchp.report.groups import AXES, DELTA, IDENTITY, TAU, canonical, place, rows
 from lchp.report.tables import DATA, NO_BOXES, NOT_GIVEN, diverged
-from lchp.runs import read_environment, stage1_folder
+from lchp.runs import STAGES, link_folders, read_environment
 
 MOST_CURVES = 500
 """Trials whose curves are drawn: a page of thousands would not open on a phone."""
@@ -69,7 +70,7 @@ class TrialTable:
 
 @dataclass(frozen=True)
 class Trials:
-    """tables: the preset's data set first; seconds: wall time of all trainings, a shared stage 1 once; low: results
+    """tables: the preset's data set first; seconds: wall time of all trainings, a shared link once; low: results
     (trial and frame) of a training below the box over the whole frame; notes: what is not shown, and why."""
 
     tables: tuple[TrialTable, ...]
@@ -92,7 +93,7 @@ def read_trials(records: Records, preset: Preset) -> Trials:
         of_data = rows(runs, (n == name for n in runs["data.name"]))
         tables.append(_table(name, of_data, to_flat(preset.config), reader))
     words = f"Of a compared method {', '.join(OF_COMPARED.values())}; the last of them is its result."
-    notes = [words] if any(name != "lchp" for name in runs["method.name"]) else []
+    notes = [] if all(map(is_complete, runs.to_dict("records"))) else [words]
     if reader.left_out:
         total = sum(len(t.trials) for t in tables)
         notes.append(
@@ -108,7 +109,7 @@ def read_trials(records: Records, preset: Preset) -> Trials:
             f"{reader.without_stage1} of the trials: the run folder of their stage 1 is not in the storage, so its "
             "time and curves are missing."
         )
-    seconds = reader.seconds + sum(v for v in reader.stage1.values() if not math.isnan(v))
+    seconds = sum(v for v in reader.totals.values() if not math.isnan(v))
     return Trials(tuple(tables), seconds, reader.low, tuple(notes))
 
 
@@ -122,33 +123,40 @@ def duration(seconds: float) -> str:
 
 
 class _Reader:
-    """What is read beside the records' table: times of stage 1, and the metrics of the first trials."""
+    """What is read beside the records' table: times of earlier links, and the metrics of the first trials. totals:
+    seconds of every run folder that has a part in a trial."""
 
     def __init__(self) -> None:
-        self.stage1: dict[Path, float] = {}
-        self.seconds = 0.0
+        self.totals: dict[Path, float] = {}
         self.low = self.drawn = self.left_out = self.without_stage1 = 0
         self.without_curves: list[str] = []
         self.without_times: list[str] = []
 
     def times(self, row: Mapping[str, Any]) -> tuple[float, float]:
         """Seconds of both stages, evaluation included; NaN where not recorded."""
-        run, total = Path(row["folder"]), float(row.get("wall_seconds/total", math.nan))
-        self.seconds += 0.0 if math.isnan(total) else total
-        first = stage1_folder(run)
-        if first == run:
-            own = float(row.get("wall_seconds/initialization", math.nan))
-            return own, total - (0.0 if math.isnan(own) else own)
-        if first not in self.stage1:
+        run, first = Path(row["folder"]), stage1(row)
+        total = self.totals[run] = float(row.get("wall_seconds/total", math.nan))
+        places = link_folders(run, kinds(row))
+        own = [float(row.get(f"wall_seconds/{STAGES[kind]}", math.nan)) for kind in first if places[kind] == run]
+        there = [seconds for seconds in own if not math.isnan(seconds)]
+        earlier = dict.fromkeys(folder for kind in first if (folder := places[kind]) != run)
+        later = dict.fromkeys(f for f in places.values() if f != run and f not in earlier)
+        self.without_stage1 += not all(folder.is_dir() for folder in earlier)
+        before = [self._total(folder) for folder in earlier]
+        rest = total - sum(there) + sum(map(self._total, later))
+        return (sum(there) + sum(before) if there or before else math.nan), rest
+
+    def _total(self, folder: Path) -> float:
+        """Seconds of an earlier link's run folder."""
+        if folder not in self.totals:
             try:
-                spent = (read_environment(first).get("wall_seconds") or {}).get("total", math.nan)
+                spent = (read_environment(folder).get("wall_seconds") or {}).get("total", math.nan)
             except RunError as error:
                 spent = math.nan
-                if first.is_dir():
+                if folder.is_dir():
                     self.without_times.append(str(error))
-            self.stage1[first] = float(spent)
-        self.without_stage1 += not first.is_dir()
-        return self.stage1[first], total
+            self.totals[folder] = float(spent)
+        return self.totals[folder]
 
     def curves(self, run: Path) -> tuple[Value, Value]:
         if self.drawn == MOST_CURVES:
@@ -163,7 +171,7 @@ class _Reader:
 
 
 def _table(name: str, runs: pd.DataFrame, recipe: Mapping[str, Any], reader: _Reader) -> TrialTable:
-    mixed = any(name != "lchp" for name in runs["method.name"])
+    mixed = any(name != recipe["method.name"] for name in runs["method.name"])
     named = (*AXES, *(n for n in IDENTITY if n not in AXES and not (mixed and n in OF_METHOD)))
     fields = [f for f in named if f in (DELTA, TAU) or len(set(runs[f])) > 1]
     shown, rest = fields[:MOST_FIELDS], fields[MOST_FIELDS:]
@@ -184,7 +192,7 @@ def _table(name: str, runs: pd.DataFrame, recipe: Mapping[str, Any], reader: _Re
     head += [Head("loss", hint="sorted by the last epoch's"), Head("top-1, kept", "%", "sorted by the last epoch's")]
     head += [Head("stage 1", "time"), Head("stage 2", "time"), Head("ended", "UTC"), Head("run", text=True)]
     trials = []
-    for row in sorted(runs.to_dict("records"), key=lambda r: _place_in_order(r, fields)):
+    for row in sorted(runs.to_dict("records"), key=lambda r: _place_in_order(r, fields, recipe)):
         result = result_of(row)
         values = [Value(row[METHOD])] if mixed else []
         values += [Value(show(row[f]), *_order(row[f])) for f in shown]
@@ -211,9 +219,9 @@ def _order(value: Any) -> tuple[float | None]:
     return (float(value) if isinstance(value, (int, float)) else None,)
 
 
-def _place_in_order(row: Mapping[str, Any], fields: Sequence[str]) -> tuple[Any, ...]:
+def _place_in_order(row: Mapping[str, Any], fields: Sequence[str], recipe: Mapping[str, Any]) -> tuple[Any, ...]:
     each = [(0, row[f], "") if isinstance(row[f], (int, float)) else (1, 0, show(row[f])) for f in fields]
-    method = (row["method.name"] != "lchp", row[METHOD])  # LCHP first
+    method = (row["method.name"] != recipe["method.name"], row[METHOD])  # the recipe's own first
     return *method, *each, row["seed"], row["folder"]
 
 
@@ -228,7 +236,7 @@ def _known(row: Mapping[str, Any], result: str, frame: str, reader: _Reader) -> 
     found = _percent(row, f"results/{result}/{frame}/gt_known", NO_BOXES if math.isnan(floor) else NOT_GIVEN)
     if found.order is None or not diverged(found.order, floor):
         return found
-    reader.low += result != "pseudo_label" or row["method.name"] == "lchp"  # a score map's box is no training's
+    reader.low += result != "pseudo_label" or is_complete(row)  # a score map's box is no training's
     return Value(found.text, found.order, "below floor", f"the box over the whole frame has {floor:.2f}")
 
 
@@ -237,13 +245,14 @@ def _finite(value: float) -> float | None:
 
 
 def loss_and_shares(metrics: Sequence[Any]) -> tuple[Value, Value]:
-    """Two small drawings of a run's lines of metrics.jsonl, stage 1 on the left: the losses, each over its own range;
-    and in percent the training accuracy of the classifier (stage 1) and the share of boxes kept (stage 2).
+    """Two small drawings of a run's lines of metrics.jsonl, stage 1 on the left, with the localizer's regression behind
+    it where that was a training of its own: the losses, each over its own range; and in percent the training accuracy
+    of the classifier (stage 1) and the share of boxes kept (stage 2).
     """
     first, middle, second = (
         [m for m in metrics if m["stage"] == stage] for stage in ("initialization", "regression", "refinement")
     )
-    between = {"regression, loss": _numbers(middle, "loss")} if middle else {}  # a compared method's
+    between = {"regression, loss": _numbers(middle, "loss")} if middle else {}
     losses = {"stage 1, loss": _numbers(first, "loss"), **between, "stage 2, loss": _numbers(second, "loss")}
     shares = {"stage 1, top-1 %": _numbers(first, "top1"), "stage 2, kept %": _numbers(second, "kept")}
     return _drawn(losses, None), _drawn(shares, (0.0, 100.0))

@@ -12,6 +12,7 @@ from tabulate import tabulate
 from lchp.config import show
 from lchp.errors import RunError
 from lchp.report.collect import Records
+from lchp.report.depends import is_complete
 from lchp.report.groups import IDENTITY, canonical, rows
 
 FRAME = "center_crop"
@@ -35,7 +36,7 @@ def rank(records: Records, where: Mapping[str, Any] | None = None) -> tuple[Sett
     Raises RunError where no run is left.
     """
     runs = canonical(records.runs)
-    runs = rows(runs, (name == "lchp" for name in runs["method.name"]))
+    runs = rows(runs, map(is_complete, runs.to_dict("records")))
     for name, value in (where or {}).items():
         runs = rows(runs, (v == value for v in runs[name]))
     columns = {part: f"unboxed/{FRAME}/{part}" for part in PARTS}

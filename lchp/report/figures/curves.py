@@ -261,30 +261,32 @@ def correlation(p: np.ndarray, iou: np.ndarray) -> str:
 
 
 def training(metrics: Sequence[Mapping[str, Any]], about: str) -> Drawing:
-    """Losses and shares over the epochs of both stages, from the lines of metrics.jsonl (stage 1's first); of a
-    compared method, over those of its classifier, its localizer and LCHP's stage 2, as far as it has them.
+    """Losses and shares over the epochs of the classifier, the localizer and stage 2, from the lines of metrics.jsonl,
+    as far as a run has them. In older records LCHP's stage 1 is one training of both.
 
     Raises RunError where there is no line.
     """
     if not metrics:
         raise RunError("metrics.jsonl: no epochs recorded")
-    compared = any(m["stage"] == "initialization" and "l_cls" not in m for m in metrics)
-    # a compared method's localizer has its own training, between the two
-    boxes = "regression" if compared else "initialization"
+    joint = any(m["stage"] == "initialization" and "l_reg" in m for m in metrics)
+    boxes = "initialization" if joint else "regression"
+    # a compared method's classifier and localizer are trained by one loss each
+    l_cls, l_reg = (name if any(name in m for m in metrics) else "loss" for name in ("l_cls", "l_reg"))
+    noted = boxes if l_cls == "loss" else "initialization"  # LCHP's teacher makes them beside the classifier
     losses = (
-        ("initialization", "loss" if compared else "l_cls", r"$L_{cls}$", Mark(BLUE, "-", "o")),
-        (boxes, "loss" if compared else "l_reg", r"$L_{reg}$", Mark(ORANGE, DASHES["dashed"], "s")),
+        ("initialization", l_cls, r"$L_{cls}$", Mark(BLUE, "-", "o")),
+        (boxes, l_reg, r"$L_{reg}$", Mark(ORANGE, DASHES["dashed"], "s")),
         ("refinement", "loss", r"$L_{refine}$", Mark(GREEN, DASHES["dotted"], "^")),
     )
     shares = (
         ("initialization", "top1", "train top-1", Mark(BLUE, "-", "o")),
-        (boxes, "pseudo_area", "pseudo box area", Mark(ORANGE, DASHES["dashed"], "s")),
+        (noted, "pseudo_area", "pseudo box area", Mark(ORANGE, DASHES["dashed"], "s")),
         ("refinement", "confidence", "mean confidence", Mark(VERMILLION, DASHES["dashed"], "v")),
         ("refinement", "kept", "confidence above tau", Mark(GREEN, DASHES["dotted"], "^")),
         ("refinement", "box_area", "box area of b", Mark(PURPLE, (0, (5, 2, 1, 2)), "D")),
     )
     names = {
-        "initialization": "classifier" if compared else "stage 1",
+        "initialization": "stage 1" if joint else "classifier",
         "regression": "localizer",
         "refinement": "stage 2",
     }

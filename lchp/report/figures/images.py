@@ -11,7 +11,8 @@ from lchp.config import TrainConfig
 from lchp.data import DataSet
 from lchp.data.decode import decode, image_size
 from lchp.errors import DataError, RunError
-from lchp.evaluate import RESULTS, ground_truth
+from lchp.evaluate import RESULTS
+from lchp.frames import Frame
 from lchp.records import read_predictions
 from lchp.runs import PREDICTIONS
 
@@ -76,6 +77,7 @@ def read_pixels(
     run's predictions, since its boxes would then lie on other pixels than they were made for.
     """
     split, data = dataset.test, config.data
+    frame = Frame.of(predicted.frame, data)
     where = {image_id: i for i, image_id in enumerate(split.image_ids)}
     root = f"data.root = {data.root!r}" if data.root else f"data set {data.name}"
     made = f"{predicted.run} was made from other data; name its folder by --data-root"
@@ -96,12 +98,9 @@ def read_pixels(
             size = image_size(split.paths[i], exif=split.exif)
         if predicted.truth is not None:
             own = () if split.boxes is None else (split.boxes[i],)
-            seen = ground_truth(own, np.array([size]), predicted.frame, crop=data.image_size / data.resize)
             expected = predicted.truth[position]
-            there = seen.boxes[seen.valid]
+            there = np.concatenate(frame.truth(own, np.array([size])).each() or [np.zeros((0, 4))])
             if there.shape != expected.shape or not np.allclose(there, expected, atol=1e-6):
                 raise DataError(f"{root}: image {image_id} has another box there than in {PREDICTIONS}; {made}")
-        start = (data.resize - data.image_size) // 2 if predicted.frame == "center_crop" else 0
-        end = data.resize - start
-        out.append(pixels[start:end, start:end])
+        out.append(frame.part(pixels[None])[0])
     return out

@@ -12,8 +12,9 @@ import pandas as pd
 from lchp.config import PRESETS, Preset, TrainConfig, override, preset, suggest
 from lchp.data import DataSet, load
 from lchp.errors import ConfigError, DataError, LchpError, RunError
-from lchp.evaluate import FRAMES, RESULTS
-from lchp.report.collect import METHOD, OF_COMPARED, Records, collect, result_of
+from lchp.evaluate import FRAMES
+from lchp.report.collect import METHOD, OF_COMPARED, Records, collect
+from lchp.report.depends import is_complete, results
 from lchp.report.figures.curves import against_iou, over_delta, over_tau, over_threshold, training
 from lchp.report.figures.grids import Against, Pick, grid, pick_images
 from lchp.report.figures.images import Predicted, read_frame, read_pixels
@@ -131,9 +132,8 @@ class Material:
         row = self.rows.iloc[0]
         versions = ", ".join(sorted({str(v) for v in self.rows["version"]}))
         method = f"delta {row['initialization.delta']:g}, tau {row['refinement.tau']:g}"
-        if row["method.name"] != "lchp":
-            results = RESULTS[: RESULTS.index(result_of(row)) + 1]
-            method = f"{row[METHOD]} ({', '.join(OF_COMPARED[r] for r in results)})"
+        if not is_complete(row):
+            method = f"{row[METHOD]} ({', '.join(OF_COMPARED[r] for r in results(row))})"
         away = differences(row, self.recipe.config) if self.wanted.run is None else {}
         other = "; ".join(f"{name} {show(value)}" for name, value in away.items() if name not in self.wanted.conditions)
         text = f"{DATA[row['data.name']]}, {row['classes']} classes, {method}, lchp {versions}."
@@ -149,7 +149,7 @@ def _grid(material: Material, pick: Pick) -> Drawing:
 
 
 def _panel(material: Material) -> Drawing:
-    if material.config.method.name != "lchp":
+    if not is_complete(material.rows.iloc[0]):
         raise RunError(f"{material.run}: is of {material.rows[METHOD].iloc[0]}; the panel shows LCHP's own stages")
     wanted, predicted = material.wanted, material.predicted[material.wanted.frame]
     if wanted.image is None:
@@ -194,7 +194,7 @@ def draw(wanted: Wanted, records: Records, recipe: Preset, paper: Paper) -> Iter
     """The figures in order. Raises ConfigError for a mistake in what was asked for."""
     material = Material(wanted, records, recipe, paper)
     for name in wanted.names:
-        if name == "panel" and not wanted.figures and wanted.run is not None and material.config.method.name != "lchp":
+        if name == "panel" and not wanted.figures and wanted.run and not is_complete(material.rows.iloc[0]):
             continue
         tasks: dict[str, Callable[[], Drawing]] = {name: lambda name=name: FIGURES[name](material)}
         if name == "grid":

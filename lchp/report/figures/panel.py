@@ -12,7 +12,7 @@ from lchp.config import TrainConfig
 from lchp.errors import RunError
 from lchp.report.figures.images import Predicted
 from lchp.report.figures.style import PAGE, Drawing, draw_box, draw_picture, style
-from lchp.runs import CHECKPOINTS, PREDICTIONS, stage1_folder
+from lchp.runs import CHECKPOINTS, PREDICTIONS, link_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,26 +61,26 @@ def follow(run: Path, config: TrainConfig, pixels: np.ndarray, seed: int) -> Ste
     from lchp.augment import crop, sample_strong, strong_view
     from lchp.checkpoints import load_checkpoint
     from lchp.devices import autocast, resolve_precision
-    from lchp.inference import see
+    from lchp.frames import Frame
     from lchp.losses import confidence, foreground
-    from lchp.predict import load_run
+    from lchp.predict import load_run, localizer_checkpoint
     from lchp.pseudo import make_teacher, upsample
     from lchp.stages import padding, predict_boxes, pseudo_boxes
-    from lchp.train import INITIALIZATION, REFINEMENT
+    from lchp.training.chain import STAGES
 
-    for folder, name in ((run, REFINEMENT), (stage1_folder(run), INITIALIZATION)):
-        if not (folder / CHECKPOINTS / f"{name}.pt").is_file():
-            raise RunError(f"{folder / CHECKPOINTS / name}.pt: no such checkpoint, which the panel needs")
+    stage1 = link_folder(run, "classifier") / CHECKPOINTS / f"{STAGES['classifier']}.pt"
+    for path in (link_folder(run, "refinement") / CHECKPOINTS / f"{STAGES['refinement']}.pt", stage1):
+        if not path.is_file():
+            raise RunError(f"{path}: no such checkpoint, which the panel needs")
     device = torch.device("cpu")
     trained = load_run(run, device)  # theta_1 and LCHP-R, checked
     if trained.result != "lchp_r":
         raise RunError(f"{run}: stage 2 is not complete, which the panel needs; finish it with lchp train and --resume")
-    modules = load_checkpoint(stage1_folder(run) / CHECKPOINTS / f"{INITIALIZATION}.pt")["modules"]
     teacher, lchp_i = make_teacher(trained.classifier), copy.deepcopy(trained.localizer)
-    teacher.load_state_dict(modules["teacher"])
-    lchp_i.load_state_dict(modules["localizer"])
+    teacher.load_state_dict(load_checkpoint(stage1)["modules"]["teacher"])
+    lchp_i.load_state_dict(localizer_checkpoint(run, config)[1]["modules"]["localizer"])
     first, second = config.initialization, config.refinement
-    i_r = see(torch.from_numpy(pixels.copy())[None], "full_image", config.data.image_size)
+    i_r = Frame.of("full_image", config.data).see(torch.from_numpy(pixels.copy())[None])
     size = (i_r.shape[2], i_r.shape[3])
     strong = sample_strong(1, second, torch.Generator().manual_seed(seed))
     with torch.inference_mode(), autocast(device, resolve_precision(config.precision, device)):
@@ -91,7 +91,7 @@ def follow(run: Path, config: TrainConfig, pixels: np.ndarray, seed: int) -> Ste
         found_m = foreground(a_m, first.delta, first.normalization, reference)
         b = predict_boxes(lchp_i, i_r)
         cropped = crop(i_r, b, second.crop_margin)
-        view = strong_view(i_r, strong, padding(trained.localizer, second), second.augmenter)
+        view = strong_view(i_r, strong, padding(trained.localizer.mean, second), second.augmenter)
         p = confidence(trained.classifier(cropped).logits)
         loc, result = predict_boxes(trained.localizer, view), predict_boxes(trained.localizer, i_r)
     boxes = [

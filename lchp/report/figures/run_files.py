@@ -1,5 +1,7 @@
 """What belongs to a run of the records: its config, its stage 1, its metrics."""
 
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import pandas as pd
 from lchp import runs
 from lchp.config import FIELDS, TrainConfig, override
 from lchp.errors import RunError
-from lchp.runs import stage1_folder
+from lchp.runs import KINDS, STAGES, link_folders
 
 
 def config_of(row: pd.Series) -> TrainConfig:
@@ -17,9 +19,13 @@ def config_of(row: pd.Series) -> TrainConfig:
 
 
 def metrics_of(run: Path) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl of both stages, stage 1's first. Raises RunError where there are none."""
-    first = stage1_folder(run)
-    lines = ([] if first == run else runs.read_metrics(first)) + runs.read_metrics(run)
+    """Lines of metrics.jsonl of all links, in their order. Raises RunError where there are none."""
+    of_stage: dict[str, list[dict[str, Any]]] = {}
+    earlier = dict.fromkeys(folder for folder in link_folders(run, KINDS).values() if folder != run)
+    for folder in (*earlier, run):  # what a run trained itself stands in the place of what it began from had
+        lines = sorted(runs.read_metrics(folder), key=itemgetter("stage"))
+        of_stage |= {stage: list(group) for stage, group in groupby(lines, itemgetter("stage"))}
+    lines = [line for stage in STAGES.values() for line in of_stage.get(stage, ())]
     if not lines:
         raise RunError(f"{run / runs.METRICS}: no epoch in it")
     return lines
