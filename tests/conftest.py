@@ -16,7 +16,7 @@ from fake_cuda import cuda  # noqa: F401  # a fixture
 from PIL import Image
 
 from lchp import TrainConfig, override, preset
-from lchp.train import train
+from lchp.training.run import train
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -125,6 +125,14 @@ def _pinned(tensor: Tensor) -> Tensor:
     return copy
 
 
+def _copied(tensor: Tensor, memo: dict[int, Any]) -> Tensor:
+    """torch's own copies the values, which are not there."""
+    copy: Any = tensor.detach().clone()
+    copy = nn.Parameter(copy, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copy
+    memo[id(tensor)] = copy
+    return copy
+
+
 def gradients(output: Tensor, wanted: Sequence[Tensor] | None = None, start: Tensor | None = None) -> list[Any]:
     """Goes back from the output node by node, since autograd's engine asks for a real device: adds to the `grad` of
     every leaf, or gives the gradients of those that are `wanted`."""
@@ -167,11 +175,16 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cuda]:
     def grad(output: Tensor, wanted: Any, start: Tensor | None = None) -> Any:
         return tuple(gradients(output, [wanted] if isinstance(wanted, Tensor) else wanted, start))
 
+    made = torch.optim.SGD.__init__
+    unfused = lambda self, *args, **more: made(self, *args, **more | {"fused": None})  # noqa: E731
+    monkeypatch.setattr(torch.optim.SGD, "__init__", unfused)  # the fused step has no fake kernel
     monkeypatch.setattr(Tensor, "pin_memory", _pinned)
+    monkeypatch.setattr(FakeTensor, "__deepcopy__", _copied, raising=False)
     monkeypatch.setattr(Tensor, "backward", lambda loss: gradients(loss))
     monkeypatch.setattr(torch.autograd, "grad", grad)
     pseudo._lines.cache_clear()
     mode = Cuda()
+    monkeypatch.setattr(nn.Module, "to", lambda module, *_, **__: mode.take(module))  # torch's swaps what it moves
     try:
         with mode.fake, mode:
             yield mode

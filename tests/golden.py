@@ -7,7 +7,6 @@ CPU. A change of these numbers is a change of the maths.
 
 import json
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -15,9 +14,13 @@ from torch import nn
 
 from lchp.augment import sample_strong
 from lchp.backbones import BACKBONES, SYMMETRIC, Backbone
+from lchp.batch import Batch
 from lchp.config import TrainConfig, override
-from lchp.stages import initialization_step, refinement_step
-from lchp.train import build
+from lchp.pseudo import make_teacher, update_teacher
+from lchp.stages import classifier_step, label_views, localizer_step, refinement_step
+from lchp.training.chain import chain_of
+from lchp.training.links import build
+from lchp.view_table import ViewTable
 
 FILE = Path(__file__).parent / "golden" / "losses.json"
 STEPS, BATCH, SIZE, CLASSES = 8, 6, 64, 3
@@ -72,26 +75,48 @@ def losses() -> dict[str, list[list[float]]]:
     torch.set_num_threads(1)
     BACKBONES["golden"] = Backbone(trunk, lambda net, _role: net, SYMMETRIC)
     try:
-        nets = build(c, CLASSES, torch.device("cpu"))
+        nets = build(chain_of(c, ""), CLASSES, torch.device("cpu"))
     finally:
         del BACKBONES["golden"]
-    stage1, stage2 = c.initialization, c.refinement
-    optimizers = tuple(
+    stage1, stage2, index = c.initialization, c.refinement, torch.arange(BATCH)
+    teacher, table = make_teacher(nets.classifier), ViewTable(1, BATCH, 4)
+    optimizers = [
         torch.optim.SGD(n.parameters(), lr=stage1.lr, momentum=stage1.momentum, weight_decay=stage1.weight_decay)
         for n in (nets.classifier.train(), nets.localizer.train())
-    )
+    ]
     first, second = [], []
     for step in range(STEPS):
-        out = initialization_step(nets, optimizers, *images(step), stage1, nullcontext())
-        first.append([out[k].item() for k in ("l_cls", "l_reg", "pseudo_area")])
+        batch = Batch(*images(step), index=index)
+        l_cls, seen = classifier_step(nets.classifier, teacher, table, batch, 0, stage1)
+        known = torch.ones(BATCH, dtype=torch.bool)
+        l_reg, scalars = localizer_step(nets.localizer, batch, table.at(0, index), known, stage1.alpha)
+        for loss, optimizer in zip((l_cls, l_reg), optimizers, strict=True):
+            move(optimizer, loss)
+        update_teacher(teacher, nets.classifier, stage1.beta, stage1.teacher_buffers)
+        first.append([seen["l_cls"].item(), scalars["l_reg"].item(), seen["pseudo_area"].item()])
     nets.classifier.eval().requires_grad_(False)
     optimizer = torch.optim.SGD(nets.localizer.parameters(), lr=stage2.lr, momentum=stage2.momentum)
     for step in range(STEPS):
         strong = sample_strong(BATCH, stage2, torch.Generator().manual_seed(step))
-        out = refinement_step(nets, optimizer, images(step)[0], strong, stage2, stage1.beta, nullcontext())
+        batch = Batch(*images(step), strong=strong)
+        loss, out = refinement_step(
+            nets.localizer,
+            batch,
+            lambda batch: label_views(nets.localizer, nets.classifier, batch.images, stage2),
+            stage2,
+            nets.localizer.mean,
+        )
+        move(optimizer, loss)
         second.append([out[k].item() for k in ("loss", "kept", "confidence", "box_area")])
     torch.set_num_threads(threads)
     return {"initialization": first, "refinement": second}
+
+
+def move(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
+    """A step against the gradient of the loss."""
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from lchp.config import TrainConfig
 # forked from a process that has imported all that a training imports, and has no threads: starts in milliseconds
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["lchp.cli", "lchp.train", "killed", "cv2", "pandas", "pyarrow.compute", "torch._dynamo"]
+    ["lchp.cli", "lchp.training.run", "killed", "cv2", "pandas", "pyarrow.compute", "torch._dynamo"]
 )
 
 
@@ -74,7 +74,7 @@ def body(config: TrainConfig, run: Path, at: int | None, count: Any, save_every:
     """Trains or resumes `run`, killed at moment `at`; tells how many moments there were. save_every: seconds of an
     epoch between two checkpoints."""
     from lchp import loop
-    from lchp.train import train
+    from lchp.training.run import train
 
     loop._SAVE_EVERY = save_every
     moments = Moments(at)

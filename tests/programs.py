@@ -71,7 +71,7 @@ def wait_until_gone(session: int, seconds: float = 30, *, besides: str | None = 
 def result_of(storage: Path, name: str = "grid") -> dict[str, bytes]:
     record = runs.read_json(storage / "sweeps" / name / "sweep.json")
     assert {c["state"] for c in record["cells"]} == {"done"}, [c["error"] for c in record["cells"]]
-    return {c["stage2"]: (storage / c["run"] / runs.PREDICTIONS).read_bytes() for c in record["cells"]}
+    return {c["key"]: (storage / c["run"] / runs.PREDICTIONS).read_bytes() for c in record["cells"]}
 
 
 def wait_for(condition: Any, process: subprocess.Popen[str], seconds: float = 200) -> None:

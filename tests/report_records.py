@@ -119,6 +119,11 @@ def store(storage: Path, config: TrainConfig, figures: Mapping[str, float | None
     return write_run(storage / "store" / "stage2" / key(config), config, figures, stored=True, **more)
 
 
+def store_link(storage: Path, kind: str, config: TrainConfig, figures: Mapping[str, float], **more: Any) -> Path:
+    """A link of a chain in the store of a sweep."""
+    return write_run(storage / "store" / kind / key(config), config, figures, stored=True, **more)
+
+
 def write_sweep(
     storage: Path,
     cells: Sequence[tuple[dict[str, Any], TrainConfig, str, str | None]],

@@ -5,7 +5,6 @@ import importlib.util
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import URLError
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from lchp import TrainConfig, networks, override
 from lchp.backbones import BACKBONES, Role, Trunk, backbone, build_trunk, load_weights, weights_identity
+from lchp.batch import Batch
 from lchp.config import InitializationConfig, ModelConfig
 from lchp.data import imagenet
 from lchp.data.decode import decode
@@ -25,9 +25,10 @@ from lchp.depthwise import DepthwiseConv2d
 from lchp.errors import ConfigError, WeightsError
 from lchp.networks import Classifier, Localizer
 from lchp.predict import load_run
-from lchp.pseudo import make_teacher
-from lchp.stages import Networks, initialization_step
-from lchp.train import train
+from lchp.pseudo import make_teacher, update_teacher
+from lchp.stages import classifier_step, localizer_step
+from lchp.training.run import train
+from lchp.view_table import ViewTable
 
 
 @dataclass(frozen=True)
@@ -171,18 +172,24 @@ def test_features_equal_torchvisions(built: Built) -> None:
 
 def test_trains_one_step(built: Built) -> None:
     classifier, localizer = built.classifier.train(), built.localizer.train()
-    nets = Networks(classifier, make_teacher(classifier), localizer)
+    teacher, table, config = make_teacher(classifier), ViewTable(1, 2, 4), InitializationConfig()
     optimizers = tuple(torch.optim.SGD(n.parameters(), lr=0.01) for n in (classifier, localizer))
     firsts = [next(n.parameters()) for n in (classifier, localizer)]
     before = [p.detach().clone() for p in firsts]
-    teacher = next(nets.teacher.parameters()).clone()
+    taught = next(teacher.parameters()).clone()
     x = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(3))
-    out = initialization_step(nets, optimizers, x, torch.tensor([0, 2]), InitializationConfig(), nullcontext())
-    assert all(v.isfinite() for v in out.values())
+    batch = Batch(x, torch.tensor([0, 2]), index=torch.arange(2))
+    first = classifier_step(classifier, teacher, table, batch, 0, config)
+    second = localizer_step(localizer, batch, table.at(0, torch.arange(2)), torch.ones(2), config.alpha)
+    for (loss, scalars), optimizer in zip((first, second), optimizers, strict=True):
+        assert all(v.isfinite() for v in (loss, *scalars.values()))
+        loss.backward()
+        optimizer.step()
+    update_teacher(teacher, classifier, config.beta, config.teacher_buffers)
     for p, old in zip(firsts, before, strict=True):
         assert p.isfinite().all()
         assert not torch.equal(p, old)
-    assert not torch.equal(next(nets.teacher.parameters()), teacher)
+    assert not torch.equal(next(teacher.parameters()), taught)
 
 
 def test_averaging_heads_train_too(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,7 +216,7 @@ def test_grids(name: str) -> None:
                 if grid:
                     assert trunk(torch.zeros(1, 3, size, size)).shape[2:] == (grid, grid)
                 else:
-                    with pytest.raises(ConfigError, match=rf"^data\.image_size = {size}: too small for this backbone"):
+                    with pytest.raises(ConfigError, match=rf"^data\.image_size = {size}: too small for {name} "):
                         Localizer(ModelConfig(name, name, pretrained=False), size)
 
 

@@ -12,7 +12,7 @@ from lchp import TrainConfig, override, runs
 from lchp.board import FOLDER, _compose
 from lchp.pictures import STYLES, Style, draw_box, draw_label
 from lchp.records import read_predictions
-from lchp.train import train
+from lchp.training.run import train
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +40,10 @@ def test_every_number_is_a_scalar(board_run: Path) -> None:
             assert scalar.value == pytest.approx(value, rel=1e-5)
 
 
-def test_pictures_after_each_stage(board_run: Path) -> None:
+def test_pictures_after_each_link_with_a_result(board_run: Path) -> None:
     events = read(board_run)
-    assert sorted(events.Tags()["images"]) == ["initialization/boxes", "refinement/boxes"]
-    for stage, results in (("initialization", 2), ("refinement", 3)):
+    assert sorted(events.Tags()["images"]) == ["initialization/boxes", "refinement/boxes", "regression/boxes"]
+    for stage, results in (("initialization", 1), ("regression", 2), ("refinement", 3)):
         (image,) = events.Images(f"{stage}/boxes")
         with Image.open(io.BytesIO(image.encoded_image_string)) as picture:
             pixels = np.asarray(picture.convert("RGB"))
@@ -54,10 +54,10 @@ def test_pictures_after_each_stage(board_run: Path) -> None:
 
 def test_the_board_changes_no_result(board_run: Path, squares_run: Path) -> None:
     assert read_predictions(board_run).equals(read_predictions(squares_run))
-    for name in ("initialization", "refinement"):
+    for name in ("initialization", "regression", "refinement"):
         a, b = (torch.load(r / "checkpoints" / f"{name}.pt", weights_only=True) for r in (board_run, squares_run))
         for module, state in a["modules"].items():
-            assert all(torch.equal(v, b["modules"][module][k]) for k, v in state.items())
+            torch.testing.assert_close(b["modules"][module], state, atol=0, rtol=0, equal_nan=True)
 
 
 def test_no_board_unless_asked(squares_run: Path) -> None:

@@ -56,8 +56,8 @@ def test_train_prints_the_table_and_the_run_folder(root: Path, tmp_path: Path, c
     for frame in ("center_crop", "full_image"):
         assert frame in out
     assert out.rstrip().endswith(f"run folder: {run}")
-    assert "stage 1 epoch 1/1" in out + err
-    assert "stage 2 epoch 1/1" in out + err
+    for link in ("classifier", "localizer", "refinement"):
+        assert f"{link} epoch 1/1" in out + err
     assert "kept" in out
     assert "Traceback" not in err
 

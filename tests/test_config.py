@@ -343,7 +343,8 @@ def test_the_command_line_says_the_same(capsys: pytest.CaptureFixture[str]) -> N
     for name, value in tried:
         assert main(["train", "--preset", "cub", *as_flags(name, value)]) == 2
         (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith(f"lchp: error: {name} = {value!r}: expected ")
+        said = f"{name} = {value!r}: expected " if value != "" else f"--{name.replace('_', '-')}: is empty"
+        assert line.startswith(f"lchp: error: {said}")
     assert len(tried) >= 8
 
 

@@ -20,7 +20,7 @@ from squares import small_values, write_images
 from lchp.config import TrainConfig, field_types, from_dict, override, preset, to_dict, to_flat
 from lchp.errors import ConfigError, LchpError
 from lchp.loop import DivergedError
-from lchp.train import train
+from lchp.training.run import train
 
 MORE = os.environ.get("LCHP_FUZZ_EXAMPLES")
 

@@ -6,33 +6,33 @@ from itertools import pairwise
 import pytest
 import torch
 
-from lchp.consistency import SCHEMES, anchored, fixmatch, uda
-from lchp.losses import refinement_loss
+from lchp.consistency import SCHEMES, Weight, anchored, fixmatch, uda
+from lchp.losses import confidence, refinement_loss
 
 LOGITS = torch.tensor([[math.log(9.0), 0.0], [math.log(4.0), 0.0], [0.0, 0.0]])  # confidence 0.9, 0.8, 0.5
 
 
+def weighed(scheme: Weight, tau: float, temperature: float) -> torch.Tensor:
+    """The weights of LOGITS under a scheme."""
+    return scheme(confidence(LOGITS), confidence(LOGITS / temperature), tau)
+
+
 def test_fixmatch_is_eq_6() -> None:
-    assert fixmatch(LOGITS, 0.8, 0.4).tolist() == [1, 0, 0]  # above tau, not at it
-    assert fixmatch(LOGITS, 0.7, 0.4).tolist() == [1, 1, 0]
-    assert fixmatch(LOGITS, 0.0, 0.4).tolist() == [1, 1, 1]
+    assert weighed(fixmatch, 0.8, 0.4).tolist() == [1, 0, 0]  # above tau, not at it
+    assert weighed(fixmatch, 0.7, 0.4).tolist() == [1, 1, 0]
+    assert weighed(fixmatch, 0.0, 0.4).tolist() == [1, 1, 1]
 
 
 def test_uda_weighs_what_it_keeps_by_the_sharpened_confidence() -> None:
     # at temperature 1/2 the odds are squared: 81 to 1, 16 to 1
-    assert uda(LOGITS, 0.7, 0.5).tolist() == pytest.approx([81 / 82, 16 / 17, 0])
-    assert uda(LOGITS, 0.7, 1.0).tolist() == pytest.approx([0.9, 0.8, 0])
+    assert weighed(uda, 0.7, 0.5).tolist() == pytest.approx([81 / 82, 16 / 17, 0])
+    assert weighed(uda, 0.7, 1.0).tolist() == pytest.approx([0.9, 0.8, 0])
 
 
 def test_uda_is_fixmatch_as_the_temperature_goes_to_0() -> None:
-    weights = [uda(LOGITS, 0.7, t) for t in (1.0, 0.3, 0.1, 0.01)]
+    weights = [weighed(uda, 0.7, t) for t in (1.0, 0.3, 0.1, 0.01)]
     assert all((after >= before).all() for before, after in pairwise(weights))
-    assert torch.equal(weights[-1], fixmatch(LOGITS, 0.7, 0.01))
-
-
-def test_half_precision_logits_are_sharpened_in_full() -> None:
-    half = LOGITS.bfloat16()
-    assert torch.equal(uda(half, 0.7, 0.3), uda(half.float(), 0.7, 0.3))
+    assert torch.equal(weights[-1], weighed(fixmatch, 0.7, 0.01))
 
 
 def test_anchoring_repeats_the_anchor_for_each_view() -> None:

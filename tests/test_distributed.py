@@ -11,8 +11,10 @@ from torch import nn
 from torch.multiprocessing.spawn import spawn as start_processes
 
 from lchp import distributed
+from lchp.batch import Batch
 from lchp.config import override, to_dict
 from lchp.errors import ConfigError
+from lchp.loop import Training, stepper, take_step
 
 
 def spawn(work: Any, folder: Path, *arguments: Any, workers: int = 2) -> list[Any]:
@@ -29,16 +31,19 @@ def _start(rank: int, work: Any, workers: int, folder: str, arguments: tuple[Any
     dist.destroy_process_group()
 
 
-def batch_norm_step(x: torch.Tensor) -> tuple[nn.Module, torch.Tensor]:
+def batch_norm_step(x: torch.Tensor) -> tuple[nn.Module, float]:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3), nn.BatchNorm2d(2))
     net = distributed.share_batch_statistics(net)
+    batch = Batch(x[distributed.part(len(x))], torch.zeros(len(x)))
+
+    def step(net: nn.Module, batch: Batch, _epoch: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        return (net(batch.images) ** 3).mean(), {}  # of a cube: its gradient does not vanish behind BatchNorm
+
     optimizer = torch.optim.SGD(net.parameters(), 0.1)
-    loss = (net(x[distributed.part(len(x))]) ** 3).mean()  # of a cube: its gradient does not vanish behind BatchNorm
-    loss.backward()
-    distributed.average_gradients([optimizer])
-    optimizer.step()
-    return net, distributed.mean_over_workers({"loss": loss.detach()})["loss"]
+    training = Training("line", 1, 6, {"net": net}, step, lambda *_: [batch], "net", optimizer)
+    scalars = take_step(training, stepper(training), batch, 0)
+    return net, distributed.mean_over_workers({"loss": float(scalars["loss"])}, 1)["loss"]
 
 
 def images() -> torch.Tensor:
@@ -47,13 +52,13 @@ def images() -> torch.Tensor:
 
 def batch_norm_worker(*_: Any) -> Any:
     net, loss = batch_norm_step(images())
-    return {"loss": float(loss), "state": {k: v.tolist() for k, v in net.state_dict().items()}}
+    return {"loss": loss, "state": {k: v.tolist() for k, v in net.state_dict().items()}}
 
 
 def test_batch_statistics_and_gradients_are_those_of_the_global_batch(tmp_path: Path) -> None:
     net, loss = batch_norm_step(images())
     for found in spawn(batch_norm_worker, tmp_path):
-        assert found["loss"] == pytest.approx(float(loss), rel=1e-5)
+        assert found["loss"] == pytest.approx(loss, rel=1e-5)
         for name, value in net.state_dict().items():
             np.testing.assert_allclose(found["state"][name], value.numpy(), rtol=1e-4, atol=1e-6, err_msg=name)
 
@@ -71,7 +76,8 @@ def exchange_worker(rank: int, _: Path) -> Any:
         "first": distributed.from_first(lambda: f"of {rank}"),
         "part": [distributed.part(8).start, distributed.part(8).stop],
         "refused": refused,
-        "mean": float(distributed.mean_over_workers({"a": torch.tensor(float(rank))})["a"]),
+        "mean": distributed.mean_over_workers({"a": float(rank)}, 2),
+        "of one": distributed.mean_over_workers({"a": 6.0} if rank else {}, 3 * rank),
     }
 
 
@@ -84,7 +90,8 @@ def test_workers_exchange(tmp_path: Path) -> None:
     assert one["part"] == [0, 4]
     assert two["part"] == [4, 8]
     assert one["refused"]
-    assert one["mean"] == two["mean"] == 0.5
+    assert one["mean"] == two["mean"] == {"a": 0.25}
+    assert one["of one"] == two["of one"] == {"a": 2.0}  # the other had no batch left
 
 
 def test_one_process_does_nothing() -> None:
@@ -101,24 +108,33 @@ def train_worker(_: int, folder: Path, configs: dict[str, dict[str, Any]]) -> An
 
 def train_in(run: Path, values: dict[str, Any]) -> Any:
     from lchp.config import from_dict
-    from lchp.train import train
+    from lchp.training.run import train
 
     seen: list[dict[str, Any]] = []
     result = train(from_dict(values), seen.append, output=run)
     return {"metrics": seen, "summary": result.summary}
 
 
-METHODS = {"lchp": {}, "psol": {"method.name": "psol", "method.localizer": True, "method.refine": True}}
+METHODS: dict[str, dict[str, Any]] = {
+    "lchp": {},
+    "frozen": {"refinement.labeller": "frozen"},
+    # the boxes of all training images are one batch, which one of the workers gets
+    "psol": {"method.name": "psol", "method.localizer": True, "method.refine": True, "evaluation.batch_size": 64},
+}
+LINES = {"lchp": 4, "frozen": 6, "psol": 5}
+"""Epochs of all links: the classifier's one, PSOL's boxes, the localizer's one, two of labels, two of refinement."""
 
 
 @pytest.mark.slow
 def test_two_workers_train_as_one(tmp_path: Path) -> None:
-    """Same losses (to fp32 rounding) as one worker with the same global batch, and nearly the same boxes; of PSOL with
-    LCHP's refinement: of its classifier, of DDT's boxes of all training images, of its localizer."""
+    """Same losses (to fp32 rounding) as one worker with the same global batch, and nearly the same boxes; with labels
+    made once; and of PSOL with LCHP's refinement: of its classifier, of DDT's boxes of all training images, of its
+    localizer."""
     from lchp.records import read_predictions
 
     config = small.config(small.make_folder(tmp_path / "images"), first=1, second=2)
     config = override(config, {"data.validation": 0.25, "evaluation.batch_size": 5})
+    assert set(METHODS) == set(LINES)
     configs = {name: to_dict(override(config, method)) for name, method in METHODS.items()}
     torch.set_num_threads(1)
     one = {name: train_in(tmp_path / "one" / name, values) for name, values in configs.items()}
@@ -138,4 +154,4 @@ def test_two_workers_train_as_one(tmp_path: Path) -> None:
         for name in ("lchp_i_box", "lchp_r_box", *(["pseudo_label_box"] if method == "psol" else [])):
             np.testing.assert_allclose(np.array(a[name].to_pylist()), np.array(b[name].to_pylist()), atol=5e-3)
         lines = (tmp_path / "two" / method / "metrics.jsonl").read_text().splitlines()
-        assert len(lines) == (4 if method == "psol" else 3)  # worker 0 alone writes
+        assert len(lines) == LINES[method] == len(alone["metrics"])  # worker 0 alone writes

@@ -6,22 +6,28 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from lchp.data import cub
 from lchp.data.decode import image_size
+from lchp.errors import ConfigError
 from lchp.evaluate import (
-    GroundTruth,
+    FULL_BOX,
+    METRICS,
+    RESULTS,
+    TITLES,
+    Metric,
     best_iou,
     classification,
     consistency,
     floors,
-    ground_truth,
     hits,
     localization,
     macro_average,
     unboxed,
 )
+from lchp.frames import FRAMES, Frame, GroundTruth
 from lchp.records import frame_table, summarize, summary_table
 
 
@@ -29,36 +35,90 @@ def boxes(*each: tuple[float, float, float, float]) -> np.ndarray:
     return np.array(each, np.float32)
 
 
+def truth_of(each: list[np.ndarray]) -> GroundTruth:
+    """Of images of 100 px, in full_image."""
+    return Frame("full_image", 40, 32).truth(each, np.full((len(each), 2), 100))
+
+
 def test_full_image_frame_is_the_box_over_the_image_size() -> None:
-    truth = ground_truth([boxes((10, 20, 60, 80))], np.array([[100, 200]]), "full_image", crop=0.5)
+    truth = Frame("full_image", 40, 20).truth([boxes((10, 20, 60, 80))], np.array([[100, 200]]))
     np.testing.assert_allclose(truth.boxes[0, 0], [0.1, 0.1, 0.6, 0.4])
     assert truth.valid.all()
 
 
 def test_centre_crop_frame_clips_ground_truth() -> None:
     """The crop keeps the middle 80 %: 0.1..0.9 of the image becomes 0..1."""
-    truth = ground_truth([boxes((0, 30, 50, 95))], np.array([[100, 100]]), "center_crop", crop=0.8)
+    truth = Frame("center_crop", 40, 32).truth([boxes((0, 30, 50, 95))], np.array([[100, 100]]))
     np.testing.assert_allclose(truth.boxes[0, 0], [0, 0.25, 0.5, 1], atol=1e-7)
 
 
 def test_a_box_outside_of_the_crop_is_no_target() -> None:
     data = [boxes((0, 0, 10, 100), (20, 20, 60, 60)), boxes((0, 0, 100, 5))]
-    truth = ground_truth(data, np.array([[100, 100], [100, 100]]), "center_crop", crop=0.8)
+    truth = Frame("center_crop", 40, 32).truth(data, np.full((2, 2), 100))
     assert truth.valid.tolist() == [[False, True], [False, False]]
     full = np.tile([0.0, 0, 1, 1], (2, 1))
     assert best_iou(full, truth).tolist() == pytest.approx([0.25, 0])
-    assert ground_truth(data, np.array([[100, 100]] * 2), "full_image").valid.tolist() == [[True, True], [True, False]]
+    assert truth_of(data).valid.tolist() == [[True, True], [True, False]]
+
+
+@pytest.mark.parametrize("name", FRAMES)
+def test_a_box_comes_back_in_px_of_the_image(name) -> None:
+    """The way back of the way in, for any size of image; what reaches out of the crop is cut there."""
+    frame, sizes = Frame(name, 40, 32), np.array([[100, 200], [37, 21]])
+    inside = [boxes((20, 40, 70, 120)), boxes((8, 5, 30, 15))]
+    truth = frame.truth(inside, sizes)
+    np.testing.assert_allclose(frame.back(truth.boxes[:, 0], sizes), np.concatenate(inside), rtol=1e-6)
+    whole = frame.back(np.tile(FULL_BOX, (2, 1)), sizes)
+    edge = 0.1 if name == "center_crop" else 0
+    np.testing.assert_allclose(whole, np.tile(sizes, 2) * [edge, edge, 1 - edge, 1 - edge])
+
+
+@pytest.mark.parametrize("name", FRAMES)
+def test_pixels_and_ground_truth_are_of_the_same_frame(name) -> None:
+    """A white square on black is seen where its ground truth says."""
+    frame = Frame(name, 40, 32)
+    image = np.zeros((1, 40, 40, 3), np.uint8)
+    image[0, 12:20, 16:36] = 255
+    seen = frame.see(torch.from_numpy(image))
+    assert seen.shape == (1, 3, 32, 32)
+    assert seen.is_contiguous(memory_format=torch.channels_last)
+    truth = frame.truth([boxes((16, 12, 36, 20))], np.array([[40, 40]])).boxes[0, 0]
+    rows, columns = np.nonzero(seen[0, 0].numpy() > 0.5)
+    found = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]) / 32
+    np.testing.assert_allclose(found, truth, atol=0.5 / 32)
+    np.testing.assert_array_equal(frame.part(image), frame.part(torch.from_numpy(image)))
+    assert frame.part(image).shape[1] == frame.side == {"center_crop": 32, "full_image": 40}[name]
 
 
 def test_unknown_frame() -> None:
-    with pytest.raises(ValueError, match="expected one of center_crop, full_image"):
-        ground_truth([boxes((0, 0, 1, 1))], np.array([[2, 2]]), "centre_crop")
+    with pytest.raises(ConfigError, match="frame = 'centre_crop': expected one of center_crop, full_image"):
+        Frame("centre_crop", 40, 32)
+
+
+def test_ground_truth_of_any_counts() -> None:
+    each = [np.zeros((0, 4)), boxes((0, 0, 0.5, 1), (0.25, 0, 1, 1)), boxes((0, 0, 1, 1))]
+    truth = GroundTruth.of(each)
+    assert truth.boxes.shape == (3, 2, 4)
+    for a, b in zip(truth.each(), each, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert GroundTruth.of([]).boxes.shape == (0, 1, 4)
+
+
+def test_a_metric_is_one_key() -> None:
+    metric = Metric("lchp_r", "center_crop")
+    assert metric.path == "results/lchp_r/center_crop/gt_known"
+    assert metric.title == "GT-Known of LCHP-R in center_crop"
+    assert metric.of({"results": {"lchp_r": {"center_crop": {"gt_known": 12.5}}}}) == 12.5
+    assert metric.of({"results": {"lchp_i": {}}}) is None
+    for wrong in (("lchp", "center_crop"), ("lchp_r", "centre_crop"), ("lchp_r", "full_image", "top2_loc")):
+        with pytest.raises(ValueError, match="expected one of"):
+            Metric(*wrong)
+    assert tuple(TITLES) == RESULTS
+    assert tuple(localization(np.ones(1), np.zeros((1, 5)), np.zeros(1))) == tuple(METRICS)
 
 
 def test_any_of_many_boxes_counts() -> None:
-    truth = ground_truth(
-        [boxes((0, 0, 20, 20), (50, 50, 90, 90)), boxes((0, 0, 5, 5))], np.full((2, 2), 100), "full_image"
-    )
+    truth = truth_of([boxes((0, 0, 20, 20), (50, 50, 90, 90)), boxes((0, 0, 5, 5))])
     predicted = np.array([[0.5, 0.5, 0.9, 0.8], [0.5, 0.5, 0.9, 0.9]])
     assert best_iou(predicted, truth).tolist() == pytest.approx([0.75, 0])
 
@@ -69,7 +129,7 @@ def test_padding_rows_never_match() -> None:
 
 
 def test_a_hit_is_at_least_one_half() -> None:
-    truth = ground_truth([boxes((0, 0, 100, 100))] * 2, np.full((2, 2), 100), "full_image")
+    truth = truth_of([boxes((0, 0, 100, 100))] * 2)
     assert hits(best_iou(np.array([[0, 0, 1, 0.5], [0, 0, 1, 0.4999]]), truth)).tolist() == [True, False]
 
 
@@ -91,7 +151,7 @@ def test_micro_and_macro_average() -> None:
 def test_floors_by_hand() -> None:
     """Full box: IoU is the box's area. The 80 % box: 1 against 0.1..0.9, 0.64 against the whole, less below."""
     data = [boxes((0, 0, 100, 100)), boxes((10, 10, 90, 90)), boxes((0, 0, 100, 33)), boxes((40, 40, 60, 60))]
-    out = floors(ground_truth(data, np.full((4, 2), 100), "full_image"))
+    out = floors(truth_of(data))
     assert out == {"full_box": 50.0, "centre_box": 50.0}
 
 
@@ -118,7 +178,7 @@ def test_floors_on_real_images(cub50_root: Path) -> None:
             )
             in_crop.append((across[1] - across[0]) * (down[1] - down[0]))
     sizes = np.array([image_size(p) for p in split.paths])
-    found = {f: floors(ground_truth(split.boxes, sizes, f, crop=160 / 192)) for f in ("center_crop", "full_image")}
+    found = {f: floors(Frame(f, 192, 160).truth(split.boxes, sizes)) for f in FRAMES}
     assert found["full_image"]["full_box"] == pytest.approx(100 * np.mean(np.array(covered) >= 0.5))
     assert found["center_crop"]["full_box"] == pytest.approx(100 * np.mean(np.array(in_crop) >= 0.5))
     assert round(found["full_image"]["full_box"], 1) == 19.9
@@ -143,7 +203,7 @@ def test_summary_is_computed_from_the_table() -> None:
     import pyarrow as pa
 
     data = [boxes((0, 0, 100, 100)), boxes((0, 0, 100, 10), (20, 20, 40, 40))]
-    tables = [table(f, ground_truth(data, np.full((2, 2), 100), f, crop=0.5)) for f in ("center_crop", "full_image")]
+    tables = [table(f, Frame(f, 40, 20).truth(data, np.full((2, 2), 100))) for f in FRAMES]
     summary = summarize(pa.concat_tables(tables))
     assert summary["results"]["lchp_i"]["full_image"] == pytest.approx(
         {"gt_known": 100, "top1_loc": 50, "top5_loc": 100, "mean_iou": 80}
@@ -154,13 +214,15 @@ def test_summary_is_computed_from_the_table() -> None:
     assert summary["floors"]["full_image"]["full_box"] == 50
     text = summary_table(summary)
     assert "LCHP-I" in text
-    assert "floor" in text
+    assert "floor: 80 % box" in text
+    assert "GT-Known of LCHP-I in center_crop (50.00 %) is not above that of the 80 % box (50.00 %)" in text
+    assert "GT-Known of LCHP-I in full_image (" not in text
 
 
 def test_summary_without_ground_truth() -> None:
     import pyarrow as pa
 
-    summary = summarize(pa.concat_tables([table("center_crop", None), table("full_image", None)]))
+    summary = summarize(pa.concat_tables([table(frame, None) for frame in FRAMES]))
     assert summary["results"]["lchp_i"]["full_image"]["gt_known"] is None
     assert summary["floors"]["center_crop"]["full_box"] is None
     assert "No ground-truth boxes" in summary_table(summary)
@@ -175,8 +237,8 @@ class Block:
             raise ImportError(f"{name} is blocked")
 sys.meta_path.insert(0, Block())
 import numpy as np
-import lchp.evaluate, lchp.records, lchp.runs, lchp.config, lchp.boxes
-lchp.evaluate.floors(lchp.evaluate.ground_truth([np.ones((1, 4))], np.ones((1, 2)), "full_image"))
+import lchp.evaluate, lchp.frames, lchp.records, lchp.runs, lchp.config, lchp.boxes
+lchp.evaluate.floors(lchp.frames.Frame("full_image", 40, 32).truth([np.ones((1, 4))], np.ones((1, 2))))
 assert lchp.preset("cub").refinement.tau == 0.9
 """
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from fake_cuda import DEVICE, Autocast, Cuda, Waits
+from stepping import batch_of, step_of, trainings
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -19,16 +20,18 @@ from torch._subclasses.fake_tensor import (
 )
 
 from lchp import inference, predict, stages
-from lchp.augment import sample_strong
-from lchp.compared import _of_map, map_source
 from lchp.config import TrainConfig, override
-from lchp.data.images import Batch
+from lchp.data.base import Split
+from lchp.data.images import Batch, Images
 from lchp.evaluate import FRAMES
 from lchp.inference import Models
+from lchp.map_boxes import map_source, of_map
 from lchp.methods import METHODS
 from lchp.methods.ddt import Descriptors, Transform
 from lchp.networks import Classifier, Localizer
-from lchp.stages import Networks, initialization_step, refinement_step
+from lchp.pseudo import make_teacher
+from lchp.stages import pseudo_boxes
+from lchp.training.links import Networks
 
 CLASSES, BATCH, SIZE = 5, 4, 448
 PRECISION: dict[str, Any] = {"bf16": Autocast(), "fp32": nullcontext()}
@@ -41,25 +44,14 @@ def config_of(**values: Any) -> TrainConfig:
 
 
 def networks_of(cuda: Cuda, config: TrainConfig) -> Networks:
-    """Classifier, teacher, localizer and labeller on the device, in training mode where they train."""
-
-    def make() -> tuple[nn.Module, ...]:
-        classifiers = (Classifier(config.model, CLASSES, SIZE) for _ in range(2))
-        return *classifiers, *(Localizer(config.model, SIZE) for _ in range(2))
-
-    classifier, teacher, localizer, labeller = map(cuda.take, cuda.made(make))
-    for still in (teacher, labeller):
-        still.eval().requires_grad_(False)
-    return Networks(classifier, teacher, localizer, None if config.refinement.labeller == "online" else labeller)
+    """Classifier and localizer on the device."""
+    make = lambda: (Classifier(config.model, CLASSES, SIZE), Localizer(config.model, SIZE))  # noqa: E731
+    return Networks(*map(cuda.take, cuda.made(make)))
 
 
-def batch_of(cuda: Cuda) -> tuple[Tensor, Tensor]:
+def images_of(cuda: Cuda) -> tuple[Tensor, Tensor]:
     images = torch.rand(BATCH, 3, SIZE, SIZE).to(memory_format=torch.channels_last)
     return cuda.take(images), cuda.take(torch.arange(BATCH))
-
-
-def sgd(net: nn.Module) -> torch.optim.SGD:
-    return torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9)
 
 
 def twice(cuda: Cuda, step: Callable[[], Any]) -> None:
@@ -69,35 +61,36 @@ def twice(cuda: Cuda, step: Callable[[], Any]) -> None:
         step()
 
 
-@pytest.mark.parametrize(("bits", "second_pass"), [("bf16", "own"), ("fp32", "raw")])
-def test_stage_1(cuda: Cuda, bits: str, second_pass: str) -> None:
-    config = config_of(**{"initialization.second_pass": second_pass})
-    nets, (x, y) = networks_of(cuda, config), batch_of(cuda)
-    optimizers = (sgd(nets.classifier), sgd(nets.localizer))
-    twice(cuda, lambda: initialization_step(nets, optimizers, x, y, config.initialization, PRECISION[bits]))
-    for net, optimizer in zip((nets.classifier, nets.localizer), optimizers, strict=True):
-        assert all(p in optimizer.state for p in net.parameters())  # every weight has had a gradient
-
-
-@pytest.mark.parametrize(("bits", "labeller"), [("bf16", "online"), ("fp32", "ema")])
-def test_stage_2(cuda: Cuda, bits: str, labeller: str) -> None:
-    config = config_of(**{"refinement.labeller": labeller, "refinement.augmenter": "tensor"})
-    nets, (x, _) = networks_of(cuda, config), batch_of(cuda)
-    nets.classifier.eval().requires_grad_(False)
-    strong = sample_strong(BATCH, config.refinement, torch.Generator().manual_seed(1))
-    optimizer = sgd(nets.localizer)
-    twice(cuda, lambda: refinement_step(nets, optimizer, x, strong, config.refinement, 0.9, PRECISION[bits]))
+@pytest.mark.parametrize(
+    ("bits", "values"),
+    [
+        ("bf16", {}),
+        ("fp32", {"initialization.second_pass": "raw", "refinement.labeller": "ema"}),
+        ("bf16", {"refinement.labeller": "frozen"}),
+    ],
+    ids=str,
+)
+def test_the_steps_of_every_link(cuda: Cuda, bits: str, values: dict[str, Any]) -> None:
+    config = config_of(**{"refinement.augmenter": "tensor"}, **values)
+    nets, batch = networks_of(cuda, config), batch_of(config, *images_of(cuda), cuda.take)
+    for training in trainings(config, nets, BATCH, DEVICE, PRECISION[bits]).values():
+        twice(cuda, step_of(training, batch))
+        if training.optimizer is not None:  # every weight has had a gradient
+            net = training.modules[training.network or ""]
+            assert all(p in training.optimizer.state for p in net.parameters())
 
 
 def models_of(cuda: Cuda, config: TrainConfig) -> Models:
-    nets = networks_of(cuda, override(config, {"refinement.labeller": "frozen"}))
-    assert nets.labeller is not None
-    localizers = {"lchp_i": nets.localizer, "lchp_r": nets.labeller}
-    return Models(nets.classifier, nets.teacher, localizers, config.initialization)
+    first, second = (networks_of(cuda, config) for _ in range(2))
+    teacher = make_teacher(second.classifier)
+    source = lambda images, _labels: pseudo_boxes(teacher, images, config.initialization).box.float()  # noqa: E731
+    localizers = {"lchp_i": first.localizer, "lchp_r": second.localizer}
+    return Models(first.classifier, source, localizers, config.initialization)
 
 
 def test_prediction_in_both_frames(cuda: Cuda, monkeypatch: pytest.MonkeyPatch) -> None:
-    config, images = config_of(), range(6)
+    config = config_of()
+    images: Any = Images(Split(tuple("abcdef"), np.arange(6)), 512, None, np.arange(6))
 
     def batches(_images: Any, order: list[list[int]], **_: Any) -> Iterator[Batch]:
         for index in order:
@@ -107,7 +100,7 @@ def test_prediction_in_both_frames(cuda: Cuda, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(inference, "batches", batches)
     models = models_of(cuda, config)
     how: dict[str, Any] = {"batch_size": 4, "workers": 0, "device": DEVICE, "autocast": PRECISION["bf16"]}
-    found = inference.predict(models, images, FRAMES, SIZE, **how, show_progress=False)  # pyright: ignore
+    found = inference.predict(models, images, FRAMES, SIZE, **how, show_progress=False)
     assert list(found) == list(FRAMES)
     for p in found.values():
         assert p.top5.shape == p.top5_score.shape == (6, 5)
@@ -130,15 +123,15 @@ def test_lchp_predict(cuda: Cuda, frame: Any) -> None:
     assert [p.image for p in found] == ["0.jpg", "1.jpg", "2.jpg"]
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.boxes != "teacher"])
 def test_every_method_s_boxes(cuda: Cuda, name: str) -> None:
     found, config = METHODS[name], config_of(**TINY, **{"method.name": name})
     make = lambda: found.scheme.build(replace(config.model, head=found.head), CLASSES)  # noqa: E731
-    classifier, (x, y) = cuda.take(cuda.made(make)).eval(), batch_of(cuda)
+    classifier, (x, y) = cuda.take(cuda.made(make)).eval(), images_of(cuda)
     maps = map_source(found, classifier)
     with PRECISION["bf16"]:
         if maps is not None:
-            boxes = _of_map(config, maps)(x, y)
+            boxes = of_map(config, maps)(x, y)
         else:
             features = classifier.get_submodule("trunk")(x)
             descriptors = Descriptors(features.shape[1], DEVICE)
@@ -180,9 +173,8 @@ MISTAKES: dict[str, tuple[Callable[[Tensor], Any], type[BaseException]]] = {
 def test_a_mistake_in_a_step_is_seen(cuda: Cuda, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     mistake, error = MISTAKES[kind]
     config = config_of(**TINY, **{"refinement.augmenter": "tensor"})
-    nets, (x, _) = networks_of(cuda, config), batch_of(cuda)
-    strong = sample_strong(BATCH, config.refinement, torch.Generator().manual_seed(1))
-    optimizer, real = sgd(nets.localizer), stages.predict_boxes
+    batch, real = batch_of(config, *images_of(cuda), cuda.take), stages.predict_boxes
+    step = step_of(trainings(config, networks_of(cuda, config), BATCH, DEVICE, PRECISION["bf16"])["refinement"], batch)
     monkeypatch.setattr(stages, "predict_boxes", lambda *a: mistake(real(*a)))
     with pytest.raises(error), cuda.never_waits():
-        refinement_step(nets, optimizer, x, strong, config.refinement, 0.9, PRECISION["bf16"])
+        step()

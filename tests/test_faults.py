@@ -4,6 +4,7 @@ import logging
 import random
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ import pytest
 import torch
 from squares import small_config, small_values, write_images
 
-from lchp import runs, stages
+from lchp import loop, runs, stages
 from lchp.checkpoints import load_checkpoint, newest_checkpoint, previous, save_checkpoint
 from lchp.config import TrainConfig, override
-from lchp.errors import RunError
+from lchp.errors import ConfigError, RunError
 from lchp.interrupt import Interrupted, Stop
-from lchp.train import Result, train
+from lchp.training import links
+from lchp.training import run as training_run
+from lchp.training.run import Result, train
 
 KILLS = 20
 
@@ -33,24 +36,35 @@ def straight(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> R
     return train(config, output=tmp_path_factory.mktemp("straight") / "run")
 
 
+@pytest.fixture(scope="module")
+def longest(config: TrainConfig) -> TrainConfig:
+    """Of every kind of link."""
+    values = {"method.name": "psol", "method.localizer": True, "method.refine": True, "refinement.labeller": "frozen"}
+    return override(config, values)
+
+
 def comparable(run: Path) -> tuple[Any, ...]:
     """All that a run leaves behind but times: predictions bitwise, summary, weights, the metrics of each epoch."""
     lines = [{k: v for k, v in m.items() if "second" not in k} for m in runs.read_metrics(run)]
     lines.sort(key=lambda m: (m["stage"], m["epoch"]))  # one that was trained twice stands where it was last
     weights = {}
-    for stage in ("initialization", "refinement"):
-        for name, module in load_checkpoint(run / "checkpoints" / f"{stage}.pt")["modules"].items():
-            weights |= {f"{stage} {name} {k}": v.numpy().tobytes() for k, v in module.items()}
+    for path in sorted((run / "checkpoints").glob("*.pt")):
+        if ".previous" in path.suffixes:
+            continue
+        for name, module in load_checkpoint(path)["modules"].items():
+            weights |= {f"{path.stem} {name} {k}": v.numpy().tobytes() for k, v in module.items()}
     return (run / "predictions.parquet").read_bytes(), (run / "summary.json").read_text(), lines, weights
 
 
+@pytest.mark.parametrize("which", ["config", "longest"])
 def test_killed_at_random_moments_and_resumed_it_ends_as_if_nothing_had_happened(
-    config: TrainConfig, straight: Result, tmp_path: Path
+    which: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    """In a step, between steps, with half a checkpoint written, before and after a rename, between the stages, while
+    """In a step, between steps, with half a checkpoint written, before and after a rename, between the links, while
     predictions are written; most kills hit a training that was killed before. Every second run writes a checkpoint
     after each step."""
-    draw, kills, whole = random.Random(0), 0, comparable(straight.run)
+    config: TrainConfig = request.getfixturevalue(which)
+    draw, kills, whole = random.Random(0), 0, comparable(train(config, output=tmp_path / "straight").run)
     count = killed.CONTEXT.Value("i", 0)
     process = killed.start(killed.body, config, tmp_path / "whole", None, count, 0.0)
     begin = time.monotonic()
@@ -163,7 +177,7 @@ def test_the_last_two_are_kept_and_the_newest_intact_one_is_used(
 def test_a_damaged_checkpoint_costs_an_epoch_and_nothing_else(
     config: TrainConfig, straight: Result, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for stage in ("initialization", "refinement"):
+    for stage in ("initialization", "regression", "refinement"):
         run = tmp_path / stage
         train(config, output=run)
         path = run / "checkpoints" / f"{stage}.pt"
@@ -176,33 +190,36 @@ def test_a_damaged_checkpoint_costs_an_epoch_and_nothing_else(
 
 
 def out_of_memory_beyond(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both stages run out of memory for more images than that at a time, once they have taken some steps."""
-    real, steps = stages.predict_boxes, iter(range(10**6))
-    algorithm = stages.pseudo_boxes
+    """The classifier's link runs out of memory for more images than that at a time, once it has taken some steps."""
+    of, steps = links.training_of, iter(range(10**6))
 
-    def limited(call: Any) -> Any:
-        def wrapped(net: Any, i_r: torch.Tensor, *more: Any) -> Any:
-            if torch.is_grad_enabled() and len(i_r) > images and next(steps) > 1:
+    def limited(work: Any, link: Any) -> Any:
+        training = of(work, link)
+
+        def step(net: Any, batch: Any, epoch: int) -> Any:
+            if len(batch) > images and next(steps) > 1:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore lines")
-            return call(net, i_r, *more)
+            return training.step(net, batch, epoch)
 
-        return wrapped
+        return replace(training, step=step) if link.kind == "classifier" else training
 
-    monkeypatch.setattr(stages, "pseudo_boxes", limited(algorithm))
-    monkeypatch.setattr(stages, "predict_boxes", real)
+    monkeypatch.setattr(training_run, "training_of", limited)
 
 
+@pytest.mark.parametrize("method", ["lchp", "cam"])
 def test_auto_batch_goes_on_with_parts_of_a_batch(
-    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, method: str
 ) -> None:
     out_of_memory_beyond(2, monkeypatch)
+    config = override(config, {"method.name": method})
     asked = override(config, {"auto_batch": True})
     result = train(asked, output=tmp_path / "run")
     assert "the GPU's memory ran out" in caplog.text
     assert "each batch goes in 4 parts" in caplog.text
     lines = runs.read_metrics(result.run)
-    assert [m.get("chunks") for m in lines] == [4, 4, None, None]  # stage 2 fits
-    assert all(m["loss"] == m["loss"] for m in lines)
+    later = 4 if method == "lchp" else 1
+    assert [m.get("chunks") for m in lines] == [4, 4, *[None] * later]  # the other links fit
+    assert all(m.get("loss", 0.0) == m.get("loss", 0.0) for m in lines)  # boxes have none
     monkeypatch.undo()
     with monkeypatch.context() as patch:
         out_of_memory_beyond(1, patch)
@@ -212,6 +229,16 @@ def test_auto_batch_goes_on_with_parts_of_a_batch(
         out_of_memory_beyond(2, patch)
         with pytest.raises(RunError, match=r"memory ran out .*--auto-batch"):
             train(config, output=tmp_path / "not asked")
+
+
+@pytest.mark.parametrize("method", ["spg", "csoa", "gr", "cutmix", "has"])
+def test_auto_batch_is_refused_where_a_loss_needs_the_whole_batch(
+    config: TrainConfig, tmp_path: Path, method: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        train(override(config, {"auto_batch": True, "method.name": method}), output=tmp_path / "run")
+    assert str(error.value) == f"auto_batch = True: expected False, since the method {method!r} takes batches whole"
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_tau_that_rejects_everything_is_a_failure_with_its_reason(
@@ -271,23 +298,21 @@ def test_a_run_that_tau_made_fail_fails_again_when_resumed(config: TrainConfig, 
 
 def test_weights_that_are_not_finite_are_never_kept(config: TrainConfig, tmp_path: Path) -> None:
     """A signal after a step whose loss was finite and whose weights are not: the checkpoint before it stays."""
-    from lchp.loop import DivergedError
-
     stop, steps = Stop(), iter(range(100))
-    real = stages.average_gradients
+    real = loop.take_step
 
-    def spoil(optimizers: Any) -> None:
-        real(optimizers)
-        if next(steps) == 4:  # the second epoch's second step
-            for group in list(optimizers)[1].param_groups:
-                for p in group["params"]:
-                    p.grad.fill_(float("inf"))
+    def spoil(training: loop.Training, *rest: Any) -> Any:
+        scalars = real(training, *rest)
+        if training.name == "regression" and next(steps) == 4:  # the second epoch's second step
+            for p in training.modules["localizer"].parameters():
+                p.data.fill_(float("inf"))
             stop.ask(signal.SIGTERM)
+        return scalars
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "average_gradients", spoil)
-        with pytest.raises(DivergedError, match="weights of the localizer are not finite"):
+        patch.setattr(loop, "take_step", spoil)
+        with pytest.raises(loop.DivergedError, match="weights of the localizer are not finite"):
             train(config, output=tmp_path / "run", stop=stop)
-    state = load_checkpoint(tmp_path / "run" / "checkpoints" / "initialization.pt")
+    state = load_checkpoint(tmp_path / "run" / "checkpoints" / "regression.pt")
     assert (state["epoch"], state["within"]) == (1, None)
     assert all(v.isfinite().all() for m in state["modules"].values() for v in m.values())

@@ -7,22 +7,24 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import optuna
 import pytest
 import small
+from report_records import summary
 
 from lchp.checkpoints import previous, save_checkpoint
 from lchp.cli import parse
 from lchp.config import OPEN_CHOICES, PRESETS, TrainConfig, alternatives, override, preset, to_flat
 from lchp.errors import ConfigError, RunError
-from lchp.harness import Options, Sweep, grid, main
+from lchp.harness import Options, Sweep, grid, main, tables
 from lchp.harness.cells import Cell, Job, expand, jobs_of, make_cell, pinned
+from lchp.harness.progress import Display, weight
 from lchp.harness.schedule import FINISHED, Schedule
 from lchp.harness.startup import Resources
-from lchp.harness.storage import DONE, RESULT, Store
+from lchp.harness.storage import DONE, PREDICTED, RESULT, Store
 from lchp.harness.sweep import (
     SWEEP,
     Outcome,
@@ -39,6 +41,8 @@ from lchp.harness.sweep import (
 from lchp.harness.tables import timing_line
 from lchp.harness.trainable import Setting, run_job
 from lchp.locks import locked
+from lchp.training.chain import Kind, epochs_of
+from lchp.training.run import probe
 
 SWEEPS = Path(__file__).parents[1] / "sweeps"
 
@@ -55,21 +59,21 @@ def script(name: str) -> ModuleType:
 # --- the store
 
 
-def finished(store: Store, stage: int = 1, key: str = "k", text: str = "result") -> Path:
-    work = store.storage / "work" / f"{key}-{text}"
+def finished(store: Store, kind: Kind = "classifier", key: str = "k", text: str = "result") -> Path:
+    work = store.storage / "work" / f"{key}-{text[:9]}"
     (work / "checkpoints").mkdir(parents=True)
-    for name in RESULT:
+    for name in (*RESULT, *PREDICTED):
         (work / name).write_text(text)
     (work / "checkpoints" / "a.pt").write_bytes(b"weights")
-    return store.publish(work, stage, key)
+    return store.publish(work, kind, key)
 
 
 def test_a_published_result_is_found(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    assert store.find(1, "k") is None
+    assert store.find("classifier", "k") is None
     folder = finished(store)
-    assert store.find(1, "k") == folder
-    assert store.find(2, "k") is None
+    assert store.find("classifier", "k") == folder
+    assert store.find("refinement", "k") is None
     assert not list((tmp_path / "work").iterdir())
 
 
@@ -88,14 +92,14 @@ def test_a_damaged_result_is_moved_aside_and_said_so(
     elif damage == "bad DONE":
         (folder / DONE).write_text("{")
     else:
-        folder = folder.rename(store.path(1, "other"))
+        folder = folder.rename(store.path("classifier", "other"))
     with caplog.at_level(logging.WARNING):
-        assert store.find(1, folder.name) is None
+        assert store.find("classifier", folder.name) is None
     assert "damaged" in caplog.text
     assert not folder.exists()
     assert len(list((tmp_path / "store" / "damaged").iterdir())) == 1
     finished(store, key=folder.name, text="again")
-    assert store.find(1, folder.name) == folder
+    assert store.find("classifier", folder.name) == folder
 
 
 def test_a_result_is_published_once(tmp_path: Path) -> None:
@@ -103,7 +107,7 @@ def test_a_result_is_published_once(tmp_path: Path) -> None:
     folder = finished(store, text="first")
     assert finished(store, text="second") == folder
     assert (folder / "summary.json").read_text() == "first"
-    assert store.find(1, "k") == folder
+    assert store.find("classifier", "k") == folder
     assert not list((tmp_path / "work").iterdir())
 
 
@@ -118,14 +122,14 @@ def test_publishing_over_a_damaged_result_replaces_it(tmp_path: Path) -> None:
 def test_a_published_result_has_no_second_copies_of_checkpoints(tmp_path: Path) -> None:
     store, checkpoint = Store(tmp_path), tmp_path / "work" / "checkpoints" / "initialization.pt"
     checkpoint.parent.mkdir(parents=True)
-    for name in RESULT:
+    for name in (*RESULT, *PREDICTED):
         (tmp_path / "work" / name).write_text("result")
     for content in (b"older", b"newest"):
         save_checkpoint(checkpoint, {"content": content})
     assert previous(checkpoint).exists()
-    folder = store.publish(tmp_path / "work", 1, "k")
+    folder = store.publish(tmp_path / "work", "classifier", "k")
     assert [p.name for p in (folder / "checkpoints").iterdir()] == ["initialization.pt"]
-    assert store.find(1, "k") == folder
+    assert store.find("classifier", "k") == folder
 
 
 def test_a_lock_names_its_holder(tmp_path: Path) -> None:
@@ -151,23 +155,30 @@ def test_equal_configs_are_one_cell() -> None:
     delta = base.initialization.delta
     cells = expand(Sweep("s", base, [{}, {"initialization.delta": delta}, {"refinement.tau": 0.5}], seeds=(0, 1)))
     assert len(cells) == 4
-    assert len({c.stage1 for c in cells}) == 2  # one per seed
+    assert len({c.chain["localizer"].key for c in cells}) == 2  # one per seed
     assert {c.config.seed for c in cells} == {0, 1}
 
 
-def test_stage_1_does_not_depend_on_which_cell_came_first() -> None:
-    base = pinned(preset("parts"), gpu=False)
+def test_a_shared_link_does_not_depend_on_which_cell_came_first() -> None:
+    base = pinned(override(preset("parts"), {"refinement.labeller": "frozen"}), gpu=False)
     taus = grid({"refinement.tau": [0.5, 0.9]})
     one, two = (expand(Sweep("s", base, c)) for c in (taus, taus[::-1]))
-    (a,), (b,) = ([j for j in jobs_of(c).values() if j.stage == 1] for c in (one, two))
+    a, b = ([j for j in jobs_of(c).values() if j.kind != "refinement"] for c in (one, two))
     assert a == b
+    assert [j.kind for j in a] == ["classifier", "localizer", "labels"]
 
 
 def test_what_is_measured_belongs_to_a_record_but_not_to_its_training() -> None:
     base = pinned(preset("parts"), gpu=False)
     cells = expand(Sweep("s", base, [{}, {"evaluation.consistency": True}, {"evaluation.batch_size": 7}]))
     assert len(cells) == 2
-    assert len({c.stage1 for c in cells}) == 1
+    assert len({c.chain.last.key for c in cells}) == 1
+    assert [(j.kind, bool(j.links)) for j in jobs_of(cells).values()] == [
+        ("classifier", True),
+        ("localizer", True),
+        ("refinement", True),
+        ("refinement", False),
+    ]
 
 
 def test_a_job_survives_the_way_to_a_trial() -> None:
@@ -212,32 +223,89 @@ def test_the_tables_of_a_preset_share_its_default_cell(name: str) -> None:
     assert len(chosen.localizers) == 3
 
 
+LINKS = "classifier", "boxes", "localizer", "labels", "refinement"
+
+
 @pytest.mark.parametrize(
-    ("name", "first", "second"),
+    ("name", "trained", "cost", "less"),
     [
-        ("delta_tau", 4, 24),
-        ("augmentations", 1, 7),
-        ("backbones", 3, 3),
-        ("all_tables", 6, 17),
-        ("open_choices", 10, 18),
+        ("delta_tau", (4, 0, 4, 4, 24), "496 of 1536", "3.1"),
+        ("augmentations", (1, 0, 1, 1, 7), "136 of 448", "3.3"),
+        ("backbones", (1, 0, 3, 3, 3), "128 of 192", "1.5"),
+        ("all_tables", (4, 0, 6, 6, 17), "452 of 1088", "2.4"),
+        ("open_choices", (8, 0, 10, 11, 17), "672 of 1084", "1.6"),
+        ("methods", (17, 24, 4, 2, 2), "336 of 470", "1.4"),
     ],
 )
 @pytest.mark.parametrize("seeds", [1, 3])
-def test_trainings_of_each_sweep(tmp_path: Path, name: str, first: int, second: int, seeds: int) -> None:
-    cells = script(name).cells(PRESETS["parts"])
-    plan = make_plan(Sweep(name, preset("parts"), cells, range(seeds)), Options(tmp_path))
-    assert plan.schedule.count(1, "waiting") == first * seeds
-    assert plan.schedule.count(2, "waiting") == second * seeds
+def test_every_link_of_a_sweep_is_trained_once(
+    tmp_path: Path, name: str, trained: tuple[int, ...], cost: str, less: str, seeds: int
+) -> None:
+    base = override(preset("parts"), {"refinement.labeller": "frozen"})
+    plan = make_plan(Sweep(name, base, script(name).cells(PRESETS["parts"]), range(seeds)), Options(tmp_path))
+    expected = [
+        f"{kind}: {seeds * number} {'to compute' if kind in ('boxes', 'labels') else 'to train'}, 0 in store"
+        for kind, number in zip(LINKS, trained, strict=True)
+        if number
+    ]
+    assert tables.counts(plan).splitlines() == expected
+    if seeds == 1:
+        said = f"cost: {cost} forward passes per image (every cell alone), {less} times less"
+        assert tables.cost(plan) == said
+    jobs = plan.schedule.jobs.values()
+    assert len({link.key for p in jobs for link in p.job.links}) == sum(len(p.job.links) for p in jobs)
+    assert {link.key for p in jobs for link in p.job.links} == {link.key for c in plan.cells for link in c.chain}
+    assert all(need in plan.schedule.jobs for p in jobs for need in p.job.needs)
 
 
-def test_dry_run_says_what_is_to_be_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_sharing_each_cell_is_one_job_that_trains_all(tmp_path: Path) -> None:
+    cells = script("delta_tau").cells(PRESETS["parts"])
+    plan = make_plan(Sweep("delta_tau", preset("parts"), cells), Options(tmp_path, share=False))
+    jobs = [p.job for p in plan.schedule.jobs.values()]
+    assert len(jobs) == 24
+    assert {(tuple(link.kind for link in job.links), job.needs) for job in jobs} == {
+        (("classifier", "localizer", "refinement"), ())
+    }
+    assert len({job.name for job in jobs}) == 24
+    assert tables.counts(plan).splitlines() == [
+        f"{kind}: 24 to train, 0 in store" for kind in ("classifier", "localizer", "refinement")
+    ]
+
+
+def test_dry_run_says_what_is_to_be_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from lchp.harness import main
 
-    status = main("delta_tau", script("delta_tau").cells, argv=["--dry-run", "--storage", str(tmp_path)])
+    probed: list[str] = []
+
+    def probe(config: TrainConfig, last: Kind) -> dict[str, float]:
+        probed.append(last)
+        return dict.fromkeys(epochs_of(config), 3.0)
+
+    monkeypatch.setattr(tables, "probe", probe)
+    argv = ["--dry-run", "--storage", str(tmp_path), "--refinement.labeller", "frozen", "--max-concurrent", "1"]
+    status = main("delta_tau", script("delta_tau").cells, argv=argv)
     out = capsys.readouterr().out.splitlines()
     assert status == 0
-    assert "stage 1: 4 to train, 0 in store; stage 2: 24 to train, 0 in store" in out
+    assert out[-6:] == [
+        "classifier: 4 to train, 0 in store",
+        "localizer: 4 to train, 0 in store",
+        "labels: 4 to compute, 0 in store",
+        "refinement: 24 to train, 0 in store",
+        "cost: 496 of 1536 forward passes per image (every cell alone), 3.1 times less",
+        "estimate: 7.2 minutes of training; 7.2 minutes with 1 at once on this machine",  # 144 epochs of 3 s
+    ]
+    assert probed == ["refinement"]  # all of these train alike
     assert not list(tmp_path.iterdir())
+
+
+def test_a_few_batches_tell_the_time_of_every_link() -> None:
+    config = override(preset("parts"), {"refinement.labeller": "frozen", "threads": 1, "data.batch_size": 4})
+    for asked in ({}, {"method.name": "psol", "method.localizer": True}):
+        found = probe(override(config, asked))
+        assert found.keys() == epochs_of(override(config, asked)).keys()
+        assert all(seconds > 0 or stage == "boxes" for stage, seconds in found.items())
 
 
 @pytest.mark.parametrize(
@@ -275,7 +343,7 @@ def test_a_failed_cell_is_named_and_makes_the_exit_status_1(
 
     def one_fails(sweep: Sweep, options: Options, **_: object) -> SweepResult:
         (cell,) = expand(replace(sweep, cells=sweep.cells[:1]))
-        return SweepResult(options.storage, [Outcome(cell, "failed", "training diverged", None, None)])
+        return SweepResult(options.storage, [Outcome(cell, "failed", "training diverged", "diverged", None, None)])
 
     monkeypatch.setattr(cli, "run", one_fails)
     assert cli.main("backbones", script("backbones").cells, argv=["--storage", str(tmp_path)]) == 1
@@ -298,13 +366,13 @@ def test_a_limit_takes_the_first_cells_and_a_resumed_sweep_the_others(tmp_path: 
         wanted = parse(cli.Flags, argv, "all_tables.py", cli.Flags(preset("parts")))
         return make_plan(wanted.sweep("all_tables", script("all_tables").cells), Options(tmp_path))
 
-    everything = [c.stage2 for c in planned().cells]
+    everything = [c.key for c in planned().cells]
     few = planned("--limit", "10")  # the tenth comes after the last tau, which is the recipe a second time
-    first = [c.stage2 for c in few.cells]
+    first = [c.key for c in few.cells]
     assert first == [*everything[:10], *everything[17:27]]
     write_record(few)
-    assert [c.stage2 for c in planned("--limit", "10").cells] == first
-    after = [c.stage2 for c in planned().cells]
+    assert [c.key for c in planned("--limit", "10").cells] == first
+    after = [c.key for c in planned().cells]
     assert after[:20] == first
     assert sorted(after) == sorted(everything)
 
@@ -344,17 +412,15 @@ def test_a_resumed_search_keeps_what_it_stopped(tmp_path: Path) -> None:
     for _ in range(2):
         trial = study.ask()
         cells.append(cell_of(trial))
-        trial.set_user_attr("run", str(tmp_path / "store" / "stage2" / cells[-1].stage2))
+        trial.set_user_attr("run", str(tmp_path / "store" / "refinement" / cells[-1].key))
         if len(cells) == 1:
             study.tell(trial, state=optuna.trial.TrialState.PRUNED)
     plan = Plan(Sweep("s", base, []), Options(tmp_path), cells, Schedule([]), Store(tmp_path), tmp_path)
     pruned, running = cells
     taken = Study(plan, study, Search("s", base, lambda t: cell_of(t).overrides, trials=2))
     taken.take_up()
-    assert [(c.stage2, plan.schedule.jobs[f"stage2-{c.stage2}"].state) for c in plan.cells] == [
-        (pruned.stage2, "stopped")
-    ]
-    assert [j.key for j in taken.refill() if j.stage == 2] == [running.stage2]
+    assert [(c.key, plan.schedule.jobs[f"refinement-{c.key}"].state) for c in plan.cells] == [(pruned.key, "stopped")]
+    assert [j.key for j in taken.refill() if j.kind == "refinement"] == [running.key]
     assert taken.refill() == []
 
 
@@ -364,8 +430,10 @@ def test_a_search_that_died_before_it_told_keeps_the_result(tmp_path: Path) -> N
     base, store, study = preset("parts"), Store(tmp_path), open_study(tmp_path, "s")
     trial = study.ask()
     cell = make_cell(base, {"refinement.tau": trial.suggest_float("refinement.tau", 0.1, 0.9)})
-    trial.set_user_attr("run", str(store.path(2, cell.stage2)))
-    finished(store, 2, cell.stage2, '{"validation": {"score": 1.5}}')
+    trial.set_user_attr("run", str(store.path("refinement", cell.key)))
+    figures: dict[str, float | None] = dict.fromkeys(("pseudo_label", "lchp_i", "lchp_r"), 50.0)
+    validation = {"images": 8.0, "consistency": 50.0, "kept": 50.0, "score": 1.5}
+    finished(store, "refinement", cell.key, json.dumps(summary(figures, 0.9) | {"validation": validation}))
     plan = Plan(Sweep("s", base, []), Options(tmp_path), [cell], Schedule([]), store, tmp_path)
     spec = Search("s", base, lambda t: {"refinement.tau": t.suggest_float("refinement.tau", 0.1, 0.9)}, trials=1)
     taken = Study(plan, study, spec)
@@ -380,13 +448,14 @@ def test_a_damaged_result_of_a_search_is_trained_again(tmp_path: Path) -> None:
     base, store, study = preset("parts"), Store(tmp_path), open_study(tmp_path, "s")
     trial = study.ask()
     cell = make_cell(base, {"refinement.tau": trial.suggest_float("refinement.tau", 0.1, 0.9)})
-    trial.set_user_attr("run", str(store.path(2, cell.stage2)))
+    trial.set_user_attr("run", str(store.path("refinement", cell.key)))
     study.tell(trial, 1.5)
     plan = Plan(Sweep("s", base, []), Options(tmp_path), [cell], Schedule([]), store, tmp_path)
     Study(plan, study, Search("s", base, lambda _: {}, trials=1)).take_up()
-    assert [plan.schedule.jobs[f"stage{s}-{k}"].state for s, k in ((1, cell.stage1), (2, cell.stage2))] == [
-        "waiting",
-        "waiting",
+    assert [(p.job.kind, p.state) for p in plan.schedule.jobs.values()] == [
+        ("classifier", "waiting"),
+        ("localizer", "waiting"),
+        ("refinement", "waiting"),
     ]
 
 
@@ -438,7 +507,7 @@ def test_a_sweep_goes_on_after_its_data_has_moved(tmp_path: Path) -> None:
     write_record(before)
     root.rename(tmp_path / "moved")
     after = make_plan(replace(sweep, base=small.config(tmp_path / "moved")), Options(tmp_path / "results"))
-    assert [c.stage2 for c in after.cells] == [c.stage2 for c in before.cells]
+    assert [c.key for c in after.cells] == [c.key for c in before.cells]
 
 
 def test_a_flag_that_the_sweep_sets_itself_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -452,15 +521,19 @@ def test_a_flag_that_the_sweep_sets_itself_is_refused(tmp_path: Path, capsys: py
 
 
 def test_a_dry_run_changes_nothing_and_names_earlier_flags(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from lchp.harness import main
 
+    monkeypatch.setattr(tables, "probe", lambda config, _last: dict.fromkeys(epochs_of(config), 3.0))
     store, base = Store(tmp_path), pinned(preset("parts"), gpu=False)
     cells = script("backbones").cells(PRESETS["parts"])
     plan = make_plan(Sweep("backbones", base, cells[:1]), Options(tmp_path))
     write_record(plan)
-    damaged = finished(store, 2, plan.cells[0].stage2)
+    damaged = finished(store, "refinement", plan.cells[0].key)
     (damaged / "summary.json").write_text("changed")
     before = sorted(tmp_path.rglob("*"))
     argv = ["--dry-run", "--resume", "--limit", "1", "--device", "cpu"]
@@ -474,11 +547,11 @@ def test_a_dry_run_changes_nothing_and_names_earlier_flags(
     assert "holds no sweep backbones to go on with" in caplog.text
 
 
-def settings(tmp_path: Path, **more: str) -> Setting:
+def settings(tmp_path: Path) -> Setting:
     """Of a storage and a folder of unfinished trainings that are there, as a driver makes them."""
     for name in ("results", "work"):
         (tmp_path / name).mkdir()
-    return Setting(str(tmp_path / "results"), str(tmp_path / "work"), **more)
+    return Setting(str(tmp_path / "results"), str(tmp_path / "work"))
 
 
 def test_sharing_may_be_switched_between_two_starts(tmp_path: Path) -> None:
@@ -497,7 +570,7 @@ def test_sharing_may_be_switched_between_two_starts(tmp_path: Path) -> None:
         run_job(alone, setting, stop)
     for job in jobs_of([cell]).values():
         run_job(job, setting, said.append)
-    assert [r["state"] for r in said if r["state"] != "running"] == ["done", "done"]
+    assert [r["state"] for r in said if r["state"] != "running"] == ["done", "done", "done"]
 
 
 @pytest.mark.parametrize("damaged", [["newest"], ["newest", "previous"]])
@@ -505,7 +578,7 @@ def test_a_work_folder_is_kept_as_long_as_a_checkpoint_of_each_stage_is_intact(
     tmp_path: Path, damaged: list[str]
 ) -> None:
     config = pinned(small.config(small.make_folder(tmp_path / "images"), first=3, second=1), gpu=False)
-    job = next(j for j in jobs_of(expand(Sweep("s", config, [{}]))).values() if j.stage == 1)
+    job = next(iter(jobs_of(expand(Sweep("s", config, [{}]))).values()))
     setting = settings(tmp_path)
 
     def stop(result: dict[str, object]) -> None:
@@ -527,7 +600,7 @@ def test_a_fresh_start_refuses_unfinished_trainings_whose_record_is_gone(tmp_pat
     from lchp.harness import run
     from lchp.harness.search import Search, search
 
-    begun = tmp_path / "sweeps" / "s" / "work" / "stage1-0123" / "metrics.jsonl"
+    begun = tmp_path / "sweeps" / "s" / "work" / "classifier-0123" / "metrics.jsonl"
     begun.parent.mkdir(parents=True)
     begun.write_text("{}")
     base = preset("parts")
@@ -553,11 +626,16 @@ def test_search_space_fits_every_preset() -> None:
 
 
 def jobs() -> list[Job]:
-    """Two stage-1 jobs; three stage-2 jobs, two of them on the first."""
-    base = TrainConfig()
-    first = [Job(1, k, base) for k in ("a", "b")]
-    second = [Job(2, k, replace(base, seed=i), s) for i, (k, s) in enumerate((("x", "a"), ("y", "a"), ("z", "b")))]
-    return [*first, *second]
+    """Two classifiers; a localizer on each; three refinements, two of them of the first localizer."""
+
+    def job(kind: Kind, key: str, seed: int = 0, **sources: str) -> Job:
+        return Job(kind, key, TrainConfig(seed=seed), "", cast("dict[Kind, str]", sources))
+
+    first = [job("classifier", k) for k in ("a", "b")]
+    localizers = [job("localizer", k, classifier=k) for k in ("a", "b")]
+    ends = (("x", "a"), ("y", "a"), ("z", "b"))
+    second = [job("refinement", k, i, classifier=s, localizer=s) for i, (k, s) in enumerate(ends)]
+    return [*first, *localizers, *second]
 
 
 def take(schedule: Schedule) -> str:
@@ -566,80 +644,117 @@ def take(schedule: Schedule) -> str:
     return job.name
 
 
-def test_stage_2_is_released_when_its_stage_1_is_there() -> None:
+def states(schedule: Schedule) -> dict[str, str]:
+    return {name: p.state for name, p in schedule.jobs.items()}
+
+
+def test_a_job_is_released_when_what_it_needs_is_there() -> None:
     schedule = Schedule(jobs())
-    assert [take(schedule), take(schedule)] == ["stage1-a", "stage1-b"]
+    assert [take(schedule), take(schedule)] == ["classifier-a", "classifier-b"]
     assert schedule.next() is None  # later, and nothing is held meanwhile
-    schedule.done("stage1-b")
-    assert take(schedule) == "stage2-z"
+    schedule.done("classifier-b")
+    assert take(schedule) == "localizer-b"
     assert schedule.next() is None
-    schedule.done("stage1-a")
-    assert [take(schedule), take(schedule)] == ["stage2-x", "stage2-y"]
+    schedule.done("classifier-a")
+    assert take(schedule) == "localizer-a"
+    schedule.done("localizer-b")
+    assert take(schedule) == "refinement-z"
+    assert schedule.next() is None
+    schedule.done("localizer-a")
+    assert [take(schedule), take(schedule)] == ["refinement-x", "refinement-y"]
     assert schedule.next() is None  # running ones may still come back
-    for name in ("stage2-x", "stage2-y", "stage2-z"):
+    for name in ("refinement-x", "refinement-y", "refinement-z"):
         schedule.done(name)
     assert schedule.next() == FINISHED
 
 
-def test_a_failed_stage_1_fails_its_cells_and_no_others() -> None:
+def test_a_failed_link_fails_what_needs_it_by_its_error_and_nothing_else() -> None:
     schedule = Schedule(jobs())
     take(schedule)
     take(schedule)
-    schedule.failed("stage1-a", "no weights")
-    schedule.done("stage1-b")
-    assert take(schedule) == "stage2-z"
-    schedule.done("stage2-z")
+    schedule.failed("classifier-a", "no weights", "diverged")
+    schedule.done("classifier-b")
+    assert take(schedule) == "localizer-b"
+    schedule.done("localizer-b")
+    assert take(schedule) == "refinement-z"
+    schedule.done("refinement-z")
     assert schedule.next() == FINISHED
-    assert schedule.jobs["stage2-x"].state == schedule.jobs["stage2-y"].state == "failed"
-    assert "no weights" in (schedule.jobs["stage2-x"].error or "")
+    for name in ("localizer-a", "refinement-x", "refinement-y"):  # however long the way
+        progress = schedule.jobs[name]
+        said = "its classifier (a) failed: no weights"
+        assert (progress.state, progress.reason, progress.error) == ("failed", "source_failed", said)
+    assert schedule.jobs["classifier-a"].reason == "diverged"
 
 
 def test_a_source_that_failed_meanwhile_fails_who_lost_it() -> None:
-    """Otherwise a schedule would wait for ever for a stage 1 that nobody trains any more."""
-    schedule = Schedule(j for j in jobs() if "a" in (j.key, j.source))
-    first, *others = schedule.jobs
-    for name in (first, *others):
-        schedule.jobs[name].state = "running"
-    schedule.done(first)
-    schedule.lost_source(others[0])
-    assert schedule.jobs[first].state == "waiting"
-    schedule.failed(first, "out of memory")
-    assert "out of memory" in (schedule.jobs[others[0]].error or "")
-    schedule.lost_source(others[1])
-    assert {p.state for p in schedule.jobs.values()} == {"failed"}
+    """Otherwise a schedule would wait for ever for a localizer that nobody trains any more."""
+    schedule = Schedule(j for j in jobs() if "a" in (j.key, j.sources.get("localizer")))
+    for name in ("classifier-a", "localizer-a"):
+        assert take(schedule) == name
+        schedule.done(name)
+    assert [take(schedule), take(schedule)] == ["refinement-x", "refinement-y"]
+    schedule.lost_source("refinement-x", ["localizer-a"])
+    assert states(schedule)["localizer-a"] == "waiting"
+    assert take(schedule) == "localizer-a"
+    schedule.failed("localizer-a", "out of memory")
+    assert schedule.jobs["refinement-x"].error == "its localizer (a) failed: out of memory"
+    schedule.lost_source("refinement-y", ["localizer-a"])
+    assert schedule.jobs["refinement-y"].reason == "source_failed"
+    assert schedule.jobs["refinement-y"].error == "its localizer (a) failed: out of memory"
     assert schedule.next() == FINISHED
 
 
 def test_a_job_whose_worker_dies_is_run_again_until_it_no_longer_gets_on() -> None:
     schedule = Schedule(jobs())
     for epoch in range(1, 9):  # it finishes an epoch between any two deaths
-        assert take(schedule) == "stage1-a"
-        schedule.finished_epoch("stage1-a", epoch)
-        schedule.died("stage1-a", "killed", 1)
-    assert take(schedule) == "stage1-a"
-    schedule.finished_epoch("stage1-a", 8)  # the same one again
-    schedule.died("stage1-a", "no room for 9 GB", 1)
-    assert schedule.jobs["stage1-a"].state == "failed"
+        assert take(schedule) == "classifier-a"
+        schedule.finished_epoch("classifier-a", epoch)
+        schedule.died("classifier-a", "killed", 1)
+    assert take(schedule) == "classifier-a"
+    schedule.finished_epoch("classifier-a", 8)  # the same one again
+    schedule.died("classifier-a", "no room for 9 GB", 1)
+    assert schedule.jobs["classifier-a"].state == "failed"
+    assert schedule.jobs["classifier-a"].reason == "worker_died"
     said = "its worker died 2 times without finishing an epoch in between: no room for 9 GB"
-    assert schedule.jobs["stage1-a"].error == said
-    assert said in (schedule.jobs["stage2-x"].error or "")
-    assert take(schedule) == "stage1-b"
-    schedule.died("stage1-b", "killed", 0)
-    assert schedule.jobs["stage1-b"].error == "its worker died: killed"
+    assert schedule.jobs["classifier-a"].error == said
+    assert said in (schedule.jobs["refinement-x"].error or "")
+    assert take(schedule) == "classifier-b"
+    schedule.died("classifier-b", "killed", 0)
+    assert schedule.jobs["classifier-b"].error == "its worker died: killed"
 
 
-def test_a_damaged_source_is_trained_again_a_few_times_at_most() -> None:
-    schedule = Schedule(jobs())
-    schedule.done("stage1-a", found=True)
-    take(schedule)  # stage1-b
+def test_a_damaged_source_is_made_again_with_what_it_needs_a_few_times_at_most() -> None:
+    schedule = Schedule(j for j in jobs() if "a" in (j.key, j.sources.get("localizer")) and j.key != "y")
+    schedule.done("localizer-a", found=True)
+    schedule.rest(["refinement-x"])
+    assert states(schedule) == {"classifier-a": "waiting", "localizer-a": "done", "refinement-x": "waiting"}
+    schedule.done("classifier-a", found=True)
     for _ in range(Schedule.MAX_LOST - 1):
-        assert take(schedule) == "stage2-x"
-        schedule.lost_source("stage2-x")
-        assert take(schedule) == "stage1-a"
-        schedule.done("stage1-a")
-    assert take(schedule) == "stage2-x"
-    schedule.lost_source("stage2-x")
-    assert schedule.jobs["stage2-x"].state == "failed"
+        assert take(schedule) == "refinement-x"
+        schedule.lost_source("refinement-x", ["localizer-a", "classifier-a"])
+        for name in ("classifier-a", "localizer-a"):
+            assert take(schedule) == name
+            assert not schedule.jobs[name].found
+            schedule.done(name)
+    assert take(schedule) == "refinement-x"
+    schedule.lost_source("refinement-x", ["localizer-a"])
+    assert schedule.jobs["refinement-x"].state == "failed"
+    assert schedule.jobs["refinement-x"].reason == "source_damaged"
+
+
+def test_what_nobody_waits_for_rests_until_it_is_needed_again() -> None:
+    schedule = Schedule(jobs())
+    for name in ("localizer-a", "refinement-x", "refinement-y"):
+        schedule.done(name, found=True)
+    schedule.rest(["refinement-x", "refinement-y", "refinement-z"])
+    assert states(schedule)["classifier-a"] == "idle"
+    assert [take(schedule) for _ in range(1)] == ["classifier-b"]
+    (more,) = (j for j in jobs() if j.key == "x")
+    more = replace(more, key="w")
+    schedule.add([*(j for j in jobs() if j.key == "a"), more])  # a search asks for one more
+    assert states(schedule)["classifier-a"] == "waiting"
+    schedule.done("classifier-a")
+    assert take(schedule) == "refinement-w"
 
 
 @pytest.mark.parametrize(
@@ -743,3 +858,22 @@ def test_who_waits_for_a_place_is_told_so_and_not_for_ever(tmp_path: Path) -> No
     (plan.work / f"{job.name}.lock").parent.mkdir()
     (plan.work / f"{job.name}.lock").touch()
     assert look(patience(shared=False), 100, 10_000) == []
+
+
+def test_a_display_weighs_links_by_their_passes(capsys: pytest.CaptureFixture[str]) -> None:
+    cells = expand(Sweep("s", override(preset("parts"), {"refinement.labeller": "frozen"}), [{}]))
+    schedule = Schedule(jobs_of(cells).values())
+    shown = Display(schedule, lambda: (0, 0, 1), lambda: "", lambda p: f"{p.job.kind} of base")
+    assert [weight(p, p.job.epochs) for p in schedule.jobs.values()] == [32, 12, 8, 12]
+    shown.open()
+    for share, name in ((32 / 64, "classifier"), (44 / 64, "localizer")):
+        take(schedule)
+        (progress,) = (p for p in schedule.jobs.values() if p.job.kind == name)
+        schedule.done(progress.job.name, {"seconds": 5.0})
+        shown.changed(progress)
+        shown.changed(progress)  # said once
+        assert shown._worked() / shown._total() == share
+    shown.close()
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split(";")[0] for line in said] == ["classifier of base done in 5 s", "localizer of base done in 5 s"]
+    assert all("cells 0/1 done, 0 failed; running 0; time left 00:" in line for line in said)

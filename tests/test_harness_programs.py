@@ -17,7 +17,8 @@ from programs import program, result_of, start, wait_for, wait_until_gone
 from lchp import runs
 from lchp.harness import Sweep, grid
 from lchp.harness.cells import expand, pinned
-from lchp.train import train
+from lchp.training.chain import KINDS
+from lchp.training.run import train
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -38,20 +39,21 @@ def test_kill_the_driver_at_a_random_moment_and_resume(root: Path, tmp_path: Pat
     moment = random.SystemRandom().uniform(0, 3)
     print(f"kill after {moment:.2f} s")
     process = start(script, "--storage", str(storage))
-    wait_for(lambda: list(storage.glob("sweeps/grid/work/stage1-*/checkpoints/*.pt")), process)
+    wait_for(lambda: list(storage.glob("sweeps/grid/work/*/checkpoints/*.pt")), process)
     time.sleep(moment)
     assert process.poll() is None
     process.kill()
     process.communicate()  # its Ray processes may live on for seconds; what they do must not matter
     # in this order, since a process that lives on may publish its folder between the two lines
-    begun = {p.name: runs.read_metrics(p) for p in storage.glob("sweeps/grid/work/stage*") if p.is_dir()}
+    begun = {p.name: runs.read_metrics(p) for p in storage.glob("sweeps/grid/work/*") if p.is_dir()}
     finished = {p.parent.name for p in storage.glob("store/*/*/DONE")}
     again = start(script, "--storage", str(storage), "--resume")
     out, err = again.communicate(timeout=300)
     assert again.returncode == 0, err
     assert "records:" in out
     assert "ray" not in out.replace(str(tmp_path), "").lower()
-    assert [n for n in err.splitlines() if n.strip() and not n.startswith(("stage 1 of ", "stage 2 of "))] == []
+    ours = tuple(f"{kind} of " for kind in KINDS)
+    assert [n for n in err.splitlines() if n.strip() and not n.startswith(ours)] == []
     wait_until_gone(again.pid)
     wait_until_gone(process.pid)
     found = result_of(storage)
@@ -59,13 +61,13 @@ def test_kill_the_driver_at_a_random_moment_and_resume(root: Path, tmp_path: Pat
     done = runs.read_json(storage / "sweeps" / "grid" / "sweep.json")["jobs"]
     assert all(j["found"] for n, j in done.items() if n.split("-")[1] in finished)  # what was finished is kept
     for name, lines in begun.items():  # what was trained before the kill was not trained again
-        stage, key = name.split("-")
+        kind, key = name.split("-")
         kept = lines[:-1]  # the last may lack its checkpoint; a folder may have been made and no more
-        assert runs.read_metrics(storage / "store" / stage / key)[: len(kept)] == kept
-    assert finished or any(begun.values())  # every stage 1 may be finished and no stage 2 have an epoch yet
+        assert runs.read_metrics(storage / "store" / kind / key)[: len(kept)] == kept
+    assert finished or any(begun.values())  # every classifier may be finished and nothing else have an epoch yet
     for cell in expand(Sweep("x", pinned(small.config(root, **epochs), gpu=False), CELLS)):
-        alone = train(cell.config, output=tmp_path / "alone" / cell.stage2)
-        assert (alone.run / runs.PREDICTIONS).read_bytes() == found[cell.stage2]
+        alone = train(cell.config, output=tmp_path / "alone" / cell.key)
+        assert (alone.run / runs.PREDICTIONS).read_bytes() == found[cell.key]
 
 
 def test_ctrl_c_and_sigterm_end_at_once_and_say_how_to_go_on(root: Path, tmp_path: Path) -> None:
@@ -73,7 +75,7 @@ def test_ctrl_c_and_sigterm_end_at_once_and_say_how_to_go_on(root: Path, tmp_pat
     folder = storage / "sweeps" / "grid"
 
     def epochs() -> dict[str, list[dict[str, Any]]]:
-        return {work.name: runs.read_metrics(work) for work in folder.glob("work/stage1-*") if work.is_dir()}
+        return {work.name: runs.read_metrics(work) for work in folder.glob("work/classifier-*") if work.is_dir()}
 
     def stopped(signum: int, status: int, *flags: str) -> dict[str, list[dict[str, Any]]]:
         """Starts the sweep, stops it once it has trained on; the epochs that it leaves."""
@@ -160,7 +162,7 @@ def test_a_node_killed_mid_sweep_loses_no_cell(root: Path, tmp_path: Path) -> No
     def kill():
         lock = None
         while not lock:
-            for path in storage.glob("sweeps/cluster/work/stage1-*/checkpoints/initialization.pt"):
+            for path in storage.glob("sweeps/cluster/work/classifier-*/checkpoints/initialization.pt"):
                 pid = (path.parent.parent.with_name(path.parent.parent.name + ".lock")).read_text().split()[1]
                 parent = Path(f"/proc/{{pid}}/stat").read_text().rpartition(")")[2].split()[1]
                 landed.add(parent)
@@ -180,7 +182,8 @@ def test_a_node_killed_mid_sweep_loses_no_cell(root: Path, tmp_path: Path) -> No
     """
     script = tmp_path / "cluster.py"
     script.write_text(textwrap.dedent(code))
-    process = start(script, env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)})
+    paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    process = start(script, env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)})
     out, err = process.communicate(timeout=500)
     assert process.returncode == 0, err
     said = json.loads(out.splitlines()[-1])

@@ -7,9 +7,10 @@ import shutil
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import small
@@ -19,12 +20,13 @@ from lchp import runs
 from lchp.config import override
 from lchp.errors import RunError
 from lchp.harness import Options, Sweep, SweepResult, grid, run
-from lchp.harness.cells import expand, jobs_of, pinned
+from lchp.harness.cells import Cell, expand, jobs_of, pinned
 from lchp.harness.startup import cluster
 from lchp.harness.storage import Store
 from lchp.harness.sweep import make_plan
 from lchp.locks import locked
-from lchp.train import train
+from lchp.training.chain import Kind
+from lchp.training.run import train
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600), pytest.mark.usefixtures("on_ray")]
 
@@ -46,11 +48,16 @@ def on_ray() -> Iterator[None]:
 def predictions(result: SweepResult) -> dict[str, bytes]:
     """Of each cell: the bytes of its predictions."""
     assert {c.state for c in result.cells} == {"done"}, [c.error for c in result.cells]
-    return {c.cell.stage2: (c.run / runs.PREDICTIONS).read_bytes() for c in result.cells if c.run is not None}
+    return {c.cell.key: (c.run / runs.PREDICTIONS).read_bytes() for c in result.cells if c.run is not None}
 
 
 def jobs(result: SweepResult) -> dict[str, Any]:
     return runs.read_json(result.folder / "sweep.json")["jobs"]
+
+
+def key(cell: Cell, kind: Kind) -> str:
+    """Of the result of a link of a cell."""
+    return cell.chain.until(kind).record
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +68,10 @@ def straight(root: Path, request: pytest.FixtureRequest, tmp_path_factory: pytes
     return run(Sweep("straight", small.config(root), CELLS), options)
 
 
-def test_stage_1_is_trained_once_per_delta(straight: SweepResult) -> None:
+def test_every_link_is_trained_once(straight: SweepResult) -> None:
     done = jobs(straight)
-    assert sum(name.startswith("stage1-") for name in done) == 2
-    assert sum(name.startswith("stage2-") for name in done) == 4
+    kinds = Counter(name.partition("-")[0] for name in done)
+    assert kinds == {"classifier": 2, "localizer": 2, "refinement": 4}
     assert all(j["state"] == "done" and j["attempts"] == 1 and not j["found"] for j in done.values())
     for outcome in straight.cells:
         assert outcome.run is not None
@@ -85,7 +92,7 @@ def test_a_cell_equals_the_single_run(straight: SweepResult, tmp_path: Path) -> 
 def test_without_sharing_the_records_are_the_same(straight: SweepResult, root: Path, tmp_path: Path) -> None:
     cells = CELLS[:2]
     result = run(Sweep("alone", small.config(root), cells), Options(tmp_path, share=False))
-    assert set(jobs(result)) == {f"stage2-{c.cell.stage2}" for c in result.cells}
+    assert set(jobs(result)) == {f"refinement-{c.cell.key}-alone" for c in result.cells}
     shared = predictions(straight)
     assert predictions(result) == {k: shared[k] for k in predictions(result)}
 
@@ -107,9 +114,9 @@ def test_a_resumed_sweep_trains_what_is_new_or_damaged_and_loses_no_cell(
 ) -> None:
     store = Store(copied(straight, tmp_path / "results"))
     cell = straight.cells[0].cell
-    table = store.path(2, cell.stage2) / runs.PREDICTIONS
+    table = store.path("refinement", cell.key) / runs.PREDICTIONS
     table.write_bytes(table.read_bytes()[:-9] + b"123456789")
-    checkpoint = store.path(1, cell.stage1) / runs.CHECKPOINTS / "initialization.pt"
+    checkpoint = store.path("localizer", key(cell, "localizer")) / runs.CHECKPOINTS / "regression.pt"
     checkpoint.write_bytes(checkpoint.read_bytes()[:-1])
     new = {"initialization.delta": 0.4, "refinement.tau": 0.1}
     sweep = Sweep("straight", small.config(root), [CELLS[3], new])
@@ -120,43 +127,49 @@ def test_a_resumed_sweep_trains_what_is_new_or_damaged_and_loses_no_cell(
     assert [c.cell.overrides for c in more.cells] == [*CELLS, new]
     added = more.cells[-1].cell
     assert {n for n, j in jobs(more).items() if not j["found"]} == {
-        f"stage1-{cell.stage1}",
-        f"stage2-{cell.stage2}",
-        f"stage2-{added.stage2}",
+        f"localizer-{key(cell, 'localizer')}",
+        f"refinement-{cell.key}",
+        f"refinement-{added.key}",
     }
     found = predictions(more)
-    del found[added.stage2]
+    del found[added.key]
     assert found == predictions(straight)
 
 
-def test_what_fails_leaves_the_rest_and_a_failed_stage_1_is_run_again_on_resume(
+def test_what_fails_leaves_the_rest_and_a_failed_link_is_run_again_on_resume(
     straight: SweepResult, root: Path, tmp_path: Path
 ) -> None:
     from lchp.harness.tables import closing_table
 
     cell = straight.cells[0].cell
-    blocked = tmp_path / "sweeps" / "faulty" / "work" / f"stage1-{cell.stage1}.lock"
+    blocked = tmp_path / "sweeps" / "faulty" / "work" / f"classifier-{key(cell, 'classifier')}.lock"
     blocked.mkdir(parents=True)  # nobody can lock it
     cells = [{"model.localizer": "tinny"}, {"refinement.lr": 1e30}, {}, CELLS[0]]
     sweep = Sweep("faulty", small.config(root), cells)
     failed = run(sweep, Options(tmp_path, max_failures=1, max_concurrent=2, resume=True))
     assert [c.state for c in failed.cells] == ["failed", "failed", "done", "failed"]
+    assert [c.reason for c in failed.cells] == ["source_failed", "diverged", None, "source_failed"]
     text = closing_table(failed)
     assert "failed: localizer tinny, seed 0" in text
     assert "did you mean tiny" in text
     assert "training diverged" in text
     done = jobs(failed)
-    assert done[f"stage1-{failed.cells[0].cell.stage1}"]["attempts"] == 1  # trying again would not mend it
+    assert (
+        done[f"localizer-{key(failed.cells[0].cell, 'localizer')}"]["attempts"] == 1
+    )  # trying again would not mend it
     error = failed.cells[3].error or ""
-    assert "its stage 1" in error
-    assert f"stage1-{cell.stage1}.lock: cannot be written (Is a directory)" in error  # what happened, and where
-    assert done[f"stage1-{cell.stage1}"]["attempts"] == 1
+    assert error.startswith(f"its classifier ({key(cell, 'classifier')}) failed: ")
+    assert (
+        f"classifier-{key(cell, 'classifier')}.lock: cannot be written (Is a directory)" in error
+    )  # what happened, and where
+    assert done[f"classifier-{key(cell, 'classifier')}"]["attempts"] == 1
+    assert done[f"localizer-{key(cell, 'localizer')}"]["attempts"] == 0
     blocked.rmdir()
     mended = run(sweep, Options(tmp_path, max_concurrent=2, resume=True)).cells
     assert [c.state for c in mended] == ["failed", "failed", "done", "done"]
     assert mended[2].run == failed.cells[2].run
     assert mended[3].run is not None
-    expected = predictions(straight)[cell.stage2]
+    expected = predictions(straight)[cell.key]
     assert (mended[3].run / runs.PREDICTIONS).read_bytes() == expected
 
 
@@ -188,17 +201,17 @@ def test_a_killed_worker_is_tried_again_from_its_checkpoint(root: Path, tmp_path
     base = small.config(root, first=12, second=1)
     sweep = Sweep("killed", base, [{}])
     cell = make_plan(sweep, Options(tmp_path)).cells[0]
-    work = tmp_path / "sweeps" / "killed" / "work" / f"stage1-{cell.stage1}"
+    work = tmp_path / "sweeps" / "killed" / "work" / f"classifier-{key(cell, 'classifier')}"
     seen: list[Any] = []
-    killer = threading.Thread(target=kill_holder, args=(work, seen))
+    killer = threading.Thread(target=kill_holder, args=(work, seen), daemon=True)
     killer.start()
     result = run(sweep, Options(tmp_path, max_failures=1))
     killer.join()
-    job = jobs(result)[f"stage1-{cell.stage1}"]
+    job = jobs(result)[work.name]
     assert (job["state"], job["attempts"]) == ("done", 2)
     alone = train(result.cells[0].cell.config, output=tmp_path / "alone")
-    assert (alone.run / runs.PREDICTIONS).read_bytes() == predictions(result)[result.cells[0].cell.stage2]
-    lines = runs.read_metrics(Store(tmp_path).path(1, cell.stage1))
+    assert (alone.run / runs.PREDICTIONS).read_bytes() == predictions(result)[cell.key]
+    lines = runs.read_metrics(Store(tmp_path).path("classifier", key(cell, "classifier")))
     assert [m["epoch"] for m in lines] == list(range(1, 13))
     # trained once, before the kill: their times are those of then (the newest may have been noted too early)
     assert len(seen) >= 1
@@ -232,16 +245,17 @@ def test_killing_workers_at_random_loses_nothing(straight: SweepResult, root: Pa
     assert predictions(result) == predictions(straight)
     store = Store(tmp_path)
     for name in jobs(result):
-        stage, key = name.removeprefix("stage").split("-")
-        assert store.find(int(stage), key, look_only=True) is not None
+        kind, _, of_result = name.partition("-")
+        assert store.find(cast("Kind", kind), of_result, look_only=True) is not None
     assert {p.name for p in result.folder.iterdir()} == {"sweep.json", "lock"}
     assert not list((tmp_path / "store").rglob(".*"))
     assert not (tmp_path / "store" / "damaged").exists()
 
 
 def with_stage_1(straight: SweepResult, storage: Path) -> None:
-    """Puts stage 1 of `straight` into a storage."""
-    shutil.copytree(straight.folder.parents[1] / "store" / "stage1", storage / "store" / "stage1")
+    """Puts the classifiers and localizers of `straight` into a storage."""
+    for kind in ("classifier", "localizer"):
+        shutil.copytree(straight.folder.parents[1] / "store" / kind, storage / "store" / kind)
 
 
 def let_go_together(work: Path, names: list[str], shares: list[float]) -> None:
@@ -266,14 +280,14 @@ def test_both_wrappers_give_identical_predictions_and_gpus_are_packed(
     sweep, options = Sweep("packed", small.config(root), CELLS[1:3]), Options(tmp_path, gpus_per_trial=0.5, share=False)
     names = list(make_plan(sweep, options).schedule.jobs)
     work, shares = tmp_path / "sweeps" / "packed" / "work", []
-    holder = threading.Thread(target=let_go_together, args=(work, [f"{n}-alone" for n in names], shares), daemon=True)
+    holder = threading.Thread(target=let_go_together, args=(work, names, shares), daemon=True)
     holder.start()
     result = run(sweep, options)
     holder.join()
     assert shares == [0.5, 0.5]
     plain = predictions(straight)
-    assert predictions(result) == {c.cell.stage2: plain[c.cell.stage2] for c in result.cells}
-    assert len({c.cell.stage1 for c in result.cells}) == 2
+    assert predictions(result) == {c.cell.key: plain[c.cell.key] for c in result.cells}
+    assert len({key(c.cell, "classifier") for c in result.cells}) == 2
     done = jobs(result)
     assert set(done) == set(names)
     assert {j["devices"] for j in done.values()} in ({"0"}, {"1"})
@@ -286,10 +300,10 @@ def test_two_workers_share_a_training(straight: SweepResult, root: Path, tmp_pat
     result = run(Sweep("ddp", small.config(root), cells), Options(tmp_path, workers_per_trial=2))
     cell, mistaken = result.cells
     assert "training diverged, lower the learning rate" in (mistaken.error or "")
-    assert jobs(result)[f"stage2-{mistaken.cell.stage2}"]["attempts"] == 1
+    assert jobs(result)[f"refinement-{mistaken.cell.key}"]["attempts"] == 1
     assert cell.state == "done", cell.error
     assert cell.run is not None
-    other = next(c for c in straight.cells if c.cell.stage2 == cell.cell.stage2)
+    other = next(c for c in straight.cells if c.cell.key == cell.cell.key)
     assert other.run is not None
     mine, theirs = runs.read_metrics(cell.run), runs.read_metrics(other.run)
     assert [m["loss"] for m in mine] == pytest.approx([m["loss"] for m in theirs], rel=2e-2, abs=1e-3)
@@ -327,7 +341,9 @@ def test_search_without_boxes_stops_bad_trials_and_keeps_an_optuna_study(root: P
             assert trial.value == pytest.approx(summary["validation"]["score"])
             assert set(summary["validation"]) == {"images", "consistency", "kept", "score"}
     assert -200 <= study.best_value <= 100
-    assert len({c.cell.stage1 for c in result.cells}) == 1  # the learning rate of stage 2 leaves stage 1 alone
+    assert (
+        len({key(c.cell, "localizer") for c in result.cells}) == 1
+    )  # the learning rate of stage 2 leaves stage 1 alone
     more = search(Search("s", base, space, trials=4), Options(tmp_path, resume=True))
     trials = optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path / 'optuna.db'}").trials
     assert [t.state.name for t in trials][:3] == states
@@ -350,11 +366,11 @@ def test_two_sweeps_at_once_on_one_storage(root: Path, tmp_path: Path) -> None:
         _, err = process.communicate(timeout=400)
         assert process.returncode == 0, err
     assert result_of(storage, "a") == result_of(storage, "b")
-    assert len(list((storage / "store" / "stage1").iterdir())) == 2
-    assert len(list((storage / "store" / "stage2").iterdir())) == 4
+    results = {kind.name: len(list(kind.iterdir())) for kind in (storage / "store").iterdir()}
+    assert results == {"classifier": 2, "localizer": 2, "refinement": 4}
     store = Store(storage)
     for job in jobs_of(expand(Sweep("x", pinned(small.config(root), gpu=False), CELLS))).values():
-        assert store.find(job.stage, job.key) is not None
+        assert store.find(job.kind, job.key) is not None
 
 
 def test_a_name_in_use_is_refused(root: Path, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ from lchp.context import open_context
 from lchp.data import DATASETS, fingerprint, load, read, training_fingerprint
 from lchp.data.images import open_dataset, open_images
 from lchp.errors import DataError, WeightsError, printable
-from lchp.train import train
+from lchp.training.run import train
 
 # --- images
 
@@ -467,11 +467,12 @@ FAULTS = [
     Fault("imagenet", XML, content(b"<a>" * 20_000 + b"</a>" * 20_000), ("no usable box of class n1",)),
     Fault("imagenet", XML, put(b"<xmax>63", b"<xmax>&lt;63"), ("val_n1.xml: box '0 1 <63 62' is not numeric",)),
     Fault("imagenet", XML, put(b"<width>64", b"<width>99"), ()),
+    Fault("imagenet", XML, both(put(b"<width>64", b"<width>99"), put(b"<xmax>63", b"<xmax>90")), ()),  # by its size
     Fault(
         "imagenet",
         XML,
-        both(put(b"<width>64", b"<width>99"), put(b"<xmax>63", b"<xmax>90")),
-        ("val_n1.xml: image val_n1: box 0 1 91 63 (x1 y1 x2 y2) lies outside of the image of 64 x 64",),
+        put(b"<xmax>63", b"<xmax>90"),
+        ("val_n1.xml: box 0 1 91 63 (x1 y1 x2 y2) lies outside of the image of 64 x 64",),
     ),
     Fault("imagenet", XML, instead(os.mkfifo), ("val_n1.xml: cannot be read (not a regular file)",)),
     Fault("imagenet", "LOC_val_solution.csv", crlf),
@@ -605,7 +606,7 @@ def test_any_bytes_give_problems_or_one_line(name: str, file: str, tmp_path: Pat
     original = path.read_bytes()
     try:
         path.write_bytes(data.draw(damaged(original)))
-        dataset = DATASETS[name](DataConfig(name=name, root=str(root)))  # pyright: ignore[reportArgumentType]
+        dataset = DATASETS[name].load(DataConfig(name=name, root=str(root)))  # pyright: ignore[reportArgumentType]
     except DataError as error:
         dataset = str(error)
     finally:
@@ -687,7 +688,7 @@ def test_the_harm_would_be_done(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("write_to", HARMFUL)
-@pytest.mark.parametrize("use", ["predict", "export", "refine", "resume", "sweep's stage 1"])
+@pytest.mark.parametrize("use", ["predict", "export", "refine", "resume", "sweep's link", "older sweep's stage 1"])
 def test_a_checkpoint_runs_nothing(
     use: str, write_to: Callable[[Path, Path], None], skipping: Path, odd_root: Path, tmp_path: Path
 ) -> None:
@@ -695,16 +696,22 @@ def test_a_checkpoint_runs_nothing(
     for file in (run / runs.CHECKPOINTS).iterdir():
         write_to(file, marker)
     options = ["--preset", "folder", *flags({**small_values(odd_root), **ONE_EPOCH, "data.skip_bad": True})]
-    if use == "sweep's stage 1":  # a run of stage 2 names the checkpoint of its stage 1
+    if "sweep" in use:  # a run names the folders of the links that it took from others
         second = Path(shutil.copytree(run, tmp_path / "second"))
         shutil.rmtree(second / runs.CHECKPOINTS)
         environment = runs.read_json(second / runs.ENVIRONMENT)
-        first = {"checkpoint": str(run / runs.CHECKPOINTS / "initialization.pt"), "identity": "x"}
-        runs.write_json(second / runs.ENVIRONMENT, environment | {"stage1": first})
+        if use == "sweep's link":
+            environment["links"] = {kind: {"key": "x", "run": str(run)} for kind in environment["links"]}
+        else:
+            del environment["links"]
+            path = run / runs.CHECKPOINTS / "initialization.pt"
+            environment["stage1"] = {"checkpoint": str(path), "identity": "x"}
+        runs.write_json(second / runs.ENVIRONMENT, environment)
         run = second
     arguments: dict[str, list[str | Path]] = {
         "predict": ["predict", odd_root / "test", "--run", run, "--device", "cpu"],
-        "sweep's stage 1": ["predict", odd_root / "test", "--run", run, "--device", "cpu"],
+        "sweep's link": ["predict", odd_root / "test", "--run", run, "--device", "cpu"],
+        "older sweep's stage 1": ["predict", odd_root / "test", "--run", run, "--device", "cpu"],
         "export": ["export", "--run", run, "--output", tmp_path / "model.pt"],
         "refine": ["train", *options, "--stage", "refine", "--from", run, "--output", tmp_path / "new"],
         "resume": ["train", *options, "--resume", "--output", run],

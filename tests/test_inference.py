@@ -56,7 +56,7 @@ TIED[[290, 120, 7]] = 1.0
 
 def test_tied_classes_are_predicted_in_order() -> None:
     classifier: Any = Fixed(TIED)
-    models = Models(classifier, None, {}, InitializationConfig(), map_boxes=whole)
+    models = Models(classifier, whole, {}, InitializationConfig())
     assert predict_batch(models, torch.rand(3, 3, 8, 8)).top5.tolist() == [[7, 120, 290, 0, 1]] * 3
 
 
@@ -76,7 +76,7 @@ def too_much(*_: Any) -> Any:
 def test_memory_that_runs_out_while_predicting_is_said_in_one_line(tmp_path, what) -> None:
     config = small_config(write_images(tmp_path / "images"))
     images, classifier = open_images(load(config.data).test, config.data), Fixed(TIED)
-    models: Any = Models(classifier, None, {}, InitializationConfig(), map_boxes=too_much)  # pyright: ignore
+    models: Any = Models(classifier, too_much, {}, InitializationConfig())  # pyright: ignore
     how: dict[str, Any] = {"batch_size": 4, "workers": 0, "device": torch.device("cpu"), "autocast": nullcontext()}
     body = {
         "predict": lambda: predict(models, images, ["full_image"], 32, **how, show_progress=False),

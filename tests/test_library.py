@@ -4,7 +4,7 @@ import importlib
 
 import lchp
 from lchp.config import PRESETS
-from lchp.train import Result
+from lchp.training.run import Result
 
 
 def test_every_public_name_is_there() -> None:
@@ -15,7 +15,7 @@ def test_every_public_name_is_there() -> None:
 
 
 def test_train_can_be_called_although_its_module_has_its_name() -> None:
-    importlib.import_module("lchp.train")
+    importlib.import_module("lchp.training.run")
     from lchp import train
 
     assert callable(train)

@@ -8,7 +8,6 @@ import torch
 from lchp.losses import (
     classification_loss,
     confidence,
-    initialization_loss,
     is_visible,
     refinement_loss,
     regression_loss,
@@ -27,11 +26,9 @@ def test_classification_loss_is_the_mean_of_two_cross_entropies() -> None:
 
 
 def test_regression_loss_sums_coordinates_and_averages_images() -> None:
-    assert regression_loss(BOXES, TARGETS).item() == pytest.approx((0.05 + 0.01) / 2)
-
-
-def test_initialization_loss() -> None:
-    assert initialization_loss(torch.tensor(1.5), torch.tensor(0.03), 20.0).item() == pytest.approx(2.1)
+    known = torch.tensor([True, True])
+    assert regression_loss(BOXES, TARGETS, known).item() == pytest.approx((0.05 + 0.01) / 2)
+    assert regression_loss(BOXES, TARGETS, torch.tensor([True, False])).item() == pytest.approx(0.05 / 2)
 
 
 def test_refinement_loss_is_averaged_over_the_whole_batch() -> None:

@@ -10,7 +10,7 @@ from squares import small_config, write_images
 
 from lchp.augment import sample_strong
 from lchp.config import RefinementConfig
-from lchp.train import train
+from lchp.training.run import train
 
 
 def test_teacher_boxes_are_the_pseudo_labels_of_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

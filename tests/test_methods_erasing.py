@@ -266,7 +266,7 @@ def test_adl_at_drop_rate_0_is_plain_but_for_the_importance_map() -> None:
     assert torch.equal(adl_loss(copy.deepcopy(model), given, Dropout(drop_rate=0, importance=False)), plain)
     assert not torch.isclose(adl_loss(copy.deepcopy(model), given, Dropout(drop_rate=0)), plain)
     features = torch.rand(2, 3, 4, 4)
-    weighed = Dropout(drop_rate=0)(features, given.generator)
+    weighed = Dropout(drop_rate=0)(features, given.draws)
     assert torch.allclose(weighed / features.mean(1, keepdim=True).sigmoid(), features)
 
 

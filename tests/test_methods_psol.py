@@ -5,8 +5,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from lchp.augment import general_view, sample_general
+from lchp.frames import to_float
 from lchp.methods import psol
 from lchp.methods.ddt import Descriptors, Transform, largest_component_boxes
+from lchp.views import _frame
 
 
 def features(n: int, seed: int = 0, channels: int = 6, side: int = 8) -> Tensor:
@@ -116,8 +119,12 @@ def test_the_box_is_the_largest_component_s(drawing, box) -> None:
 def test_the_localizer_s_loss_is_the_squared_error_of_corner_and_sides() -> None:
     box_hat = torch.tensor([[0.1, 0.2, 0.5, 0.9]], requires_grad=True)  # x y w h: 0.1 0.2 0.4 0.7
     box = torch.tensor([[0.2, 0.2, 0.8, 0.8]])  # 0.2 0.2 0.6 0.6
-    loss = psol.localizer_loss(box_hat, box)
-    torch.testing.assert_close(loss, torch.tensor(50 * (0.01 + 0 + 0.04 + 0.01) / 4))
+    each = 50 * (0.01 + 0 + 0.04 + 0.01) / 4
+    loss = psol.localizer_loss(box_hat, box, torch.ones(1, dtype=torch.bool))
+    torch.testing.assert_close(loss, torch.tensor(each))
+    known = torch.tensor([True, False])  # a view that has lost its box teaches nothing
+    both = psol.localizer_loss(torch.cat([box_hat, box_hat]), torch.cat([box, 0 * box]), known)
+    torch.testing.assert_close(both, torch.tensor(each / 2))
     loss.backward()
     assert box_hat.grad is not None
 
@@ -125,3 +132,19 @@ def test_the_localizer_s_loss_is_the_squared_error_of_corner_and_sides() -> None
 def test_psol_s_boxes_come_from_no_classifier() -> None:
     assert psol.METHOD.map is None
     assert psol.METHOD.scheme.name == "plain"
+
+
+def test_a_box_of_the_whole_image_lies_on_the_object_in_every_general_view() -> None:
+    """Crop and flip of the pixels against those of the box."""
+    stored, size, n = 72, 64, 32
+    generator = torch.Generator().manual_seed(0)
+    images = torch.zeros(n, stored, stored, 3, dtype=torch.uint8)
+    images[:, 20:50, 27:40] = 255
+    offsets, flip = sample_general(n, stored, size, generator)
+    assert 0 < flip.sum() < n
+    views = to_float(general_view(images, offsets, flip, size)).amax(1)
+    whole = torch.tensor([[27, 20, 40, 50]]).expand(n, 4) / stored
+    mapped = _frame(offsets, flip, stored / size, size).boxes(whole) * size
+    for view, box in zip(views, mapped, strict=True):
+        y, x = torch.where(view > 0)
+        torch.testing.assert_close(box, torch.stack([x.min(), y.min(), x.max() + 1, y.max() + 1]).float())

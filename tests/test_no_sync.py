@@ -9,17 +9,19 @@ from typing import Any
 import pytest
 import torch
 from fake_cuda import DEVICE, Autocast, Cuda
+from stepping import batch_of, step_of, trainings
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lchp import methods, views
-from lchp.augment import sample_strong, strong_view
+from lchp import views
+from lchp.augment import strong_view
+from lchp.batch import Batch
 from lchp.config import TrainConfig, override, preset
-from lchp.data.images import Batch
+from lchp.data.images import Batch as Read
 from lchp.devices import autocast
 from lchp.methods import METHODS
-from lchp.stages import Networks, initialization_step, refinement_step
-from lchp.train import build
+from lchp.training.chain import Kind, chain_of
+from lchp.training.links import Networks, build
 
 TO_HOST = ("cpu", "numpy", "tolist", "item", "__bool__", "__float__", "__int__", "__index__", "__contains__")
 """Methods of a tensor that bring its values to the host."""
@@ -58,7 +60,7 @@ def no_sync(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], No
 
 def made(**values: Any) -> tuple[TrainConfig, Networks, Tensor, Tensor]:
     config = override(preset("parts"), {"refinement.augmenter": "tensor", **values})
-    nets = build(config, 5, torch.device("cpu"))
+    nets = build(chain_of(config, ""), 5, torch.device("cpu"))
     size = config.data.image_size
     x = torch.rand(4, 3, size, size, generator=torch.Generator().manual_seed(0)).to(memory_format=torch.channels_last)
     return config, nets, x, torch.arange(4)
@@ -73,20 +75,21 @@ def sgd(net: torch.nn.Module) -> torch.optim.SGD:
 def test_stage_1_brings_nothing_to_the_host(no_sync, second_pass, resolution) -> None:
     values = {"initialization.second_pass": second_pass, "initialization.resolution": resolution}
     config, nets, x, y = made(**values)
-    optimizers = (sgd(nets.classifier), sgd(nets.localizer))
-    amp = autocast(x.device, "bf16")
-    body = lambda: initialization_step(nets, optimizers, x, y, config.initialization, amp)  # noqa: E731
-    body()  # what is worked out once, such as the positions of an upsampling, is not part of a step
-    no_sync(body)
+    found = trainings(config, nets, len(x), x.device, autocast(x.device, "bf16"))
+    kinds: tuple[Kind, ...] = ("classifier", "localizer")
+    for kind in kinds:
+        body = step_of(found[kind], batch_of(config, x, y))
+        body()  # what is worked out once, such as the positions of an upsampling, is not part of a step
+        no_sync(body)
 
 
 @pytest.mark.parametrize("labeller", ["online", "frozen", "ema"])
 def test_stage_2_brings_nothing_to_the_host(no_sync, labeller) -> None:
-    config, nets, x, _ = made(**{"refinement.labeller": labeller})
-    if labeller != "online":
-        nets = Networks(nets.classifier, nets.teacher, nets.localizer, made()[1].localizer)
-    strong, optimizer = sample_strong(4, config.refinement, torch.Generator().manual_seed(1)), sgd(nets.localizer)
-    no_sync(lambda: refinement_step(nets, optimizer, x, strong, config.refinement, 0.9, autocast(x.device, "bf16")))
+    config, nets, x, y = made(**{"refinement.labeller": labeller})
+    found = trainings(config, nets, len(x), x.device, autocast(x.device, "bf16"))
+    assert ("labels" in found) == (labeller == "frozen")
+    for training in (training for kind, training in found.items() if kind in ("labels", "refinement")):
+        no_sync(step_of(training, batch_of(config, x, y)))
 
 
 def test_views_are_sent_without_waiting(cuda: Cuda, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,10 +97,10 @@ def test_views_are_sent_without_waiting(cuda: Cuda, monkeypatch: pytest.MonkeyPa
     config = override(preset("parts"), {"refinement.augmenter": "tensor"})
     data, n = config.data, 8
 
-    def batches(_images: Any, order: list[list[int]], **_: Any) -> Iterator[Batch]:  # as the loader pins them
+    def batches(_images: Any, order: list[list[int]], **_: Any) -> Iterator[Read]:  # as the loader pins them
         for index in order:
             pixels = torch.zeros(len(index), data.resize, data.resize, 3, dtype=torch.uint8)
-            yield Batch(torch.tensor(index), pixels.pin_memory(), torch.tensor(index).pin_memory())
+            yield Read(torch.tensor(index).pin_memory(), pixels.pin_memory(), torch.tensor(index).pin_memory())
 
     monkeypatch.setattr(views, "batches", batches)
     context: Any = SimpleNamespace(config=config, device=DEVICE, images=range(n))
@@ -105,14 +108,18 @@ def test_views_are_sent_without_waiting(cuda: Cuda, monkeypatch: pytest.MonkeyPa
     with cuda.never_waits():
         for strong in (False, True):
             source = views.strong_batches if strong else views.general_batches
-            for x, y, drawn in source(context, torch.Generator().manual_seed(0)):
+            for batch in source(context, torch.Generator().manual_seed(0)):
+                x = batch.images
                 assert x.shape == (n, 3, data.image_size, data.image_size)
-                assert x.device == y.device == DEVICE
-                if drawn is not None:
-                    assert strong_view(x, drawn, fill, "tensor").shape == x.shape
+                assert batch.index is not None
+                assert batch.frame is not None
+                assert x.device == batch.labels.device == batch.index.device == batch.frame.scale.device == DEVICE
+                assert (batch.strong is not None) == strong
+                if batch.strong is not None:
+                    assert strong_view(x, batch.strong, fill, "tensor").shape == x.shape
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.scheme.teach is None])
 def test_a_method_s_loss_waits_for_nothing(cuda: Cuda, name: str) -> None:
     scheme, config = METHODS[name].scheme, preset("parts")
     model = cuda.take(cuda.made(lambda: scheme.build(replace(config.model, head=METHODS[name].head), 5)))
@@ -121,7 +128,7 @@ def test_a_method_s_loss_waits_for_nothing(cuda: Cuda, name: str) -> None:
     for progress in (0.0, 0.5, 0.9):
         with cuda.never_waits():
             with Autocast():
-                loss = scheme.loss(model, methods.Batch(x, y, torch.Generator().manual_seed(1), progress))
+                loss = scheme.loss(model, Batch(x, y, torch.Generator().manual_seed(1), progress))
             loss.backward()
             optimizer.step()
 
@@ -139,15 +146,13 @@ def test_every_way_to_the_host_is_seen(no_sync, way) -> None:
 def test_steps_on_a_gpu_do_not_wait() -> None:
     config, nets, x, y = made()
     device = torch.device("cuda")
-    nets = Networks(nets.classifier.to(device), nets.teacher.to(device), nets.localizer.to(device))
-    x, y = x.to(device), y.to(device)
-    optimizers, optimizer = (sgd(nets.classifier), sgd(nets.localizer)), sgd(nets.localizer)
-    strong = sample_strong(4, config.refinement, torch.Generator().manual_seed(1))
-    amp = autocast(device, "bf16")
+    nets = Networks(nets.classifier.to(device), nets.localizer.to(device))
+    batch = batch_of(config, x.to(device), y.to(device), lambda t: t.to(device))
+    links = trainings(config, nets, len(x), device, autocast(device, "bf16")).values()
 
     def steps() -> None:
-        initialization_step(nets, optimizers, x, y, config.initialization, amp)
-        refinement_step(nets, optimizer, x, strong, config.refinement, 0.9, amp)
+        for training in links:
+            step_of(training, batch)()
 
     steps()
     torch.cuda.set_sync_debug_mode("error")

@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from older_runs import as_before_links
 from PIL import Image
+from report_records import analysis_script
 
 from lchp import TrainConfig, override, runs
 from lchp.backbones import _move_strides, backbone, build_trunk
@@ -23,9 +25,12 @@ from lchp.cli import main
 from lchp.config import MEANING_BEFORE
 from lchp.errors import ConfigError, DataError, LchpError, RunError
 from lchp.formats import Prediction, open_writer
+from lchp.loop import Session
 from lchp.predict import TrainedRun, find_images, load_run, predict, predict_to
 from lchp.records import read_predictions, write_predictions
-from lchp.train import train
+from lchp.report.figures.panel import follow
+from lchp.training.chain import Kind
+from lchp.training.run import train, train_links
 
 CPU = torch.device("cpu")
 
@@ -67,6 +72,15 @@ def test_predictions_equal_those_of_the_run(trained: TrainedRun, squares_run: Pa
         assert p.confidence == pytest.approx(row["confidence"], abs=1e-5)
 
 
+def test_an_unknown_frame_is_refused_and_leaves_nothing(
+    trained: TrainedRun, squares_root: Path, tmp_path: Path
+) -> None:
+    wrong: Any = "centre_crop"
+    with pytest.raises(ConfigError, match="frame = 'centre_crop': expected one of center_crop, full_image"):
+        predict_to(trained, squares_root, tmp_path / "out", frame=wrong)
+    assert not list(tmp_path.iterdir())
+
+
 def test_batch_size_changes_nothing(trained: TrainedRun, squares_root: Path) -> None:
     one, many = ([p for p, _ in predict(trained, find_images(squares_root), batch_size=n)] for n in (1, 32))
     assert [p.image for p in one] == [p.image for p in many]
@@ -92,9 +106,54 @@ def test_stage_1_serves_until_stage_2_is_complete(run_copy: Path) -> None:
     assert load_run(run_copy, CPU).result == "lchp_i"
     refinement.unlink()
     trained = load_run(run_copy, CPU)
-    state = torch.load(run_copy / "checkpoints" / "initialization.pt", weights_only=True)["modules"]["localizer"]
+    state = torch.load(run_copy / "checkpoints" / "regression.pt", weights_only=True)["modules"]["localizer"]
     for name, value in trained.localizer.state_dict().items():
         assert torch.equal(value, state[name])
+    set_epochs(run_copy / "checkpoints" / "regression.pt", 0)
+    with pytest.raises(RunError, match=r"regression.pt: stopped after 0 of 1 epochs; finish it with --resume first"):
+        load_run(run_copy, CPU)
+
+
+def test_a_run_folder_of_before_there_were_links_serves(
+    squares_config: TrainConfig, run_copy: Path, squares_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """LCHP's localizer lies in stage 1's checkpoint, of the run itself or of the one that stage 2 started from."""
+    lchp_i, lchp_r = (
+        torch.load(run_copy / "checkpoints" / f"{name}.pt", weights_only=True)["modules"]["localizer"]
+        for name in ("regression", "refinement")
+    )
+    second = train(squares_config, output=tmp_path / "stage2" / "k2", stage="refine", source=run_copy).run
+    first = as_before_links(run_copy)
+    as_before_links(second, stage1=first)
+
+    def holds(run: Path, result: str, state: dict[str, Any]) -> None:
+        trained = load_run(run, CPU)
+        assert trained.result == result
+        assert trained.class_names == ("blue", "green", "red")
+        assert all(torch.equal(value, state[name]) for name, value in trained.localizer.state_dict().items())
+
+    holds(first, "lchp_r", lchp_r)
+    holds(second, "lchp_r", lchp_r)
+    assert main(["predict", str(squares_root), "--run", str(second), "--output", str(tmp_path / "boxes")]) == 0
+    assert main(["export", "--run", str(first), "--output", str(tmp_path / "model.pt")]) == 0
+    assert main(["evaluate", "--run", str(first), "--classifier", str(second), "--ten-crop"]) == 0
+    teacher_boxes = analysis_script("teacher_boxes")
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    steps = [follow(run, squares_config, pixels, seed=0) for run in (first, second)]
+    np.testing.assert_array_equal(steps[0].b, steps[1].b)
+    rows = [teacher_boxes.score(run, teacher_boxes.Flags(run, delta=(0.3,))) for run in (first, second)]
+    assert rows[0].equals(rows[1])
+    assert len(rows[0]) == 2
+    for run in (first, second):
+        (run / "checkpoints" / "refinement.pt").unlink()
+        holds(run, "lchp_i", lchp_i)
+    moved = Path(shutil.copytree(first, tmp_path / "stage1" / "run"))
+    shutil.rmtree(first)
+    holds(second, "lchp_i", lchp_i)  # found beside, in the storage's stage1/
+    shutil.rmtree(moved)
+    with pytest.raises(RunError, match="no such checkpoint"):
+        load_run(second, CPU)
+    capsys.readouterr()
 
 
 def test_networks_come_from_the_checkpoint_alone(run_copy: Path) -> None:
@@ -144,16 +203,24 @@ def test_a_run_of_stage_2_alone_finds_its_stage_1(squares_config: TrainConfig, r
 
 
 def test_a_moved_storage_keeps_its_runs_whole(squares_config: TrainConfig, run_copy: Path, tmp_path: Path) -> None:
-    """store/stage2/KEY finds store/stage1/KEY beside it, not only where the sweep once ran."""
-    first, second = tmp_path / "old" / "stage1" / "k1", tmp_path / "old" / "stage2" / "k2"
-    shutil.copytree(run_copy, first)
-    (first / "checkpoints" / "refinement.pt").unlink()
-    train(squares_config, output=second, stage="refine", source=first)
-    (tmp_path / "old").rename(tmp_path / "new")
-    assert load_run(tmp_path / "new" / "stage2" / "k2", CPU).result == "lchp_r"
-    shutil.rmtree(tmp_path / "new" / "stage1")
-    with pytest.raises(RunError, match="no such checkpoint"):
-        load_run(tmp_path / "new" / "stage2" / "k2", CPU)
+    """store/refinement/KEY finds store/classifier/KEY and store/localizer/KEY, not only where the sweep once ran."""
+    old, new, session = tmp_path / "old", tmp_path / "new", Session(squares_config.seed)
+    found: dict[Kind, Path] = {kind: old / kind / "key" for kind in ("classifier", "localizer")}
+    for folder in found.values():
+        shutil.copytree(run_copy, folder)
+    train_links(squares_config, old / "refinement" / "key", session, found=found)
+    old.rename(new)
+    trained, whole = load_run(new / "refinement" / "key", CPU), load_run(run_copy, CPU)
+    assert trained.result == "lchp_r"
+    for name, value in whole.localizer.state_dict().items():
+        assert torch.equal(value, trained.localizer.state_dict()[name])
+    (new / "refinement" / "key" / "checkpoints" / "refinement.pt").unlink()
+    assert load_run(new / "refinement" / "key", CPU).result == "lchp_i"
+    for kind in ("localizer", "classifier"):
+        (new / kind).rename(tmp_path / "away")
+        with pytest.raises(RunError, match=f"{kind}/key/checkpoints/.*: no such checkpoint"):
+            load_run(new / "refinement" / "key", CPU)
+        (tmp_path / "away").rename(new / kind)
 
 
 def test_run_folders_that_cannot_serve(run_copy: Path, tmp_path: Path) -> None:
@@ -180,8 +247,9 @@ def test_run_folders_that_cannot_serve(run_copy: Path, tmp_path: Path) -> None:
 
 
 def test_a_stopped_run_knows_its_classes(squares_config: TrainConfig, tmp_path: Path) -> None:
-    def stop(_metrics: dict) -> None:
-        raise KeyboardInterrupt
+    def stop(metrics: dict) -> None:
+        if metrics["stage"] == "regression":
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         train(squares_config, stop, output=tmp_path / "run")

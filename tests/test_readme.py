@@ -14,6 +14,7 @@ from lchp.harness import Options, Sweep, SweepResult
 from lchp.harness.cli import Flags
 from lchp.harness.search_cli import SearchFlags
 from lchp.harness.sweep import Outcome, Plan, make_plan
+from lchp.training.chain import KINDS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -79,11 +80,11 @@ def test_the_sweep_of_ones_own_runs_as_printed(tmp_path: Path, monkeypatch: pyte
 
     def plan_only(sweep: Sweep, options: Options) -> SweepResult:
         planned.append(make_plan(sweep, options))
-        return SweepResult(tmp_path, [Outcome(c, "waiting", None, None, None) for c in planned[0].cells])
+        return SweepResult(tmp_path, [Outcome(c, "waiting", None, None, None, None) for c in planned[0].cells])
 
     monkeypatch.setattr(lchp.harness, "run", plan_only)
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
     (plan,) = planned
-    assert plan.schedule.count(1, "waiting") == 4
-    assert plan.schedule.count(2, "waiting") == 8
+    kinds = {kind: plan.schedule.count(kind, "waiting") for kind in KINDS}
+    assert kinds == {"classifier": 2, "boxes": 0, "localizer": 4, "labels": 0, "refinement": 8}

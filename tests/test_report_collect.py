@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_records import key, known, seal, store, write_grid, write_run, write_sweep
+from report_records import key, known, seal, store, store_link, write_grid, write_run, write_sweep
 
-from lchp.config import MEANING_BEFORE, TrainConfig, field_types, override, preset, to_flat
+from lchp.config import MEANING_BEFORE, TrainConfig, field_types, override, preset, to_dict, to_flat
 from lchp.errors import RunError
 from lchp.report.collect import ORIGIN, clean, collect
-from lchp.runs import SWEEP
+from lchp.report.tables import commands
+from lchp.runs import SWEEP, write_json
 
 
 def edit(path: Path, **values: Any) -> None:
@@ -218,7 +219,7 @@ def test_sweeps_say_their_command_states_and_failures(tmp_path: Path) -> None:
 def test_a_sweep_that_cannot_be_read_is_named(tmp_path: Path, damage: str) -> None:
     path = write_grid(tmp_path) / "sweeps" / "all_tables" / SWEEP
     if damage == "version":
-        edit(path, version=2)
+        edit(path, version=3)
     elif damage == "half":
         path.write_text(path.read_text()[:100])
     else:
@@ -250,12 +251,95 @@ def test_the_harness_writes_the_record_that_is_read() -> None:
     from lchp import runs
     from lchp.harness import sweep
     from lchp.harness.storage import DONE
-    from lchp.loop import _refuse_broken
-    from lchp.report import collect as ours
-    from lchp.schema import SWEEP_VERSION
 
-    assert (sweep.SWEEP, sweep.VERSION, DONE) == (SWEEP, SWEEP_VERSION, runs.DONE)
-    assert ours.DIVERGED in "".join(c for c in _refuse_broken.__code__.co_consts if isinstance(c, str))
+    assert (sweep.SWEEP, DONE) == (SWEEP, runs.DONE)
+
+
+def test_the_first_failed_link_says_why_and_what_a_cell_lacks(tmp_path: Path, squares_config: TrainConfig) -> None:
+    """By reason codes, whatever the errors say; as the harness writes them."""
+    from lchp.harness import Options, Sweep
+    from lchp.harness.sweep import make_plan, write_record
+
+    frozen = {"refinement.labeller": "frozen"}
+    plain = {name: value for name, value in to_flat(TrainConfig()).items() if name.startswith("evaluation.")}
+    cells: list[dict[str, Any]] = [{"initialization.delta": delta, **frozen} for delta in (0.1, 0.2, 0.3, 0.4)] + [
+        {"method.name": "psol", "method.localizer": True},
+        plain,
+        {**plain, "evaluation.consistency": True},
+    ]
+    plan = make_plan(Sweep("reasons", squares_config, cells, range(1)), Options(storage=tmp_path))
+    chains = [cell.chain for cell in plan.cells]
+
+    def job(i: int, kind: Any) -> str:
+        return f"{kind}-{chains[i].until(kind).record}"
+
+    plan.schedule.failed(job(0, "classifier"), "loss is nan", "diverged")
+    plan.schedule.failed(job(1, "localizer"), "loss is nan", "diverged")
+    plan.schedule.failed(job(2, "labels"), "no room; training diverged", "error")
+    plan.schedule.failed(job(3, "refinement"), "loss is inf", "diverged")
+    plan.schedule.failed(job(4, "boxes"), "its worker died", "worker_died")
+    plan.schedule.failed(job(5, "refinement"), "loss is inf", "diverged")  # of which the next cell takes its own
+    write_record(plan)
+    failures = collect([tmp_path]).failures
+    every = ("pseudo_label", "lchp_i", "lchp_r")
+    assert list(zip(failures["diverged"], failures["lost"], strict=True)) == [
+        (True, every),
+        (True, every[1:]),
+        (False, every[2:]),
+        (True, every[2:]),
+        (False, every[:2]),
+        (True, every[2:]),
+        (True, every[2:]),
+    ]
+
+
+def test_links_of_a_store_are_runs_where_they_are_results_of_their_own(tmp_path: Path) -> None:
+    """LCHP's localizer is none, nor a classifier or labels; a compared method's boxes are."""
+    config = preset("parts")
+    figures = known(config)
+    store_link(tmp_path, "localizer", config, {r: figures[r] for r in ("pseudo_label", "lchp_i")})
+    last = store_link(tmp_path, "refinement", config, figures)
+    cam = override(config, {"method.name": "cam"})
+    boxes = store_link(tmp_path, "boxes", cam, {"pseudo_label": 40.0}, method="CAM")
+    for kind in ("classifier", "labels"):
+        folder = store_link(tmp_path, kind, config, figures)
+        (folder / "summary.json").unlink()
+        seal(folder)
+    record = {"overrides": {}, "seed": 0, "base": 0, "key": last.name, "links": {"boxes": boxes.name}, "state": "done"}
+    write_json(
+        tmp_path / "sweeps" / "a" / SWEEP,
+        {
+            "version": 2,
+            "lchp": "0.2.0",
+            "name": "a",
+            "command": ["sweeps/a.py"],
+            "created": "2026-11-20T10:00:00+0000",
+            "bases": [to_dict(config)],
+            "cells": [record | {"job": f"refinement-{last.name}"}],
+            "jobs": {f"refinement-{last.name}": {"begin": 1795168800.0, "seconds": 60.0}},
+        },
+    )
+    records = collect([tmp_path])
+    assert (records.problems, records.notes) == ((), ())
+    assert list(records.runs["folder"]) == [str(boxes), str(last)]
+    assert list(records.runs["date"]) == [None, "2026-11-20T10:01:00+00:00"]
+    assert records.sweeps[0].states == {last.name: "done"}
+    assert commands(records, records.runs) == "made by python sweeps/a.py"
+
+
+def test_a_run_without_a_result_that_its_chain_has_is_refused(tmp_path: Path) -> None:
+    config = override(preset("parts"), {"method.name": "cam", "method.localizer": True})
+    write_run(tmp_path / "a", config, {"lchp_i": 50.0}, method="PSOL on CAM boxes")
+    (problem, _) = collect([tmp_path]).problems
+    assert "lacks results/pseudo_label" in problem
+
+
+def test_a_record_of_an_unknown_method_is_named(tmp_path: Path) -> None:
+    write_run(tmp_path / "good", preset("parts"))
+    edit(write_run(tmp_path / "odd", preset("parts")) / "config.json", method__name="gradcam")
+    records = collect([tmp_path])
+    assert len(records.runs) == 1
+    assert "method.name = 'gradcam'" in records.problems[0]
 
 
 @pytest.mark.slow

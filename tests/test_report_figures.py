@@ -21,8 +21,8 @@ from lchp.config import PRESETS, TrainConfig, override, preset
 from lchp.data import load
 from lchp.data.base import DataSet, Split
 from lchp.errors import ConfigError, DataError, RunError
-from lchp.evaluate import FRAMES, RESULTS, ground_truth
-from lchp.inference import see
+from lchp.evaluate import RESULTS
+from lchp.frames import FRAMES, Frame
 from lchp.pictures import STYLES
 from lchp.records import TITLES
 from lchp.report.collect import collect
@@ -35,8 +35,8 @@ from lchp.report.figures.panel import follow, panel
 from lchp.report.figures.run_files import config_of, metrics_of
 from lchp.report.figures.style import CURVES, Drawing, rendered
 from lchp.report.paper import read_paper
-from lchp.runs import read_json, stage1_folder, write_json
-from lchp.train import train
+from lchp.runs import link_folder, read_json, write_json
+from lchp.training.run import train
 
 PARTS = PRESETS["parts"]
 
@@ -199,7 +199,41 @@ def test_training_draws_both_stages_one_after_the_other(squares_run: Path) -> No
     metrics = metrics_of(squares_run)
     top, bottom = curves.training(metrics, "About.").figure.axes
     assert line(top, r"$L_{cls}$").get_ydata().tolist() == [metrics[0]["l_cls"]]
-    assert line(bottom, "confidence above tau").get_xdata().tolist() == [2]
+    assert line(top, r"$L_{reg}$").get_xdata().tolist() == [2]
+    assert line(top, r"$L_{reg}$").get_ydata().tolist() == [metrics[1]["l_reg"]]
+    assert line(bottom, "pseudo box area").get_ydata().tolist() == [metrics[0]["pseudo_area"]]
+    assert line(bottom, "confidence above tau").get_xdata().tolist() == [3]
+
+
+def test_a_joint_stage_1_of_an_older_record_is_drawn_as_one_training() -> None:
+    first = [
+        {"stage": "initialization", "epoch": e, "loss": 9.0, "l_cls": 2.0 / e, "l_reg": 0.1 / e, "pseudo_area": 40.0}
+        for e in (1, 2)
+    ]
+    made = curves.training([*first, {"stage": "refinement", "epoch": 1, "loss": 0.3, "kept": 50.0}], "")
+    top, bottom = made.figure.axes
+    assert line(top, r"$L_{cls}$").get_ydata().tolist() == [2.0, 1.0]
+    assert line(top, r"$L_{reg}$").get_xdata().tolist() == [1, 2]
+    assert line(bottom, "pseudo box area").get_xdata().tolist() == [1, 2]
+    assert line(bottom, "confidence above tau").get_xdata().tolist() == [3]
+    assert "Epochs of stage 1: 2, stage 2: 1." in made.caption
+
+
+def test_metrics_come_in_the_order_of_the_chain_from_wherever_links_were_trained(tmp_path: Path) -> None:
+    """What a run trained itself counts, and not the same link of the whole run that it began from."""
+    run, earlier = tmp_path / "run", tmp_path / "earlier"
+    places = {"classifier": earlier, "localizer": earlier, "refinement": None}
+    links = {kind: {"key": "k", "run": None if at is None else str(at)} for kind, at in places.items()}
+    write_json(run / "environment.json", {"class_names": ["a"], "links": links})
+    earlier.mkdir()
+    stages = ("refinement", "regression", "initialization")
+    (earlier / "metrics.jsonl").write_text("".join(f'{{"stage": "{s}", "epoch": 1, "loss": 1.0}}\n' for s in stages))
+    (run / "metrics.jsonl").write_text('{"stage": "refinement", "epoch": 1, "loss": 2.0}\n')
+    assert [(m["stage"], m["loss"]) for m in metrics_of(run)] == [
+        ("initialization", 1.0),
+        ("regression", 1.0),
+        ("refinement", 2.0),
+    ]
 
 
 def test_training_of_a_moved_sweep_finds_stage_1_in_its_own_storage(tmp_path: Path) -> None:
@@ -210,7 +244,7 @@ def test_training_of_a_moved_sweep_finds_stage_1_in_its_own_storage(tmp_path: Pa
     first.mkdir(parents=True)
     (first / "metrics.jsonl").write_text('{"stage": "initialization", "epoch": 1, "l_cls": 2.0}\n')
     (run / "metrics.jsonl").write_text('{"stage": "refinement", "epoch": 1, "loss": 0.1}\n')
-    assert stage1_folder(run) == first
+    assert link_folder(run, "classifier") == first
     assert [m["stage"] for m in metrics_of(run)] == ["initialization", "refinement"]
     (first / "metrics.jsonl").unlink()
     (run / "metrics.jsonl").unlink()
@@ -244,8 +278,8 @@ def test_pixels_are_what_the_networks_saw(squares_run: Path, squares, frame: str
     p = read_frame(squares_run, frame)
     shown = read_pixels(dataset, config, p, range(len(p)))
     whole = read_pixels(dataset, config, replace(p, frame="full_image", truth=None), range(len(p)))
-    seen = see(torch.from_numpy(np.stack(whole)), frame, config.data.image_size)
-    ours = see(torch.from_numpy(np.stack(shown)), "full_image", config.data.image_size)
+    seen = Frame.of(frame, config.data).see(torch.from_numpy(np.stack(whole)))
+    ours = Frame("full_image", len(shown[0]), config.data.image_size).see(torch.from_numpy(np.stack(shown)))
     assert torch.equal(seen, ours)
     assert shown[0].shape[0] == {"center_crop": 32, "full_image": 40}[frame]
 
@@ -281,7 +315,7 @@ def in_memory(boxes: np.ndarray, size: int = 20) -> tuple[DataSet, TrainConfig]:
 def test_every_ground_truth_box_is_drawn_and_the_ious_are_written() -> None:
     boxes = np.array([[2, 2, 10, 10], [8, 10, 18, 18]])
     dataset, config = in_memory(boxes)
-    truth = ground_truth([boxes], np.array([[20, 20]]), "center_crop", crop=0.8)
+    truth = Frame("center_crop", 40, 32).truth([boxes], np.array([[20, 20]]))
     ours = truth.boxes[0, :1]
     ious = {"pseudo_label": [1.0], "lchp_i": [0.25], "lchp_r": [1.0]}
     p = predicted(ious, truth=(truth.boxes[0],), boxes=dict.fromkeys(RESULTS, ours))
@@ -306,7 +340,7 @@ def test_images_without_boxes_are_shown_without_ious() -> None:
 
 def test_pixels_of_other_data_are_refused() -> None:
     boxes = np.array([[2, 2, 10, 10]])
-    truth = ground_truth([boxes], np.array([[20, 20]]), "center_crop", crop=0.8)
+    truth = Frame("center_crop", 40, 32).truth([boxes], np.array([[20, 20]]))
     p = predicted({"lchp_r": [0.5]}, truth=(truth.boxes[0],))
     dataset, config = in_memory(boxes)
     assert len(read_pixels(dataset, config, p, [0])) == 1
@@ -486,7 +520,7 @@ def test_a_drawing_is_named_and_described(squares_run: Path) -> None:
 def test_a_compared_methods_run_is_drawn_with_the_results_it_has(
     squares_config: TrainConfig, tmp_path: Path, capsys, name: str, more: dict, results: int, trained: list, said: str
 ) -> None:
-    """Its TensorBoard file has pictures after each training; the panel, of LCHP's stages, is refused if asked for."""
+    """Its TensorBoard file has pictures of each result; the panel, of LCHP's stages, is refused if asked for."""
     run, titles = tmp_path / "run", [TITLES[r] for r in RESULTS[:results]]
     train(
         override(squares_config, {"method.name": name, "tensorboard": True, "refinement.tau": 0.0, **more}), output=run
@@ -505,7 +539,7 @@ def test_a_compared_methods_run_is_drawn_with_the_results_it_has(
     losses = [drawn for drawn in upper.get_lines() if str(drawn.get_label()).startswith("$L")]
     assert [list(np.asarray(drawn.get_xdata())) for drawn in losses] == [[i + 1] for i in range(len(trained))]
     events = b"".join(path.read_bytes() for path in (run / "tensorboard").iterdir())
-    stages = [line["stage"] for line in metrics_of(run)]
+    stages = [line["stage"] for line in metrics_of(run) if line["stage"] != "initialization"]
     assert all(f"{stage}/boxes".encode() in events for stage in stages)
     capsys.readouterr()
     assert make_figures(Wanted((), run=run, figures=("panel",)), tmp_path / "none", PAPER) == 1

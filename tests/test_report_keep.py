@@ -1,6 +1,7 @@
 """Records copied to be published: same tables, no paths of the machine, only what follows from predictions."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,28 @@ def test_a_copy_makes_the_same_tables_without_the_machines_paths(storage: Path, 
     for folder in collect([storage]).runs["folder"]:
         copy = out / "store" / "stage2" / Path(folder).name
         assert read_predictions(copy).equals(read_predictions(Path(folder)))
+
+
+def test_a_run_of_the_chain_stays_in_its_link_s_folder(tmp_path: Path) -> None:
+    """With the keys of the links that it began from, without where they lay; what lay elsewhere goes to its link's."""
+    config = preset("parts")
+    run = finished(tmp_path / "old", config, 5)
+    environment = json.loads((run / "environment.json").read_text())
+    del environment["stage1"]
+    links = {"localizer": "/elsewhere/store/localizer/abc", "refinement": None}
+    environment["links"] = {kind: {"key": kind, "run": place} for kind, place in links.items()}
+    (run / "environment.json").write_text(json.dumps(environment))
+    seal_without_folders(run)
+    (tmp_path / "new" / "store" / "refinement").mkdir(parents=True)
+    moved = run.rename(tmp_path / "new" / "store" / "refinement" / run.name)
+    alone = shutil.copytree(moved, tmp_path / "alone" / "run", ignore=shutil.ignore_patterns("DONE"))
+    for name, storage, kept in (("a", tmp_path / "new", moved.name), ("b", alone, "run")):
+        out = tmp_path / name
+        assert keep([storage], out).problems == ()
+        copy = out / "store" / "refinement" / kept
+        assert list(collect([out]).runs["folder"]) == [str(copy)]
+        places = json.loads((copy / "environment.json").read_text())["links"]
+        assert {kind: place["run"] for kind, place in places.items()} == {"localizer": "abc", "refinement": None}
 
 
 def test_without_predictions_the_tables_are_the_same(storage: Path, tmp_path: Path) -> None:

@@ -9,17 +9,32 @@ import subprocess
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
-from report_records import PAPER, analysis_script, key, store, write_grid, write_run, write_sweep
+from report_records import (
+    PAPER,
+    analysis_script,
+    key,
+    known,
+    seal,
+    store,
+    store_link,
+    write_grid,
+    write_run,
+    write_sweep,
+)
 
-from lchp.config import PRESETS, override, preset
+from lchp.config import PRESETS, field_types, override, preset
+from lchp.data import DATASETS, wsol
 from lchp.report import trials
 from lchp.report.collect import collect
 from lchp.report.contents import tables
+from lchp.report.making import Wanted as Tables
+from lchp.report.making import make_tables
 from lchp.report.page import Wanted, gather, make_page, render
 from lchp.report.paper import read_paper
+from lchp.report.tables import DATA
 from lchp.report.trials import duration, loss_and_shares, sparkline
 from lchp.runs import append_metrics, read_json, write_json
 
@@ -380,6 +395,52 @@ def test_a_stage_1_that_many_share_counts_once(tmp_path: Path) -> None:
     assert found.seconds == 600.0 + 2 * 60.0
     texts = [[v.text for v in row] for row in found.tables[0].trials]
     assert [row[-4:-2] for row in texts] == [["10.0 min", "1.0 min"]] * 2
+
+
+def test_every_link_s_time_counts_once(tmp_path: Path) -> None:
+    """Stage 1: classifier and localizer, wherever they were trained; stage 2: labels and what the run took itself."""
+    for kind, seconds in (("classifier", 600.0), ("localizer", 300.0), ("labels", 120.0)):
+        folder = tmp_path / "store" / kind / "k"
+        folder.mkdir(parents=True)
+        write_json(folder / "environment.json", {"class_names": ["a"], "wall_seconds": {"total": seconds}})
+    frozen = override(preset("parts"), {"refinement.labeller": "frozen"})
+    for tau, taken in ((0.5, ("classifier", "localizer", "labels")), (0.9, ("classifier",))):
+        config = override(frozen, {"refinement.tau": tau})
+        run = store_link(tmp_path, "refinement", config, known(config))
+        environment = read_json(run / "environment.json")
+        there = {kind: f"/elsewhere/store/{kind}/k" for kind in taken}
+        links = {k: {"key": "k", "run": there.get(k)} for k in ("classifier", "localizer", "labels", "refinement")}
+        own = {"wall_seconds": {"total": 60.0, **({} if tau == 0.5 else {"regression": 20.0})}}
+        write_json(run / "environment.json", environment | {"links": links} | own)
+        seal(run)
+    found = trials.read_trials(collect([tmp_path]), PRESETS["parts"])
+    assert found.seconds == 600.0 + 300.0 + 120.0 + 2 * 60.0
+    texts = [[v.text for v in row] for row in found.tables[0].trials]
+    assert [row[-4:-2] for row in texts] == [["15.0 min", "3.0 min"], ["10.3 min", "40 s"]]
+    assert not any("is not in the storage" in note for note in found.notes)
+    shutil.rmtree(tmp_path / "store" / "localizer")
+    found = trials.read_trials(collect([tmp_path]), PRESETS["parts"])
+    assert any("1 of the trials" in note and "is not in the storage" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("name", ["wsol", "wsol_fullsup"])
+def test_a_data_set_without_a_preset_has_its_place(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """In the tables' messages and on the page, with which of its splits was the test split."""
+    store(tmp_path, override(PRESETS["cub"].config, {"data.name": name}))
+    store(tmp_path, override(PRESETS["cub"].config, {"data.name": name, "method.name": "cam"}), {"pseudo_label": 50.0})
+    assert make_tables(Tables((tmp_path,), tmp_path / "tables"), PAPER) == 0
+    assert f"2 runs on {name}: not in Tables 3-6, which are of cub; no preset is of {name}" in capsys.readouterr().err
+    assert make_page(Wanted((tmp_path,), figures=False), PAPER) == 0
+    text = (tmp_path / "report.html").read_text()
+    assert f"wsolevaluation ({wsol.SPLITS['val' if name == 'wsol_fullsup' else 'test']})" in text
+
+
+def test_every_data_set_has_its_entry() -> None:
+    assert DATASETS.keys() == set(get_args(field_types()["data.name"]))
+    assert len(set(DATA.values())) == len(DATASETS)
+    assert all(DATASETS[preset.config.data.name].title for preset in PRESETS.values())
 
 
 def points(svg: str) -> Iterator[list[tuple[float, float]]]:

@@ -166,7 +166,7 @@ def test_a_sweep_s_record_names_the_rows(tmp_path: Path, squares_config: TrainCo
     cells: list[dict[str, Any]] = [{}, {"method.name": "cam"}, {"method.name": "cam", "method.localizer": True}]
     plan = make_plan(Sweep("methods", squares_config, cells, range(1)), Options(storage=tmp_path))
     for cell in plan.cells:
-        plan.schedule.failed(f"stage2-{cell.stage2}", "no GPU")
+        plan.schedule.failed(plan.job_of(cell), "no GPU")
     write_record(plan)
     assert list(collect([tmp_path]).failures[METHOD]) == ["LCHP", "CAM", "PSOL on CAM boxes"]
 

@@ -15,15 +15,17 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 from report_records import GOLDEN, PAPER, golden_texts, known, store, write_grid, write_run, write_sweep
 
-from lchp.config import PRESETS, Preset, field_types, override, preset, to_flat
+from lchp.config import PRESETS, SHAPE, Preset, field_types, override, preset, to_flat
 from lchp.errors import ConfigError, DataError
 from lchp.report.collect import Records, collect
 from lchp.report.contents import OF_PAPER, table, tables
-from lchp.report.groups import DELTA, IDENTITY, WITHOUT_EFFECT, choose, parse_where, preset_of, require
+from lchp.report.depends import WITHOUT_EFFECT, counts, results
+from lchp.report.groups import DELTA, IDENTITY, choose, differences, parse_where, preset_of, require
 from lchp.report.making import write_tables
 from lchp.report.paper import Paper, read_paper
 from lchp.report.render import FORMATS, to_csv, to_html, to_latex, to_markdown, to_text
 from lchp.report.tables import Cell, Table
+from lchp.training.chain import chain_of, depends_on, results_of
 
 PARTS = PRESETS["parts"]
 
@@ -138,12 +140,10 @@ def other_value(name: str, value: Any) -> Any:
 
 
 def test_fields_that_count_are_those_of_the_training_identity() -> None:
-    """Of LCHP's runs; the fields of `method` count in those of compared methods (tests/test_compared.py)."""
-    from lchp.train import refinement_identity
-
+    """Of LCHP's runs; those of compared methods follow."""
     fixed = {"model.pretrained": False, "model.localizer": "tiny", "model.classifier": "tiny"}
     base = override(preset("folder"), fixed | {"initialization.attention": "features"})
-    before = refinement_identity(base, "data")
+    before = chain_of(base, "data").last.key
     for name, value in to_flat(base).items():
         values: dict[str, Any] = {name: other_value(name, value)}
         # there are no weights to choose without pretrained ones
@@ -155,9 +155,38 @@ def test_fields_that_count_are_those_of_the_training_identity() -> None:
             values = {"data.image_size": base.data.image_size, "data.resize": base.data.resize} | values
         if name == "initialization.localizer_start":
             values[name] = 1
-        changed = refinement_identity(override(base, values), "data") != before
+        changed = chain_of(override(base, values), "data").last.key != before
         assert changed == (name in IDENTITY or name == "seed"), name
     assert set(IDENTITY) | WITHOUT_EFFECT | {"seed"} == set(field_types())
+
+
+@pytest.mark.parametrize(
+    "whose",
+    [
+        {},
+        {"refinement.labeller": "frozen"},
+        {"method.name": "cam"},
+        {"method.name": "psol"},
+        {"method.name": "cam", "method.localizer": True},
+        {"method.name": "psol", "method.localizer": True, "method.refine": True, "refinement.labeller": "frozen"},
+        {"method.name": "acol", "model.pretrained": True},
+    ],
+    ids=str,
+)
+def test_fields_that_a_table_speaks_of_are_those_of_the_chain(whose: dict[str, Any]) -> None:
+    """Whatever else a config says: what its method, its links and its weights are decides."""
+    fixed = {"model.pretrained": False, "model.localizer": "tiny", "model.classifier": "tiny", **whose}
+    base = override(preset("folder"), {"initialization.attention": "features", "data.image_size": 64, **fixed})
+    expected = depends_on(base)
+    for name in IDENTITY:
+        own = name == "data.name" or (name.startswith("method.") and name in SHAPE)  # these tell all runs apart
+        assert counts(name, to_flat(base)) == (own or name in expected), name
+        value = other_value(name, to_flat(base)[name])
+        if value is not None and name not in (*SHAPE, "data.name", "initialization.localizer_start", "auto_batch"):
+            assert depends_on(override(base, {name: value})) == expected, name
+    assert results(to_flat(base)) == results_of(base)
+    maps = whose.get("method.name") in ("cam", "acol")
+    assert differences({"method.threshold": 0.5}, base) == ({"method.threshold": 0.5} if maps else {})
 
 
 def test_the_recipe_is_chosen_and_the_rest_is_named(grid: Records) -> None:

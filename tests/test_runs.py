@@ -16,10 +16,11 @@ import torch
 from torch import nn
 
 from lchp import loop, runs
+from lchp.batch import Batch
 from lchp.checkpoints import load_checkpoint
 from lchp.config import TrainConfig, preset
 from lchp.errors import RunError
-from lchp.loop import Chunks, DivergedError, Stage, epoch_seed, fit, make_schedule
+from lchp.loop import Chunks, DivergedError, Session, Training, epoch_seed, fit, make_schedule
 
 
 def files(folder: Path) -> list[str]:
@@ -74,35 +75,33 @@ def test_digest_does_not_depend_on_key_order() -> None:
 # --- the loop
 
 
-def stage(epochs: int = 3, *, lr: float = 0.1, blow_up: bool = False) -> tuple[Stage, nn.Linear]:
+def line(epochs: int = 3, *, lr: float = 0.1, blow_up: bool = False) -> tuple[Training, nn.Linear]:
     """Fits a line to random batches of 4 draws each, two per epoch."""
     torch.manual_seed(0)
     net = nn.Linear(1, 1)
     optimizer = torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9)
 
-    def step(batch: torch.Tensor, _epoch: int) -> dict[str, torch.Tensor]:
-        loss = (net(batch) - 3 * batch).square().mean() * (math.inf if blow_up else 1)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        return {"loss": loss.detach()}
+    def step(net: nn.Module, batch: Batch, _epoch: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        x = batch.images
+        return (net(x) - 3 * x).square().mean() * (math.inf if blow_up else 1), {}
 
     schedule = make_schedule(optimizer, "exponential", decay=0.5, epochs=epochs, steps_per_epoch=2)
 
-    def batches(_epoch: int, generator: torch.Generator, start: int) -> list[torch.Tensor]:
-        return [torch.rand(4, 1, generator=generator) for _ in range(2)][start:]
+    def batches(_epoch: int, generator: torch.Generator, start: int) -> list[Batch]:
+        return [Batch(torch.rand(4, 1, generator=generator), torch.zeros(4)) for _ in range(2)][start:]
 
-    return Stage("line", epochs, 8, {"net": net}, {"net": optimizer}, {"net": schedule}, batches, step), net
+    training = Training("line", epochs, 8, {"net": net}, step, batches, "net", optimizer, schedule, steps_per_epoch=2)
+    return training, net
 
 
-def run(s: Stage, path: Path, **options: Any) -> list[dict[str, Any]]:
+def run(training: Training, path: Path, **options: Any) -> list[dict[str, Any]]:
     seen: list[dict[str, Any]] = []
-    fit(s, seed=1, checkpoint=path, identity="mine", on_epoch=seen.append, show_progress=False, **options)
+    fit(training, Session(1, on_epoch=seen.append, show_progress=False, **options), path, "mine")
     return seen
 
 
 def test_fit_reports_each_epoch_and_decays(tmp_path: Path) -> None:
-    seen = run(stage()[0], tmp_path / "c.pt")
+    seen = run(line()[0], tmp_path / "c.pt")
     assert [(m["stage"], m["epoch"], m["epochs"]) for m in seen] == [("line", 1, 3), ("line", 2, 3), ("line", 3, 3)]
     assert [m["lr_net"] for m in seen] == pytest.approx([0.1, 0.05, 0.025])
     assert seen[2]["loss"] < seen[0]["loss"]
@@ -110,7 +109,7 @@ def test_fit_reports_each_epoch_and_decays(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cut", [1, 2, 3])
 def test_a_resumed_loop_equals_the_straight_one(tmp_path: Path, cut) -> None:
-    straight, net = stage()
+    straight, net = line()
     run(straight, tmp_path / "straight.pt")
 
     def stop(metrics: dict[str, Any]) -> None:
@@ -118,8 +117,8 @@ def test_a_resumed_loop_equals_the_straight_one(tmp_path: Path, cut) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fit(stage()[0], seed=1, checkpoint=tmp_path / "c.pt", identity="mine", on_epoch=stop, show_progress=False)
-    resumed, other = stage()
+        fit(line()[0], Session(1, on_epoch=stop, show_progress=False), tmp_path / "c.pt", "mine")
+    resumed, other = line()
     with torch.no_grad():
         other.weight.fill_(99)
     assert [m["epoch"] for m in run(resumed, tmp_path / "c.pt", resume=True)] == list(range(cut + 1, 4))
@@ -130,36 +129,35 @@ def test_a_resumed_loop_equals_the_straight_one(tmp_path: Path, cut) -> None:
 def test_metrics_are_recorded_before_the_checkpoint(tmp_path: Path) -> None:
     """A crash between the two repeats an epoch instead of losing its line."""
     path, there = tmp_path / "c.pt", []
-    run(stage(1)[0], path, record=lambda _metrics: there.append(path.exists()))
+    run(line(1)[0], path, record=lambda _metrics: there.append(path.exists()))
     assert there == [False]
 
 
 def test_divergence_is_said_and_keeps_the_checkpoint_before(tmp_path: Path) -> None:
     path = tmp_path / "c.pt"
-    run(stage(1)[0], path)
+    run(line(1)[0], path)
     before = path.read_bytes()
     with pytest.raises(DivergedError, match=r"line, epoch 2: loss is (inf|nan)"):
-        run(stage(2, blow_up=True)[0], path, resume=True)
+        run(line(2, blow_up=True)[0], path, resume=True)
     assert path.read_bytes() == before
 
 
 def test_divergence_names_the_step_and_its_images(tmp_path: Path) -> None:
-    losses = [1.0] * 130 + [math.inf, math.nan] + [1.0] * 500
-    seen: list[int] = []
+    losses = torch.tensor([1.0] * 130 + [math.inf, math.nan] + [1.0] * 500)
+    seen: list[Batch] = []
 
-    def step(batch: int, _: int) -> dict[str, torch.Tensor]:
+    def step(net: nn.Module, batch: Batch, _: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         seen.append(batch)
-        return {"loss": torch.tensor(losses[batch])}
+        return 0 * net(torch.ones(1, 1)).sum() + batch.labels[0], {}
 
-    stage_ = replace(
-        stage(1)[0],
-        batches=lambda _epoch, _generator, start: range(start, len(losses)),
-        count=lambda _: 1,
+    training = replace(
+        line(1)[0],
+        batches=lambda _epoch, _generator, start: [Batch(torch.ones(1, 1), x[None]) for x in losses[start:]],
         step=step,
         images=lambda epoch, n: [f"image {epoch}.{n}.{k}" for k in range(10)],
     )
     with pytest.raises(DivergedError) as error:
-        run(stage_, tmp_path / "c.pt")
+        run(training, tmp_path / "c.pt")
     assert "epoch 1: loss is inf at step 131; training diverged" in str(error.value)
     assert "image 0.130.0, image 0.130.1" in str(error.value)
     assert str(error.value).endswith("image 0.130.7 and 2 more")
@@ -195,28 +193,28 @@ def test_memory_that_runs_out_is_said_in_one_line(tmp_path: Path, name: str) -> 
     """As the libraries really say it, of the GPU and of the machine."""
     step, said = MEMORY[name]
     with pytest.raises(RunError, match=rf"line, epoch 1: the {said}.*--data.batch-size") as error:
-        run(replace(stage(1)[0], step=step), tmp_path / "c.pt")
+        run(replace(line(1)[0], step=step), tmp_path / "c.pt")
     assert "\n" not in str(error.value)
 
 
 def test_other_errors_of_a_step_are_not_taken_for_a_lack_of_memory(tmp_path: Path) -> None:
     for error in (RuntimeError("shapes do not fit"), OSError(errno.ENOSPC, "No space left on device")):
         with pytest.raises(type(error)) as found:
-            run(replace(stage(1)[0], step=raises(error)), tmp_path / "c.pt")
+            run(replace(line(1)[0], step=raises(error)), tmp_path / "c.pt")
         assert found.value is error
 
 
 def test_smaller_chunks_begin_when_the_failed_step_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its tensors are what filled the memory; an error that is still handled would hold them."""
     kept: list[weakref.ref[torch.Tensor]] = []
-    real = stage(1)[0]
+    real = line(1)[0]
 
-    def step(batch: Any, epoch: int) -> dict[str, torch.Tensor]:
+    def step(net: Any, batch: Batch, epoch: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         if not kept:
             large = torch.ones(8)
             kept.append(weakref.ref(large))
             torch.empty(2**60)
-        return real.step(batch, epoch)
+        return real.step(net, batch, epoch)
 
     halve, chunks = loop.halve, Chunks(batch=8)
 
@@ -229,6 +227,41 @@ def test_smaller_chunks_begin_when_the_failed_step_is_gone(tmp_path: Path, monke
     assert chunks.number == 2
 
 
+def test_smaller_chunks_begin_with_the_first_epoch_that_is_trained(tmp_path: Path) -> None:
+    """A training that passes over its first epochs goes on there where the first of its steps took too much memory,
+    with the learning rates that it would have had."""
+    straight = run(replace(line(3)[0], first=1), tmp_path / "straight.pt")
+    real, chunks = line(3)[0], Chunks(batch=8)
+
+    def step(net: Any, batch: Batch, epoch: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        return real.step(net, torch.empty(2**60) if chunks.number == 1 else batch, epoch)  # pyright: ignore
+
+    seen = run(replace(real, step=step, chunks=chunks, first=1), tmp_path / "c.pt")
+    assert [m["epoch"] for m in seen] == [m["epoch"] for m in straight] == [2, 3]
+    for mine, theirs in zip(seen, straight, strict=True):
+        assert (mine["lr_net"], mine["loss"]) == pytest.approx((theirs["lr_net"], theirs["loss"]))
+
+
+def test_what_trains_no_network_goes_through_in_parts_too(tmp_path: Path) -> None:
+    """Labels are of the same batches as the steps that they teach; their mean is that of the images."""
+
+    def step(_net: None, batch: Batch, _epoch: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        assert not torch.is_grad_enabled()
+        if len(batch) > 2:
+            torch.empty(2**60)
+        mean = batch.labels.mean()
+        return mean, {"mean": mean}
+
+    def batches(_epoch: int, _generator: torch.Generator, start: int) -> list[Batch]:
+        return [Batch(torch.zeros(5, 1), torch.arange(5.0))][start:]
+
+    chunks = Chunks(batch=8)
+    (seen,) = run(Training("labels", 1, 5, {}, step, batches, chunks=chunks), tmp_path / "c.pt")
+    assert seen["chunks"] == chunks.number == 4
+    assert seen["mean"] == pytest.approx(2.0)
+    assert not [name for name in seen if name.startswith("lr_")]
+
+
 def one_line(path: Path, identity: str | None = "mine") -> str:
     with pytest.raises(RunError) as error:
         load_checkpoint(path, identity)
@@ -238,16 +271,16 @@ def one_line(path: Path, identity: str | None = "mine") -> str:
 
 
 def test_checkpoint_of_another_config_is_refused(tmp_path: Path) -> None:
-    run(stage()[0], tmp_path / "c.pt")
+    run(line()[0], tmp_path / "c.pt")
     assert "another config" in one_line(tmp_path / "c.pt", "other")
     with pytest.raises(RunError, match="another config"):
-        fit(stage()[0], seed=1, checkpoint=tmp_path / "c.pt", identity="other", resume=True, show_progress=False)
+        fit(line()[0], Session(1, resume=True, show_progress=False), tmp_path / "c.pt", "other")
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "scrambled", "text", "folder"])
 def test_damaged_checkpoints(tmp_path: Path, damage) -> None:
     path = tmp_path / "c.pt"
-    run(stage()[0], path)
+    run(line()[0], path)
     content = path.read_bytes()
     path.unlink()
     if damage == "folder":
@@ -281,8 +314,8 @@ def test_a_file_of_something_else_is_no_checkpoint(tmp_path: Path) -> None:
     torch.save({"state_dict": {}}, tmp_path / "c.pt")
     assert "not a checkpoint of lchp" in one_line(tmp_path / "c.pt")
     torch.save({"identity": "mine", "modules": {}, "epoch": 1}, tmp_path / "c.pt")
-    with pytest.raises(RunError, match="does not fit this stage"):
-        run(stage()[0], tmp_path / "c.pt", resume=True)
+    with pytest.raises(RunError, match="does not fit this training"):
+        run(line()[0], tmp_path / "c.pt", resume=True)
 
 
 def test_schedules() -> None:

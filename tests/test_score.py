@@ -486,7 +486,7 @@ def test_boxes_are_not_taken_one_by_one(tmp_path: Path, monkeypatch: pytest.Monk
     for row in guess.to_dict("records"):
         image_id, corners = row["image_id"], ["x1", "y1", "x2", "y2"]
         box = np.array([row[c] for c in corners], np.float64)
-        boxes = truth[truth["image_id"] == image_id][corners].to_numpy(np.float64)
+        boxes = truth.loc[truth["image_id"] == image_id, corners].to_numpy(np.float64)
         best[image_id] = max(float(iou(box, one)) for one in boxes)
         known[image_id] = best[image_id] >= 0.5
         top1[image_id] = known[image_id] and str(row["top1"]) == image_id[-1]

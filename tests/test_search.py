@@ -3,6 +3,7 @@
 import contextlib
 import sqlite3
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from lchp.harness.database import DATABASE, Database, open_study
 from lchp.harness.schedule import FINISHED, Schedule
 from lchp.harness.search import Search, Study, search
 from lchp.harness.search_cli import closing
-from lchp.harness.storage import RESULT, Store
-from lchp.harness.sweep import Options, Plan, SweepResult, outcomes_of
+from lchp.harness.storage import PREDICTED, RESULT, Store
+from lchp.harness.sweep import Hooks, Options, Plan, SweepResult, outcomes_of
+from lchp.training.chain import STAGES
 
 BASE = override(preset("parts"), {"data.validation": 0.2})
 
@@ -41,14 +43,13 @@ def publish(storage: Path, job: Job, score: Any = 1.5) -> None:
     """A finished training."""
     work = storage / "work" / job.name
     (work / runs.CHECKPOINTS).mkdir(parents=True)
-    for name in RESULT:
+    for name in (*RESULT, *PREDICTED, f"{runs.CHECKPOINTS}/{STAGES[job.kind]}.pt"):
         (work / name).touch()
-    (work / runs.CHECKPOINTS / "initialization.pt").touch()
     validation = {"images": 8.0, "consistency": 50.0, "kept": 50.0, "score": score}
-    figures = dict.fromkeys(("pseudo_label", "lchp_i", "lchp_r"), 50.0)
+    figures: dict[str, float | None] = dict.fromkeys(("pseudo_label", "lchp_i", "lchp_r"), 50.0)
     measured = {} if score is None else {"validation": validation}
     runs.write_json(work / runs.SUMMARY, summary(figures, 0.9) | measured)
-    Store(storage).publish(work, job.stage, job.key)
+    Store(storage).publish(work, job.kind, job.key)
 
 
 def study_of(storage: Path, trials: int = 1, space: searching.Space = tau, patience: float = 0.2) -> Study:
@@ -57,17 +58,16 @@ def study_of(storage: Path, trials: int = 1, space: searching.Space = tau, patie
     return Study(plan, open_study(storage, "s", patience=patience), Search("s", BASE, space, trials=trials))
 
 
-def begin(study: Study) -> tuple[Job, Job]:
-    """Draws a trial; its two trainings."""
+def begin(study: Study) -> list[Job]:
+    """Draws a trial; its trainings, the one with its result last."""
     drawn = study.refill()
     assert study.fault is None
     study.plan.schedule.add(drawn)
-    first, second = drawn
-    return first, second
+    return drawn
 
 
 def end(study: Study, *jobs: Job, score: Any = 1.5) -> None:
-    """Both trainings of a trial come to their end."""
+    """The trainings of a trial come to their end."""
     for job in jobs:
         publish(study.plan.store.storage, job, score)
         study.plan.schedule.done(job.name)
@@ -295,15 +295,15 @@ def test_a_result_that_could_not_be_told_at_all_is_told_by_the_next_start(tmp_pa
     again = study_of(tmp_path, 3)
     again.take_up()
     assert trials(tmp_path) == [("COMPLETE", 1.5), ("FAIL", None), ("WAITING", None)]
-    assert [c.stage2 for c in again.plan.cells] == [first[1].key]
-    assert begin(again)[1].key == second[1].key
-    assert len(begin(again)) == 2
+    assert [c.key for c in again.plan.cells] == [first[-1].key]
+    assert begin(again)[-1].key == second[-1].key
+    assert len(begin(again)) == 3
     assert again.refill() == []
 
 
 def test_a_result_is_told_although_the_space_is_another_now(tmp_path: Path) -> None:
     study = study_of(tmp_path)
-    publish(tmp_path, begin(study)[1])
+    publish(tmp_path, begin(study)[-1])
     again = study_of(tmp_path, 1, lambda t: {"refinement.lr": t.suggest_float("refinement.lr", 1e-3, 1e-2)})
     again.take_up()
     assert trials(tmp_path) == [("COMPLETE", 1.5)]
@@ -323,7 +323,7 @@ def test_the_same_config_again_shares_the_end_of_the_first(tmp_path: Path) -> No
 
 def test_a_trial_that_tune_stopped_is_never_failed_by_a_second_draw(tmp_path: Path) -> None:
     study = study_of(tmp_path, 3, lambda t: {"refinement.tau": t.suggest_categorical("refinement.tau", [0.5])})
-    name = begin(study)[1].name
+    name = begin(study)[-1].name
     study.plan.schedule.jobs[name].facts |= {"objective": 0.5, "train_epoch": 1}
     study.plan.schedule.stopped(name)
     study.changed(study.plan.schedule.jobs[name])
@@ -350,6 +350,24 @@ def test_a_study_that_is_deleted_meanwhile_loses_no_result(tmp_path: Path) -> No
     with pytest.raises(RunError, match="removed meanwhile"):
         study.close()
     assert study.best() == "objective 1.50"
+
+
+def test_methods_may_be_searched_too(tmp_path: Path) -> None:
+    """The result of a trial is then of another link than that of the base."""
+
+    study = study_of(
+        tmp_path, 2, lambda t: {"method.name": "cam" if t.number else "lchp"} | ({} if t.number else tau(t))
+    )
+    drawn = begin(study), begin(study)
+    assert [jobs[-1].kind for jobs in drawn] == ["refinement", "boxes"]
+    end(study, *drawn[0])
+    with locked(tmp_path):
+        end(study, *drawn[1], score=2.5)
+    assert trials(tmp_path) == [("COMPLETE", 1.5), ("RUNNING", None)]
+    again = study_of(tmp_path, 2)
+    again.take_up()
+    assert trials(tmp_path) == [("COMPLETE", 1.5), ("COMPLETE", 2.5)]
+    assert again.best() == "objective 2.50"
 
 
 # --- spaces
@@ -380,18 +398,18 @@ def instant(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Runs searches without Ray: each training is published at once. The names of what was trained."""
     trained: list[str] = []
 
-    def run_trials(plan: Plan, *, refill: Any, changed: Any, **_: Any) -> None:
+    def run_trials(plan: Plan, hooks: Hooks, **_: Any) -> None:
         while True:
             job = plan.schedule.next()
             if job is None or job == FINISHED:
-                plan.schedule.add(refill())
+                plan.schedule.add(hooks.refill())
                 job = plan.schedule.next()
             if not isinstance(job, Job):
                 return
             publish(plan.store.storage, job, float(10 * job.config.refinement.tau))
             trained.append(job.name)
             plan.schedule.done(job.name)
-            changed(plan.schedule.jobs[job.name])
+            hooks.changed(plan.schedule.jobs[job.name])
 
     monkeypatch.setattr(searching, "run_trials", run_trials)
     return trained
@@ -437,7 +455,7 @@ def test_a_wider_space_or_another_field_is_gone_on_with(tmp_path: Path, instant:
         return {"refinement.tau": drawn, "refinement.lr": trial.suggest_float("refinement.lr", 1e-3, 1e-2)}
 
     result = search(spec(wider, 5), Options(tmp_path, resume=True))
-    assert (len(result.cells), len(instant)) == (5, 3 + 1 + 2)
+    assert (len(result.cells), len(instant)) == (5, 2 + 5)
     assert [s for s, _ in trials(tmp_path)] == ["COMPLETE"] * 5
 
 
@@ -452,7 +470,7 @@ def test_a_space_that_does_not_fit_the_config_is_one_line_before_anything_is_dra
 @pytest.mark.usefixtures("instant")
 def test_what_other_programs_put_into_the_study_is_left_alone(tmp_path: Path) -> None:
     search(spec(), Options(tmp_path))
-    kept = Store(tmp_path).path(2, "x").parent
+    kept = Store(tmp_path).path("refinement", "x").parent
     study = optuna.load_study(study_name="s", storage=Database(tmp_path / DATABASE).url)
     for attrs in ({}, {"run": ".."}, {"run": ""}, {"run": 5}, {"run": None}, {"run": "/a/b"}):
         for state in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING):
@@ -489,7 +507,7 @@ def test_study_and_record_make_up_for_each_other(
     file = {"study": tmp_path / DATABASE, "record": before.folder / "sweep.json"}[lost]
     file.rename(tmp_path / "away")
     after = search(spec(), Options(tmp_path, resume=True))
-    assert {(o.cell.stage2, o.state) for o in after.cells} == {(o.cell.stage2, "done") for o in before.cells}
+    assert {(o.cell.key, o.state) for o in after.cells} == {(o.cell.key, "done") for o in before.cells}
     assert (best_of(after), instant) == (said, known)
     assert ("holds no study s to go on with" in caplog.text) == (lost == "study")
 
@@ -501,7 +519,7 @@ def test_the_best_is_found_that_the_study_calls_failed(tmp_path: Path, instant: 
     worse = spec(lambda t: {"refinement.tau": t.suggest_float("refinement.tau", 0.01, 0.02)}, 1)
     after = search(worse, Options(tmp_path, resume=True))
     assert len(after.cells) == 4
-    assert len(instant) == 5
+    assert len(instant) == 2 + 4
     best = max(o.cell.config.refinement.tau for o in before.cells)
     assert best_of(after) == f"best by score without boxes: {10 * best:.2f}"
 
@@ -513,7 +531,11 @@ def test_the_best_is_printed_whatever_was_drawn(tmp_path: Path, instant: list[st
 
     said = closing(spec(), search(spec(space), Options(tmp_path)))
     assert "  refinement.labeller = " in said
-    assert len(instant) == 4
+    assert Counter(name.partition("-")[0] for name in instant) - Counter(labels=1) == {
+        "classifier": 1,
+        "localizer": 1,
+        "refinement": 3,
+    }
 
 
 @pytest.mark.parametrize("trials", [0, -1, 10_001, 10**30])

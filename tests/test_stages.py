@@ -1,19 +1,29 @@
 """The steps of both stages, with networks small enough to follow by hand."""
 
 import copy
-from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from lchp.augment import StrongParameters, sample_strong
+from lchp.augment import AxisMap, StrongParameters, sample_strong
+from lchp.batch import Batch
 from lchp.config import InitializationConfig, RefinementConfig, field_types
 from lchp.networks import ClassifierOutput
-from lchp.pseudo import make_teacher
-from lchp.stages import Networks, freeze_batch_norm, initialization_step, label_boxes, padding, refinement_step
+from lchp.pseudo import make_teacher, update_teacher
+from lchp.stages import (
+    Labels,
+    classifier_step,
+    freeze_batch_norm,
+    label_boxes,
+    label_views,
+    localizer_step,
+    padding,
+    refinement_step,
+)
+from lchp.view_table import Boxes, ViewTable
 
 BOX = [0.2, 0.3, 0.6, 0.9]
 
@@ -44,10 +54,19 @@ class Brightness(nn.Module):
         return ClassifierOutput(self.weight * x.mean((2, 3)), x[:, :1], x)
 
 
-def networks(box: list[float] = BOX, weight: float = 1.0) -> Any:
+@dataclass(frozen=True)
+class Nets:
+    """Stand-ins of theta_1, theta_2, Loc, and of stage 2's labeller where it is not Loc itself."""
+
+    classifier: Any
+    teacher: Any
+    localizer: Any
+    labeller: Any = None
+
+
+def networks(box: list[float] = BOX, weight: float = 1.0) -> Nets:
     classifier = Brightness(weight)
-    nets: Any = Networks  # the stand-ins are no Classifier and no Localizer
-    return nets(classifier, make_teacher(classifier), Constant(box))
+    return Nets(classifier, make_teacher(classifier), Constant(box))
 
 
 def shifted(n: int, left: float = 0.0, flip: bool = False) -> StrongParameters:
@@ -56,11 +75,39 @@ def shifted(n: int, left: float = 0.0, flip: bool = False) -> StrongParameters:
     return StrongParameters(torch.ones(n, 2), sides, torch.tensor([[flip, False]]).expand(n, 2))
 
 
-def refine(nets: Any, images: Tensor, strong: StrongParameters, lr: float = 0.0, **fields: Any) -> dict[str, Tensor]:
+def stepped(net: nn.Module, loss: Tensor, scalars: dict[str, Tensor], lr: float) -> dict[str, Tensor]:
+    loss.backward()
+    optimizer = torch.optim.SGD(net.parameters(), lr=lr)
+    optimizer.step()
+    optimizer.zero_grad()
+    return {"loss": loss.detach()} | scalars
+
+
+def refine(nets: Nets, images: Tensor, strong: StrongParameters, lr: float = 0.0, **fields: Any) -> dict[str, Tensor]:
     config = RefinementConfig(**fields)
-    optimizer = torch.optim.SGD(nets.localizer.parameters(), lr=lr)
     nets.classifier.eval().requires_grad_(False)
-    return refinement_step(nets, optimizer, images, strong, config, 0.9, nullcontext())
+
+    def label(batch: Batch) -> Labels:
+        return label_views(nets.labeller or nets.localizer, nets.classifier, batch.images, config)
+
+    batch = Batch(images, torch.zeros(len(images)), strong=strong)
+    out = stepped(nets.localizer, *refinement_step(nets.localizer, batch, label, config, nets.localizer.mean), lr)
+    if config.labeller == "ema":
+        update_teacher(nets.labeller, nets.localizer, 0.9)
+    return out
+
+
+def initialize(
+    nets: Nets, images: Tensor, y: Tensor, config: InitializationConfig, lr: float = 0.1
+) -> dict[str, Tensor]:
+    """A step of the classifier, of its teacher, and of the localizer on the boxes that were noted."""
+    table, index = ViewTable(1, len(images), 4), torch.arange(len(images))
+    batch = Batch(images, y, index=index)
+    of_classifier = classifier_step(nets.classifier, nets.teacher, table, batch, 0, config)
+    out = stepped(nets.classifier, *of_classifier, lr)
+    update_teacher(nets.teacher, nets.classifier, config.beta, config.teacher_buffers)
+    boxes = Boxes(table, whole=False).of(index, 0, AxisMap(torch.ones(1, 2), torch.zeros(1, 2)))
+    return out | stepped(nets.localizer, *localizer_step(nets.localizer, batch, *boxes, config.alpha), lr)
 
 
 def images_of(*colours: tuple[float, float, float]) -> Tensor:
@@ -174,7 +221,7 @@ def test_labelling_is_in_inference_mode_and_leaves_no_trace() -> None:
     nets = networks([0.6, 0.3, 0.2, 1.4])
     nets.localizer.train()
     with torch.no_grad():
-        b = label_boxes(nets, images_of((1, 0, 0)))
+        b = label_boxes(nets.localizer, images_of((1, 0, 0)))
     torch.testing.assert_close(b, torch.tensor([[0.2, 0.3, 0.6, 1.0]]))  # in order, clipped
     assert nets.localizer.seen == [(False, False)]
     assert nets.localizer.training
@@ -185,9 +232,8 @@ def test_labelling_keeps_frozen_batch_norm_frozen() -> None:
     localizer.train()
     freeze_batch_norm(localizer)
     mean = localizer[1].running_mean.clone()
-    nets: Any = Networks
     with torch.no_grad():
-        label_boxes(nets(None, None, localizer), torch.rand(4, 3, 1, 1))
+        label_boxes(localizer, torch.rand(4, 3, 1, 1))
     localizer(torch.rand(4, 3, 1, 1))
     assert not localizer[1].training
     assert localizer[2].training
@@ -196,8 +242,8 @@ def test_labelling_keeps_frozen_batch_norm_frozen() -> None:
 
 def test_padding_colour() -> None:
     localizer: Any = Constant(BOX)
-    assert padding(localizer, RefinementConfig()).tolist() == [0, 0, 0]
-    assert torch.equal(padding(localizer, RefinementConfig(padding="mean")), localizer.mean)
+    assert padding(localizer.mean, RefinementConfig()).tolist() == [0, 0, 0]
+    assert torch.equal(padding(localizer.mean, RefinementConfig(padding="mean")), localizer.mean)
 
 
 def test_every_augmenter_serves_a_step() -> None:
@@ -216,18 +262,14 @@ def test_initialization_step_by_hand() -> None:
     nets, y, lr = networks(), torch.tensor([0]), 0.1
     nets.classifier.train()
     teacher = copy.deepcopy(nets.teacher)
-    optimizers = (
-        torch.optim.SGD(nets.classifier.parameters(), lr=lr),
-        torch.optim.SGD(nets.localizer.parameters(), lr=lr),
-    )
     config = InitializationConfig(delta=0.5, resolution="native", mask="black", alpha=20.0, beta=0.9)
-    out = initialization_step(nets, optimizers, images, y, config, nullcontext())
+    out = initialize(nets, images, y, config, lr)
     logit = torch.tensor([16 / 64, 0, 0])
     l_cls = 0.5 * (-logit.log_softmax(0)[0] + torch.tensor(3.0).log())
     error = torch.tensor(BOX) - torch.tensor([0.5, 0.25, 1.0, 0.75])
     assert out["l_cls"].item() == pytest.approx(l_cls.item())
     assert out["l_reg"].item() == pytest.approx(error.square().sum().item())
-    assert out["loss"].item() == pytest.approx((l_cls + 20 * error.square().sum()).item())
+    assert out["loss"].item() == pytest.approx(20 * error.square().sum().item())
     assert out["pseudo_area"].item() == pytest.approx(25)
     assert out["top1"].item() == 100
     torch.testing.assert_close(nets.localizer.box.detach(), torch.tensor(BOX) - lr * 20 * 2 * error)
@@ -241,22 +283,30 @@ def test_initialization_step_by_hand() -> None:
 @pytest.mark.parametrize("normalization", ["max", "minmax"])
 def test_an_image_without_a_difference_is_a_box_over_all_and_fully_masked(normalization) -> None:
     nets = networks()
-    optimizers = tuple(torch.optim.SGD(n.parameters(), lr=0.1) for n in (nets.classifier, nets.localizer))
     config = InitializationConfig(delta=0.5, normalization=normalization)
     images = images_of((0.5, 0.5, 0.5), (0, 0, 0))
-    out = initialization_step(nets, optimizers, images, torch.tensor([0, 1]), config, nullcontext())
+    out = initialize(nets, images, torch.tensor([0, 1]), config)
     assert out["pseudo_area"].item() == 100
     assert all(v.isfinite() for v in out.values())
     assert all(p.isfinite().all() for n in (nets.classifier, nets.localizer) for p in n.parameters())
 
 
-def test_the_localizer_can_start_later() -> None:
-    nets = networks()
-    optimizers = tuple(torch.optim.SGD(n.parameters(), lr=0.1) for n in (nets.classifier, nets.localizer))
-    images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    y = torch.tensor([0, 1])
-    out = initialization_step(nets, optimizers, images, y, InitializationConfig(), nullcontext(), train_localizer=False)
-    assert out["l_reg"].item() == 0
-    assert nets.localizer.seen == []
-    assert nets.localizer.box.tolist() == pytest.approx(BOX)
-    assert nets.classifier.weight.item() != 1.0
+def test_an_image_without_a_box_teaches_nothing_and_counts() -> None:
+    table = ViewTable(1, 2, 4)
+    table.note(0, torch.tensor([1]), torch.tensor([[0.2, 0.3, 0.6, 0.8]]))
+    frame = AxisMap(torch.ones(2, 2), torch.zeros(2, 2))
+    box, known = Boxes(table, whole=False).of(torch.tensor([0, 1]), 0, frame)
+    assert known.tolist() == [False, True]
+    loss, _ = localizer_step(Constant(BOX), Batch(torch.rand(2, 3, 8, 8), torch.zeros(2)), box, known, 1.0)
+    assert loss.item() == pytest.approx(0.1**2 / 2)
+
+
+def test_boxes_of_whole_images_follow_each_view() -> None:
+    """The middle half, mirrored: x 0.5 .. 0.7 of the image is 0.5 .. 0.9 of the view, and 0.1 .. 0.5 after."""
+    table = ViewTable(1, 2, 4)
+    table.note(0, torch.tensor([0, 1]), torch.tensor([[0.5, 0.25, 0.7, 0.75], [0.0, 0.0, 0.2, 1.0]]))
+    middle = AxisMap(torch.full((2, 2), 2.0), torch.full((2, 2), -0.5))
+    mirrored = middle.then(AxisMap(torch.tensor([[-1.0, 1.0]]), torch.tensor([[1.0, 0.0]])))
+    box, known = Boxes(table, whole=True).of(torch.tensor([0, 1]), 3, mirrored)
+    torch.testing.assert_close(box[0], torch.tensor([0.1, 0.0, 0.5, 1.0]))
+    assert known.tolist() == [True, False]  # the view has lost the second

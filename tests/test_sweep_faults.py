@@ -13,7 +13,7 @@ from lchp.config import preset
 from lchp.errors import RunError
 from lchp.harness import Options, Sweep, sweep
 from lchp.harness.startup import Resources
-from lchp.harness.sweep import make_plan, run_trials
+from lchp.harness.sweep import make_plan, run_trials, write_record
 from lchp.locks import LOCK, locked
 
 
@@ -34,7 +34,7 @@ class FakeTuner:
         for callback in self.callbacks:
             callback.on_trial_start(1, [trial], trial)
         shutil.rmtree(Path(config["setting"]["storage"]) / "sweeps")
-        self.searcher.on_trial_complete("a", {"state": "failed", "error": "the folder is gone"})
+        self.searcher.on_trial_complete("a", {"state": "failed", "error": "the folder is gone", "reason": "error"})
         for callback in self.callbacks:
             callback.on_trial_complete(1, [trial], trial)
             callback.on_trial_complete(1, [trial], trial)  # nothing more is written, or raised
@@ -56,6 +56,7 @@ def test_a_fault_of_the_driver_ends_the_sweep_without_a_traceback_of_tune(
     runs.make_folder(folder)
     with locked(folder / LOCK) as claim:
         plan = replace(make_plan(Sweep("s", preset("parts"), [{}]), options), claim=claim)
+        write_record(plan)
         with pytest.raises(RunError) as error:
             run_trials(plan, show_progress=False)
     assert str(error.value).startswith(f"{folder}: the folder is gone or was replaced (lock: No such file")

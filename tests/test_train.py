@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,20 +14,44 @@ import pytest
 import torch
 from squares import small_config, small_flags, small_values, write_images
 
-import lchp.train as train_module
-from lchp import runs
+from lchp import loop, runs
 from lchp.config import TrainConfig, field_types, override
-from lchp.context import open_context
+from lchp.context import Context, open_context
 from lchp.errors import ConfigError, DataError, RunError
+from lchp.interrupt import Interrupted, Stop
 from lchp.locks import HeldError
 from lchp.loop import DivergedError, epoch_seed
 from lchp.measure import known_kept
 from lchp.predict import load_run
 from lchp.records import read_predictions, summarize
-from lchp.train import Result, build, settle_statistics, train
+from lchp.training import links
+from lchp.training import run as training_run
+from lchp.training.chain import STAGES, chain_of, epochs_of
+from lchp.training.links import Networks, build, settle_statistics
+from lchp.training.run import Result, train
 from lchp.views import epoch_order
 
-STOP_AFTER = [("initialization", 1), ("initialization", 2), ("refinement", 1), ("refinement", 2)]
+CHAINS: dict[str, dict[str, Any]] = {
+    "lchp": {},
+    "lchp, labels once": {"refinement.labeller": "frozen"},
+    "psol refined": {
+        "method.name": "psol",
+        "method.localizer": True,
+        "method.refine": True,
+        "refinement.labeller": "frozen",
+    },
+}
+EPOCHS = {"initialization": 2, "boxes": 1, "regression": 2, "labels": 2, "refinement": 2}
+LINKS = {
+    "lchp": ["initialization", "regression", "refinement"],
+    "lchp, labels once": ["initialization", "regression", "labels", "refinement"],
+    "psol refined": ["initialization", "boxes", "regression", "labels", "refinement"],
+}
+
+
+def ends(name: str) -> list[tuple[str, int]]:
+    """The epochs of a chain's links, in order."""
+    return [(stage, epoch + 1) for stage in LINKS[name] for epoch in range(EPOCHS[stage])]
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +65,26 @@ def straight(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
     return train(small_config(root), output=tmp_path_factory.mktemp("straight") / "run")
 
 
+@pytest.fixture(scope="module")
+def unbroken(root: Path, straight: Result, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The run of a chain without a break."""
+    found = {"lchp": straight.run}
+
+    def of(name: str) -> Path:
+        if name not in found:
+            found[name] = train(small_config(root, CHAINS[name]), output=tmp_path_factory.mktemp("chain") / "run").run
+        return found[name]
+
+    return of
+
+
 def predictions(run: Path) -> bytes:
     return (run / "predictions.parquet").read_bytes()
+
+
+def stages_of(run: Path) -> tuple[str, ...]:
+    """The links that a run folder holds."""
+    return tuple(stage for stage in STAGES.values() if (run / "checkpoints" / f"{stage}.pt").is_file())
 
 
 def weights(run: Path, stage: str) -> dict[str, torch.Tensor]:
@@ -49,19 +92,21 @@ def weights(run: Path, stage: str) -> dict[str, torch.Tensor]:
     return {f"{name}.{k}": v for name, module in state["modules"].items() for k, v in module.items()}
 
 
-def assert_same_run(one: Path, other: Path, stages: tuple[str, ...] = ("initialization", "refinement")) -> None:
-    """Bitwise: predictions, summary, weights, and the losses of each epoch."""
+def assert_same_run(one: Path, other: Path) -> None:
+    """Bitwise: predictions, summary, weights, and the metrics of each epoch, of the links that `one` has trained."""
     assert predictions(one) == predictions(other)
     assert (one / "summary.json").read_text() == (other / "summary.json").read_text()
-    for stage in stages:
+    for stage in stages_of(one):
         a, b = weights(one, stage), weights(other, stage)
         assert a.keys() == b.keys()
         assert all(torch.equal(a[k], b[k]) for k in a)
 
-    def losses(run: Path) -> list[Any]:
-        return [(m["stage"], m["epoch"], m["loss"]) for m in runs.read_metrics(run) if m["stage"] in stages]
+    def metrics(run: Path) -> list[Any]:
+        lines = [m for m in runs.read_metrics(run) if m["stage"] in stages_of(one)]
+        return [{k: v for k, v in m.items() if "second" not in k} for m in lines]
 
-    assert losses(one) == losses(other)
+    assert metrics(one) == metrics(other)
+    assert metrics(one)
 
 
 def test_run_folder(straight: Result) -> None:
@@ -75,11 +120,16 @@ def test_run_folder(straight: Result) -> None:
         "checkpoints",
     }
     assert not list(run.rglob(".*"))  # no temporary file stays
-    assert [(m["stage"], m["epoch"]) for m in runs.read_metrics(run)] == STOP_AFTER
-    environment = runs.read_json(run / "environment.json")
+    assert [(m["stage"], m["epoch"]) for m in runs.read_metrics(run)] == ends("lchp")
+    assert stages_of(run) == ("initialization", "regression", "refinement")
+    assert epochs_of(straight.config) == dict.fromkeys(stages_of(run), 2)
+    environment, context = runs.read_json(run / "environment.json"), open_context(straight.config, show_progress=False)
     assert environment["versions"]["torch"] == torch.__version__.split("+")[0]
     assert environment["device"] == "cpu"
-    assert set(environment["wall_seconds"]) >= {"initialization", "refinement", "total"}
+    assert set(environment["wall_seconds"]) == {*stages_of(run), "total"}
+    assert environment["links"] == {
+        link.kind: {"key": link.key, "run": None} for link in chain_of(straight.config, context.training_fingerprint)
+    }
 
 
 def test_config_written_is_config_received(straight: Result, root: Path) -> None:
@@ -123,19 +173,58 @@ class Stopped(Exception):
     pass
 
 
-@pytest.mark.parametrize("after", STOP_AFTER, ids=str)
-def test_resume_after_any_epoch_equals_the_straight_run(straight: Result, root: Path, tmp_path: Path, after) -> None:
+@pytest.mark.parametrize(
+    ("chain", "after"),
+    [
+        *(("lchp", end) for end in ends("lchp")),
+        *(("lchp, labels once", ("labels", epoch)) for epoch in (1, 2)),
+        *(("psol refined", end) for end in ends("psol refined")),
+    ],
+    ids=str,
+)
+def test_resume_after_any_epoch_equals_the_straight_run(unbroken, root: Path, tmp_path: Path, chain, after) -> None:
+    """Also between two links, where the last epoch of one is over."""
+
     def stop(metrics: dict[str, Any]) -> None:
         if (metrics["stage"], metrics["epoch"]) == after:
             raise Stopped
 
+    config = small_config(root, CHAINS[chain])
     with pytest.raises(Stopped):
-        train(small_config(root), stop, output=tmp_path / "run")
+        train(config, stop, output=tmp_path / "run")
     assert not (tmp_path / "run" / "summary.json").exists()
     seen = []
-    train(small_config(root), lambda m: seen.append((m["stage"], m["epoch"])), output=tmp_path / "run", resume=True)
-    assert seen == STOP_AFTER[STOP_AFTER.index(after) + 1 :]
-    assert_same_run(straight.run, tmp_path / "run")
+    train(config, lambda m: seen.append((m["stage"], m["epoch"])), output=tmp_path / "run", resume=True)
+    assert seen == ends(chain)[ends(chain).index(after) + 1 :]
+    assert_same_run(unbroken(chain), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("chain", "stage"),
+    [("lchp", "initialization"), ("lchp", "refinement"), *(("psol refined", stage) for stage in LINKS["psol refined"])],
+)
+def test_resume_in_the_middle_of_an_epoch_equals_the_straight_run(
+    unbroken, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chain: str, stage: str
+) -> None:
+    """Every link writes a checkpoint at the end of the step in which it is asked to stop."""
+    stop, real, taken = Stop(), loop.take_step, []
+
+    def take(training: loop.Training, *rest: Any) -> Any:
+        if training.name == stage:
+            taken.append(rest)
+            if len(taken) == (2 if stage == "boxes" else 5):  # of 6 batches of one epoch, or 3 of each of two
+                stop.ask(signal.SIGTERM)
+        return real(training, *rest)
+
+    config = small_config(root, CHAINS[chain])
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "take_step", take)
+        with pytest.raises(Interrupted):
+            train(config, output=tmp_path / "run", stop=stop)
+    state = torch.load(tmp_path / "run" / "checkpoints" / f"{stage}.pt", weights_only=True)
+    assert state["within"]["steps"] == 2
+    train(config, output=tmp_path / "run", resume=True)
+    assert_same_run(unbroken(chain), tmp_path / "run")
 
 
 def test_resume_with_one_cycle_schedules_and_a_moving_labeller(root: Path, tmp_path: Path) -> None:
@@ -150,7 +239,7 @@ def test_resume_with_one_cycle_schedules_and_a_moving_labeller(root: Path, tmp_p
         },
     )
     train(config, output=tmp_path / "straight")
-    for after in (STOP_AFTER[0], STOP_AFTER[2]):
+    for after in (("initialization", 1), ("regression", 1), ("refinement", 1)):
         run = tmp_path / after[0]
 
         def stop(metrics: dict[str, Any], after=after) -> None:
@@ -163,13 +252,56 @@ def test_resume_with_one_cycle_schedules_and_a_moving_labeller(root: Path, tmp_p
         assert_same_run(tmp_path / "straight", run)
 
 
-def test_stages_apart_equal_both_at_once(straight: Result, root: Path, tmp_path: Path) -> None:
-    first = train(small_config(root), output=tmp_path / "init", stage="init")
-    assert set(first.summary["results"]) == {"pseudo_label", "lchp_i"}
-    second = train(small_config(root), output=tmp_path / "refine", stage="refine", source=tmp_path / "init")
-    assert predictions(second.run) == predictions(straight.run)
-    assert second.summary == straight.summary
-    assert_same_run(second.run, straight.run, ("refinement",))
+@pytest.mark.parametrize(
+    ("chain", "stage1", "taken", "results"),
+    [
+        ("lchp", ("initialization", "regression"), ("initialization", "regression"), {"pseudo_label", "lchp_i"}),
+        (
+            "lchp, labels once",
+            ("initialization", "regression"),
+            ("initialization", "regression"),
+            {"pseudo_label", "lchp_i"},
+        ),
+        # a threshold or another method may be tried on its classifier
+        ("psol refined", ("initialization", "boxes"), ("initialization",), {"pseudo_label"}),
+    ],
+)
+def test_stages_apart_equal_both_at_once(unbroken, root: Path, tmp_path: Path, chain, stage1, taken, results) -> None:
+    config = small_config(root, CHAINS[chain])
+    first = train(config, output=tmp_path / "init", stage="init")
+    assert set(first.summary["results"]) == results
+    second = train(config, output=tmp_path / "refine", stage="refine", source=tmp_path / "init")
+    assert stages_of(first.run) == stage1
+    assert stages_of(second.run) == tuple(stage for stage in LINKS[chain] if stage not in taken)
+    assert_same_run(second.run, unbroken(chain))
+    for stage in stage1:
+        a, b = weights(first.run, stage), weights(unbroken(chain), stage)
+        assert all(torch.equal(a[k], b[k]) for k in a)
+    places = runs.read_environment(second.run).get("links", {})
+    there = str(first.run.resolve())
+    found = {stage for kind, stage in STAGES.items() if kind in places and places[kind]["run"] == there}
+    assert found == set(taken)
+
+
+def test_the_localizer_may_start_late(root: Path, tmp_path: Path) -> None:
+    """Its first epochs are passed over, with their views and rates; a break changes nothing."""
+    config = small_config(root, {"initialization.epochs": 3, "initialization.localizer_start": 1})
+
+    def stop(metrics: dict[str, Any]) -> None:
+        if (metrics["stage"], metrics["epoch"]) == ("regression", 2):
+            raise Stopped
+
+    straight = train(config, output=tmp_path / "straight").run
+    lines = [m for m in runs.read_metrics(straight) if m["stage"] == "regression"]
+    assert [m["epoch"] for m in lines] == [2, 3]
+    assert epochs_of(config) == {"initialization": 3, "regression": 2, "refinement": 2}
+    whole = train(override(config, {"initialization.localizer_start": 0}), output=tmp_path / "whole").run
+    rates = {m["epoch"]: m["lr_localizer"] for m in runs.read_metrics(whole) if m["stage"] == "regression"}
+    assert {m["epoch"]: m["lr_localizer"] for m in lines} == {epoch: rates[epoch] for epoch in (2, 3)}
+    with pytest.raises(Stopped):
+        train(config, stop, output=tmp_path / "run")
+    train(config, output=tmp_path / "run", resume=True)
+    assert_same_run(straight, tmp_path / "run")
 
 
 def test_another_tau_reuses_stage_1_and_another_delta_does_not(straight: Result, root: Path, tmp_path: Path) -> None:
@@ -192,16 +324,22 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(straight: Result, root: Pa
 def test_stage_2_needs_a_finished_stage_1(root: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="needs the run folder of its stage 1"):
         train(small_config(root), output=tmp_path / "a", stage="refine")
-    with pytest.raises(RunError, match="no such checkpoint"):
+    with pytest.raises(RunError, match=r"nothing/environment.json: no such file; is .*/nothing a run folder"):
         train(small_config(root), output=tmp_path / "b", stage="refine", source=tmp_path / "nothing")
+    for after, said in (
+        (1, "initialization.pt: stopped after 1 of 2 epochs"),
+        (2, "regression.pt: no such checkpoint"),
+    ):
 
-    def stop(_metrics: dict[str, Any]) -> None:
-        raise Stopped
+        def stop(metrics: dict[str, Any], after: int = after) -> None:
+            if metrics["epoch"] == after:
+                raise Stopped
 
-    with pytest.raises(Stopped):
-        train(small_config(root), stop, output=tmp_path / "half")
-    with pytest.raises(RunError, match="stopped after 1 epoch"):
-        train(small_config(root), output=tmp_path / "c", stage="refine", source=tmp_path / "half")
+        with pytest.raises(Stopped):
+            train(small_config(root), stop, output=tmp_path / f"until {after}")
+        with pytest.raises(RunError, match=said):
+            train(small_config(root), output=tmp_path / "c", stage="refine", source=tmp_path / f"until {after}")
+        assert not (tmp_path / "c").exists()
 
 
 def test_images_without_boxes(tmp_path: Path) -> None:
@@ -308,10 +446,15 @@ def test_lchp_r_is_left_with_the_statistics_of_general_views(straight: Result, r
     assert before["lchp_r_box"].to_pylist() != after["lchp_r_box"].to_pylist()
 
 
+def networks_of(config: TrainConfig, context: Context) -> Networks:
+    """The networks of a config at their start."""
+    return build(chain_of(config, ""), len(context.dataset.class_names), context.device)
+
+
 def test_statistics_are_those_of_the_views_given(straight: Result) -> None:
     """The mean over batches of each batch's own mean, at the first BatchNorm, which sees what the images give it."""
     context = open_context(straight.config, show_progress=False)
-    localizer = build(straight.config, len(context.dataset.class_names), context.device).localizer
+    localizer = networks_of(straight.config, context).localizer
     seen: list[torch.Tensor] = []
     first = next(m for m in localizer.modules() if isinstance(m, torch.nn.BatchNorm2d))
     first.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().mean((0, 2, 3))))
@@ -324,7 +467,7 @@ def test_statistics_are_those_of_the_views_given(straight: Result) -> None:
 def test_statistics_are_taken_uncompiled(straight: Result) -> None:
     """What `update_bn` changes of the BatchNorms would have a compiled network built anew, in dozens of pieces."""
     context = open_context(straight.config, show_progress=False)
-    localizer = build(straight.config, len(context.dataset.class_names), context.device).localizer
+    localizer = networks_of(straight.config, context).localizer
     built: list[Any] = []
 
     def backend(graph: torch.fx.GraphModule, _inputs: Any) -> Any:
@@ -350,22 +493,52 @@ def test_compiled_networks_train_the_same(
 
     monkeypatch.setattr(torch.nn.Module, "compile", compile_eagerly)
     run = train(override(small_config(root), {"compile": True}), output=tmp_path / "run").run
-    assert compiled == ["Classifier", "Classifier", "Localizer"]
+    assert compiled == ["Classifier", "Localizer", "Classifier"]  # theta_1, Loc and theta_2
     assert_same_run(run, straight.run)
 
 
-def test_a_diverged_training_names_the_images_of_its_batch(root: Path, tmp_path: Path) -> None:
-    config = override(small_config(root), {"initialization.localizer_lr": 1e12})
+@pytest.mark.parametrize(
+    ("field", "stage"),
+    [
+        ("initialization.lr", "initialization"),
+        ("initialization.localizer_lr", "regression"),
+        ("refinement.lr", "refinement"),
+    ],
+)
+def test_a_diverged_training_names_its_link_and_the_images_of_its_batch(
+    root: Path, tmp_path: Path, field: str, stage: str
+) -> None:
+    config = override(small_config(root, {"refinement.labeller": "frozen", "refinement.tau": 0.0}), {field: 1e18})
     with pytest.raises(DivergedError) as error:
         train(config, output=tmp_path / "run")
-    named = re.search(r"at step (\d+); .*; images of that batch: (.*)$", str(error.value))
+    said = str(error.value)
+    named = re.search(rf"^{stage}, epoch 1: loss is .* at step (\d+); .*; images of that batch: (.*)$", said)
     assert named, error.value
     context = open_context(config, show_progress=False)
-    generator = torch.Generator().manual_seed(epoch_seed(config.seed, "initialization", 0))
+    draws = "refinement" if stage == "refinement" else "initialization"
+    generator = torch.Generator().manual_seed(epoch_seed(config.seed, draws, 0))
     step = int(named[1]) - 1
     batch = [context.images.split.labels[i] for i in epoch_order(context, generator)[step]]
     known = dict(zip(context.images.split.image_ids, context.images.split.labels, strict=True))
     assert [known[i] for i in named[2].split(", ")] == batch
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [("pseudo_source", "boxes, epoch 1: pseudo_area is nan"), ("label_views", "labels, epoch 1: confidence is nan")],
+)
+def test_boxes_and_labels_that_are_not_finite_are_named_by_their_link(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, said: str
+) -> None:
+    broken: dict[str, Callable[..., Any]] = {
+        "pseudo_source": lambda _work: lambda images, _labels: images.new_full((len(images), 4), torch.nan),
+        "label_views": lambda *at: links.Labels(
+            at[2].new_zeros(len(at[2]), 4), *[at[2].new_full((len(at[2]),), torch.nan)] * 2
+        ),
+    }
+    monkeypatch.setattr(links, part, broken[part])
+    with pytest.raises(DivergedError, match=f"{said}; training diverged"):
+        train(small_config(root, CHAINS["psol refined"]), output=tmp_path / "run")
 
 
 # --- one run per folder
@@ -377,13 +550,13 @@ def contents(run: Path) -> dict[str, bytes]:
 
 def meanwhile(monkeypatch: pytest.MonkeyPatch, event: Callable[[], object]) -> None:
     """Lets something happen while the next training opens its data: it has looked at its folder, and not claimed it."""
-    real, calls = train_module.open_context, iter([event])
+    real, calls = training_run.open_context, iter([event])
 
     def opened(*args: Any) -> Any:
         next(calls, lambda: None)()
         return real(*args)
 
-    monkeypatch.setattr(train_module, "open_context", opened)
+    monkeypatch.setattr(training_run, "open_context", opened)
 
 
 def test_of_two_trainings_into_one_folder_one_wins_and_the_other_writes_nothing(

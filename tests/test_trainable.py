@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 import small
 
-import lchp.train as train_module
 from lchp import runs
 from lchp.config import TrainConfig
 from lchp.errors import RunError
 from lchp.harness import Sweep
 from lchp.harness.cells import Job, expand, jobs_of, pinned
-from lchp.harness.storage import DONE, RESULT, Store, verify
+from lchp.harness.storage import DONE, PREDICTED, RESULT, Store, verify
 from lchp.harness.trainable import Setting, run_job
 from lchp.locks import LOCK, locked
+from lchp.training import run as training
 
 
 @dataclass
@@ -68,7 +68,7 @@ def add_an_image(root: Path) -> Path:
 def test_an_undisturbed_trial_publishes_under_its_key(tmp_path: Path) -> None:
     trial = Trial(tmp_path)
     assert trial.run() == "done"
-    assert trial.published() == [Store(trial.storage).find(1, trial.job.key)]
+    assert trial.published() == [Store(trial.storage).find("classifier", trial.job.key)]
     assert trial.job.data is not None
     assert Job.from_dict(trial.job.to_dict()) == trial.job
     assert [p.name for p in trial.work.iterdir()] == [f"{trial.job.name}.lock"]
@@ -143,7 +143,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def train(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(train_module, "train", train)
+    monkeypatch.setattr(training, "train_links", train)
 
 
 @pytest.mark.parametrize(
@@ -188,19 +188,21 @@ def test_a_full_disk_is_one_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 # --- what a result consists of
 
 
-def finished(storage: Path) -> Path:
-    """A result of stage 1 in the store, without a training."""
+def finished(storage: Path, *, predicted: bool = True) -> Path:
+    """A classifier in the store, without a training."""
     work = storage / "work"
     runs.make_folder(work / runs.CHECKPOINTS)
-    for name in (*RESULT, "checkpoints/initialization.pt"):
+    for name in (*RESULT, *(PREDICTED if predicted else ()), "checkpoints/initialization.pt"):
         (work / name).write_text(name)
-    return Store(storage).publish(work, 1, "key")
+    place = {"key": "key", "run": None}
+    runs.write_json(work / runs.ENVIRONMENT, {"class_names": ["a"], "links": {"classifier": place}})
+    return Store(storage).publish(work, "classifier", "key")
 
 
 @pytest.mark.parametrize(
     ("dropped", "fault"),
     [
-        ("", "DONE does not list config.json, metrics.jsonl, predictions.parquet, summary.json, environment.json"),
+        ("", "DONE does not list config.json, environment.json"),
         ("config.json", "DONE does not list config.json"),
         ("predictions.parquet", "DONE does not list predictions.parquet"),
         ("checkpoints/initialization.pt", "DONE lists no checkpoint"),
@@ -208,14 +210,20 @@ def finished(storage: Path) -> Path:
 )
 def test_a_result_that_lists_too_little_is_damaged(tmp_path: Path, dropped: str, fault: str) -> None:
     folder = finished(tmp_path)
-    assert verify(folder, 1, "key") == (None, [])
+    assert verify(folder, "classifier", "key") == (None, [])
     done = runs.read_json(folder / DONE)
     kept = {name: checksum for name, checksum in done["files"].items() if dropped and name != dropped}
     runs.write_json(folder / DONE, done | {"files": kept})
-    assert verify(folder, 1, "key") == (fault, [])
-    assert Store(tmp_path).find(1, "key") is None
+    assert verify(folder, "classifier", "key") == (fault, [])
+    assert Store(tmp_path).find("classifier", "key") is None
     assert not folder.exists()
     assert finished(tmp_path) == folder
+
+
+def test_a_link_without_a_result_of_its_own_has_a_checkpoint_and_no_predictions(tmp_path: Path) -> None:
+    folder = finished(tmp_path, predicted=False)
+    assert verify(folder, "classifier", "key") == (None, [])
+    assert verify(folder, "labels", "key") == ("DONE lists no checkpoint", [])  # of its own
 
 
 def test_files_that_are_no_part_of_a_result_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -223,7 +231,7 @@ def test_files_that_are_no_part_of_a_result_are_named(tmp_path: Path, caplog: py
     (folder / "second_classifier.json").write_text("{}")  # of lchp evaluate
     (folder / "notes.txt").write_text("mine")
     with caplog.at_level(logging.WARNING):
-        assert Store(tmp_path).find(1, "key") == folder
+        assert Store(tmp_path).find("classifier", "key") == folder
     assert f"{folder}: notes.txt not listed in DONE: no part of the training" in caplog.text
 
 
@@ -233,9 +241,9 @@ def test_a_store_does_not_make_its_storage_again(tmp_path: Path) -> None:
     folder = finished(storage).rename(work)
     shutil.rmtree(storage)
     with pytest.raises(RunError, match="key: cannot be written"):
-        Store(storage).publish(work, 1, "key")
+        Store(storage).publish(work, "classifier", "key")
     assert not storage.exists()
     assert (work / DONE).exists()
     storage.mkdir()
-    assert Store(storage).publish(work, 1, "key") == storage / "store" / "stage1" / "key"
+    assert Store(storage).publish(work, "classifier", "key") == storage / "store" / "classifier" / "key"
     assert not folder.exists()

@@ -64,7 +64,7 @@ def test_boxes_become_exclusive(clone: Path) -> None:
 def test_the_fully_supervised_split_is_named_in_the_data_set(clone: Path) -> None:
     """What is evaluated on train-fullsup says so in its name, and is trained on the same images."""
     config = DataConfig(root=str(clone))
-    test, fullsup = DATASETS["wsol"](config), DATASETS["wsol_fullsup"](config)
+    test, fullsup = DATASETS["wsol"].load(config), DATASETS["wsol_fullsup"].load(config)
     assert fullsup.name == "wsol_fullsup"
     assert fullsup.train.image_ids == test.train.image_ids
     assert fullsup.test.image_ids == ("001.Red/val0.jpg", "001.Red/val1.jpg", "002.Blue/val0.jpg", "002.Blue/val1.jpg")
