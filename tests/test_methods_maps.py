@@ -170,7 +170,8 @@ def test_the_registry_holds_one_method_per_file_under_the_file_s_name() -> None:
     folder = Path(lchp.methods.__path__[0])
     files = {m.name for m in pkgutil.iter_modules([str(folder)])}
     parts = {f for f in files if not hasattr(importlib.import_module(f"lchp.methods.{f}"), "METHOD")}
-    assert list(METHODS) == sorted(files - parts)
+    assert sorted(METHODS) == sorted(files - parts)
+    assert next(iter(METHODS.values())).complete
     for name, found in METHODS.items():
         assert found is importlib.import_module(f"lchp.methods.{name}").METHOD
         assert found.name == name
