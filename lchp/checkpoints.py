@@ -60,7 +60,7 @@ def load_checkpoint(path: Path, identity: str | None = None) -> dict[str, Any]:
             raise ValueError(f"the checksum of its record {bad} differs")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise RunError(f"{path}: no such checkpoint; has this stage been trained in this run folder?") from None
+        raise RunError(f"{path}: no such checkpoint; has this link been trained in this run folder?") from None
     except MemoryError:
         raise
     except Exception as error:  # zipfile and torch raise whatever their parsing trips over in a damaged file
@@ -92,5 +92,5 @@ def newest_checkpoint(path: Path, identity: str) -> dict[str, Any] | None:
             log.warning("%s: going on from the checkpoint before it, %s", fault, candidate.name)
         return load_checkpoint(candidate, identity) if state["identity"] != identity else state
     if faults:
-        raise RunError(f"{'; '.join(faults)}; no checkpoint of this stage is intact: start anew in another --output")
+        raise RunError(f"{'; '.join(faults)}; no checkpoint of this link is intact: start anew in another --output")
     return None

@@ -170,7 +170,7 @@ def test_the_last_two_are_kept_and_the_newest_intact_one_is_used(
     assert f"{path}: damaged" in caplog.text
     assert "going on from the checkpoint before it, c.previous.pt" in caplog.text
     previous(path).write_bytes(b"")
-    with pytest.raises(RunError, match="no checkpoint of this stage is intact"):
+    with pytest.raises(RunError, match="no checkpoint of this link is intact"):
         newest_checkpoint(path, "mine")
 
 

@@ -125,20 +125,31 @@ def test_affinity_and_quotas_decide_how_many_cores_there_are(
     assert limits.cpus() == expected
 
 
+OPENS = "from lchp.harness import startup; startup._require_room()"
+
+
 def test_too_few_processes_are_named_before_ray_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cgroups(tmp_path, monkeypatch, "0::/\n", {"pids.max": "max", "pids.current": "40"})
     monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     assert limits.free_processes() == math.inf
-    startup._require_processes()
+    startup._require_room()
     (tmp_path / "pids.max").write_text("100")
     with pytest.raises(ConfigError, match=r"about 250 processes and threads, but only 60 more are allowed here"):
-        startup._require_processes()
+        startup._require_room()
     (tmp_path / "pids.max").write_text("max")
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setattr(resource, "getrlimit", lambda _: (limits._threads_of(os.getuid()) + 10, 10**6))
     with pytest.raises(ConfigError, match=r"ulimit -u"):
-        startup._require_processes()
+        startup._require_room()
     assert "more processes and threads allowed (ulimit -u" in limits.tight()
+
+
+def test_too_little_address_space_is_named_before_ray_is_started() -> None:
+    started = subprocess.run(
+        ["bash", "-c", 'ulimit -v 5000000 && exec "$0" -c "$1"', sys.executable, OPENS], capture_output=True, text=True
+    )
+    assert started.returncode == 1
+    assert "address space, but only 4.8 are allowed here; raise the limit (ulimit -v)" in started.stderr
 
 
 # --- what is left behind

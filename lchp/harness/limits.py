@@ -37,12 +37,18 @@ def free_processes() -> float:
     return free
 
 
+def address_space() -> float:
+    """Bytes of address space that a process may have (ulimit -v): inf where nothing limits them."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return math.inf if limit == resource.RLIM_INFINITY else limit
+
+
 def tight() -> str:
     """The limits of this process by which programs fail to start, as text: empty where there are none."""
     said = []
     if math.isfinite(free := free_processes()):
         said.append(f"{max(0, free):.0f} more processes and threads allowed (ulimit -u, or the container's limit)")
-    if (memory := resource.getrlimit(resource.RLIMIT_AS)[0]) != resource.RLIM_INFINITY:
+    if math.isfinite(memory := address_space()):
         said.append(f"{memory / 2**30:.1f} GiB of address space allowed (ulimit -v)")
     if (files := resource.getrlimit(resource.RLIMIT_NOFILE)[1]) < 4096:
         said.append(f"{files} open files allowed (ulimit -n)")

@@ -24,7 +24,7 @@ from typing import Any
 
 from lchp.errors import ConfigError, RunError, reason
 from lchp.harness import reaper
-from lchp.harness.limits import cpus, free_processes, tight
+from lchp.harness.limits import address_space, cpus, free_processes, tight
 from lchp.harness.reaper import reap
 from lchp.harness.watch import Watch, nodes_of
 from lchp.interrupt import SIGNALS, Interrupted
@@ -53,6 +53,8 @@ QUIET = {
 }
 OBJECT_STORE = 128 * 2**20
 """Bytes; nothing large goes through it."""
+ADDRESS_SPACE = 6 * 2**30
+"""Bytes; with 5e9 Ray aborts this program with a stack trace of its own, with 6.5e9 it starts."""
 
 
 LOCK = "lock"
@@ -102,7 +104,7 @@ def cluster(address: str | None = None, *, dashboard: bool = False, **local: Any
     address = address or os.environ.get("RAY_ADDRESS")
     address = None if address == "local" else address  # Ray's word for a start of one's own
     if address is None:
-        _require_processes()
+        _require_room()
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(_folder_of_ray(guarded=address is None))
         end = _End(folder)
@@ -334,12 +336,17 @@ def _require_ray_itself() -> None:
     raise ConfigError(f"{origin}: is imported in place of the package ray; rename it, or start from another folder")
 
 
-def _require_processes() -> None:
-    """Raises ConfigError where Ray's processes would not be let start: it would try for half a minute, or crash."""
+def _require_room() -> None:
+    """Raises ConfigError where limits would not let Ray start: it would try for half a minute, or crash."""
     if (free := free_processes()) < PROCESSES:
         raise ConfigError(
             f"Ray needs about {PROCESSES} processes and threads, but only {max(0, free):.0f} more are allowed here; "
             "raise the limit (ulimit -u, or that of the container)"
+        )
+    if (space := address_space()) < ADDRESS_SPACE:
+        raise ConfigError(
+            f"Ray and PyTorch need about {ADDRESS_SPACE / 2**30:.0f} GiB of address space, but only "
+            f"{space / 2**30:.1f} are allowed here; raise the limit (ulimit -v)"
         )
 
 
