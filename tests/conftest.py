@@ -4,6 +4,10 @@ Where samples are missing, what needs them is skipped, saying so; with $LCHP_REQ
 """
 
 import os
+
+# one thread here and in every process that a test starts: sums in another order are other digits. Before torch is read
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
