@@ -16,7 +16,7 @@ import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from lchp import __version__, streams
-from lchp.config import FIELDS, PRESETS, TrainConfig, override, preset, suggest
+from lchp.config import FIELDS, PRESETS, TrainConfig, masked_as, override, preset, suggest
 from lchp.errors import ConfigError, LchpError, lacked_memory, printable
 from lchp.interrupt import Interrupted, on_signals
 from lchp.schema import FrameName
@@ -56,6 +56,9 @@ class Train:
     """Both stages, stage 1 alone, or stage 2 alone from a run folder that holds stage 1."""
     source: Annotated[Path | None, tyro.conf.arg(name="from", metavar="DIR")] = None
     """Run folder that holds stage 1, for --stage refine."""
+
+    def __post_init__(self) -> None:
+        self.config = masked_as(self.config, preset(self.preset))
 
     def run(self) -> int:
         """Carries the command out; the exit status."""
