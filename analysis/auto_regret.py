@@ -46,7 +46,7 @@ class Flags:
     after: tuple[int, ...] = ()
     """Epochs of the classifier after which the teacher is looked at; by default the last. More than one needs a run
     with initialization.mask_delta, which keeps its teachers."""
-    images: int = ROUNDS[-1]
+    images: int = sum(ROUNDS)
     """Training images that score the candidates."""
     test: int = 0
     """Test images that the oracle reads; 0: all."""

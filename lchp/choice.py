@@ -23,10 +23,10 @@ from lchp.pseudo import algorithm_1, mask_out
 
 DELTAS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 """Candidates of delta; those of the other fields are all that these take."""
-ROUNDS = (96, 384)
-"""Training images that score all candidates, and those that score the better ones."""
-KEPT = 8
-"""Candidates of the second round."""
+ROUNDS = (64, 128, 192)
+"""Training images of each round, none in two of them; of fewer images the same shares."""
+KEPT = (24, 8)
+"""Candidates that the second and the third round score further."""
 PARTS = ("crop", "masked", "area")
 
 
@@ -36,6 +36,13 @@ def candidates(config: InitializationConfig, head: str) -> tuple[InitializationC
     if head == "gap" and "attention" in lists:
         lists["attention"] = ("features",)
     return tuple(replace(config, **dict(zip(lists, values, strict=True))) for values in product(*lists.values()))
+
+
+def parted(order: Sequence[int]) -> tuple[Sequence[int], ...]:
+    """The images of each round, out of those in `order`."""
+    whole = min(len(order), sum(ROUNDS))
+    ends = [round(whole * sum(ROUNDS[: n + 1]) / sum(ROUNDS)) for n in range(len(ROUNDS))]
+    return tuple(order[start:end] for start, end in zip([0, *ends], ends, strict=False))
 
 
 def candidate_boxes(
@@ -83,7 +90,7 @@ class Choice(nn.Module):
         self.register_buffer("sums", torch.zeros(len(ROUNDS), len(self.configs), 4, dtype=torch.float64))
 
     def note(self, of_round: int, candidate: int, crop: Tensor, masked: Tensor, boxes: Tensor) -> None:
-        """Adds B images."""
+        """Adds B images to a candidate's sums."""
         values = torch.stack([crop, masked, area(boxes), torch.ones_like(crop)]).sum(1)
         self.sums[of_round, candidate] += values.to(self.sums)
 
@@ -93,8 +100,10 @@ class Choice(nn.Module):
             dist.all_reduce(self.sums[of_round])
 
     def parts(self, of_round: int) -> Tensor:
-        """Candidates x 3 (PARTS) in percent; NaN where a candidate was not scored."""
-        return 100 * self.sums[of_round, :, :3] / self.sums[of_round, :, 3:]
+        """Candidates x 3 (PARTS) in percent, over the images of a round and those before it; NaN where a candidate was
+        not scored."""
+        sums = self.sums[: of_round + 1].sum(0)
+        return 100 * sums[:, :3] / sums[:, 3:]
 
     def scores(self, of_round: int) -> Tensor:
         """crop - masked - area of each candidate."""
@@ -105,8 +114,8 @@ class Choice(nn.Module):
         """Positions of the candidates that are scored in a round: all, then the KEPT best; of equals the first."""
         if of_round == 0:
             return list(range(len(self.configs)))
-        ranked = self.scores(of_round - 1).neg().argsort(stable=True)  # NaN last
-        return sorted(ranked[:KEPT].tolist())
+        before, scores = self.running(of_round - 1), self.scores(of_round - 1)
+        return sorted(sorted(before, key=lambda n: -float(scores[n]))[: KEPT[of_round - 1]])
 
     def best(self) -> int:
         """Position of the candidate with the best score of the last round."""
@@ -121,14 +130,14 @@ class Choice(nn.Module):
         """For the summary: what was chosen, and each candidate with the parts of its score in its last round."""
         names, rows = self.of.auto_fields, []
         for n, config in enumerate(self.configs):
-            last = max(r for r in range(len(ROUNDS)) if self.sums[r, n, 3] > 0)
+            last = max(r for r in range(len(ROUNDS)) if n in self.running(r))
             figures = dict(zip(PARTS, self.parts(last)[n].tolist(), strict=True)) | {
                 "score": float(self.scores(last)[n])
             }
             rows.append(
                 {name: getattr(config, name) for name in names}
                 | {name: round(value, 2) for name, value in figures.items()}
-                | {"images": int(self.sums[last, n, 3])}
+                | {"images": int(self.sums[: last + 1, n, 3].sum())}
             )
         values = {name: getattr(self.config(), name) for name in names}
         return {"values": values, "after": self.of.auto_after or self.of.epochs, "candidates": rows}

@@ -10,7 +10,7 @@ import pytest
 import torch
 from squares import small_config, write_images
 
-from lchp.choice import KEPT, ROUNDS, Choice, candidate_boxes, candidates, known_by
+from lchp.choice import KEPT, ROUNDS, Choice, candidate_boxes, candidates, known_by, parted
 from lchp.config import TrainConfig, as_chosen, from_dict, override, preset, to_dict
 from lchp.errors import ConfigError
 from lchp.networks import ClassifierOutput
@@ -94,19 +94,31 @@ def test_candidates_seen_together_have_the_boxes_of_algorithm_1() -> None:
 
 def test_the_better_candidates_are_scored_on_more_images() -> None:
     first = override(preset("cub"), AUTO).initialization
-    choice = Choice(first, "bap")
-    one = torch.ones(1)
-    for n in range(len(choice.configs)):
+    choice, last = Choice(first, "bap"), len(ROUNDS) - 1
+    one, number = torch.ones(1), len(choice.configs)
+    for n in range(number):
         choice.note(0, n, one * n / 100, 0 * one, torch.zeros(1, 4))
-    finalists = choice.running(1)
-    assert finalists == list(range(len(choice.configs) - KEPT, len(choice.configs)))
+    assert choice.running(1) == list(range(number - KEPT[0], number))
+    for n in choice.running(1):
+        choice.note(1, n, one * n / 100, 0 * one, torch.zeros(1, 4))
+    finalists = choice.running(last)
+    assert finalists == list(range(number - KEPT[1], number))
     for n in finalists:  # on more images the order turns
-        choice.note(1, n, -one * n / 100, 0 * one, torch.zeros(1, 4))
+        choice.note(last, n, -3 * one * n / 100, 0 * one, torch.zeros(1, 4))
     assert choice.best() == finalists[0]
+    assert float(choice.scores(last)[finalists[0]]) == pytest.approx(-finalists[0] / 3)  # the mean over all rounds
     record = choice.record()
     assert record["values"] == {name: getattr(choice.configs[finalists[0]], name) for name in FIELDS}
-    assert len(record["candidates"]) == len(choice.configs)
+    images = [c["images"] for c in record["candidates"]]
+    assert images == [1] * (number - KEPT[0]) + [2] * (KEPT[0] - KEPT[1]) + [3] * KEPT[1]
     assert as_chosen(override(preset("cub"), AUTO), record).initialization == choice.config()
+
+
+def test_rounds_share_no_image() -> None:
+    for images, sizes in ((5000, ROUNDS), (24, (4, 8, 12)), (2, (0, 1, 1))):
+        rounds = parted(list(range(images)))
+        assert [len(r) for r in rounds] == list(sizes)
+        assert [i for r in rounds for i in r] == list(range(sum(sizes)))
 
 
 def test_auto_leaves_the_masks_as_they_were() -> None:
@@ -131,11 +143,14 @@ def test_auto_leaves_the_masks_as_they_were() -> None:
     ids=lambda v: v if isinstance(v, str) else ",".join(v),
 )
 def test_what_does_not_go_together_is_named(root: Path, values: dict[str, Any], said: str) -> None:
-    with pytest.raises(ConfigError) as error:
+    def asked() -> None:
         config = config_of(root, {k: v for k, v in values.items() if v is not None})
         if None in values.values():
             config = replace(config, initialization=replace(config.initialization, mask_delta=None))
         kinds_of(config)
+
+    with pytest.raises(ConfigError) as error:
+        asked()
     assert said in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -215,7 +230,3 @@ def test_no_ground_truth_box_is_read_by_a_choice(root: Path, tmp_path: Path) -> 
         config = override(config_of(images, {"initialization.epochs": 1}), AUTO)
         found.append(read_summary(train(config, output=tmp_path / str(n), stage="init").run)["chosen"])  # pyright: ignore
     assert found[0] == found[1]
-
-
-def test_rounds_are_some_hundred_images() -> None:
-    assert 0 < ROUNDS[0] < ROUNDS[1] < 1000

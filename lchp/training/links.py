@@ -16,7 +16,7 @@ from lchp import distributed
 from lchp.backbones import Trunk
 from lchp.batch import Batch, Step
 from lchp.boxes import area
-from lchp.choice import ROUNDS, Choice, candidate_boxes, known_by
+from lchp.choice import ROUNDS, Choice, candidate_boxes, known_by, parted
 from lchp.config import InitializationConfig, RefinementConfig, TrainConfig, show
 from lchp.context import Context
 from lchp.distributed import share_batch_statistics
@@ -180,11 +180,11 @@ def _choice(work: Work, link: Link) -> Training:
     scorer = make_teacher(teacher)
     fill = teacher.mean if first.mask == "mean" else torch.zeros_like(teacher.mean)
     # the same images whatever the seed of the training: what a seed changes is then not what was looked at
-    order = torch.randperm(len(context.images), generator=torch.Generator().manual_seed(0)).tolist()
+    rounds = parted(torch.randperm(len(context.images), generator=torch.Generator().manual_seed(0)).tolist())
 
     def batches(epoch: int, _generator: torch.Generator, start: int) -> Iterator[Batch]:
         kept.load(scorer, kept.after(first.auto_after or first.epochs))
-        return plain_batches(context, "center_crop", order[: ROUNDS[epoch]], start)
+        return plain_batches(context, "center_crop", rounds[epoch], start)
 
     def step(_net: None, batch: Batch, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
         running, x = choice.running(epoch), batch.images
@@ -199,17 +199,15 @@ def _choice(work: Work, link: Link) -> Training:
     def describe(metrics: Metrics) -> str:
         n, of_round = choice.best(), metrics["epoch"] - 1
         if of_round + 1 < len(ROUNDS):
-            return f"{_said(metrics, link)}  {len(choice.configs)} candidates for the boxes"
+            return f"{_said(metrics, link)}  {len(choice.running(of_round))} candidates for the boxes"
         values = ", ".join(f"{name} {show(getattr(choice.configs[n], name))}" for name in first.auto_fields)
-        score = float(choice.scores(of_round)[n])
-        return (
-            f"boxes by {values}: score {score:.1f} on {int(choice.sums[of_round, n, 3])} training images, no box read"
-        )
+        score, images = float(choice.scores(of_round)[n]), sum(map(len, rounds))
+        return f"boxes by {values}: score {score:.1f} on {images} training images, no box read"
 
     return Training(
         link.stage,
         link.epochs,
-        len(order),
+        max(map(len, rounds)),
         {"choice": choice},
         step,
         batches,

@@ -164,8 +164,8 @@ def panel(steps: Steps, config: TrainConfig, predicted: Predicted, position: int
         f"One test image's way through LCHP (image {predicted.image_ids[position]}, frame {predicted.frame}). Above, "
         f"Algorithm 1 by the teacher at delta {first.threshold:g}: attention (bright), its part above delta "
         "(outlined), the box around that, the same again with that box masked, and the pseudo box. Below, stage 2: "
-        f"LCHP-I's box b, which by the confidence of its crop ({steps.confidence:.2f}; tau {second.tau:g}) {taught}; the strong view "
-        f"with b in it as target; LCHP-R's box of that view, and of the image. {about}"
+        f"LCHP-I's box b, which by the confidence of its crop ({steps.confidence:.2f}; tau {second.tau:g}) {taught}; "
+        f"the strong view with b in it as target; LCHP-R's box of that view, and of the image. {about}"
     )
     return Drawing(name, caption, figure)
 
