@@ -109,6 +109,7 @@ def squares_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def squares_config(squares_root: Path) -> TrainConfig:
     """A run of seconds: tiny networks at 32 px, one epoch each."""
     values = {
+        "data.name": "folder",
         "data.root": str(squares_root),
         "data.cache": "off",
         "data.resize": 40,
@@ -122,7 +123,7 @@ def squares_config(squares_root: Path) -> TrainConfig:
         "precision": "fp32",
         "device": "cpu",
     }
-    return override(preset("folder"), values)
+    return override(preset("cub"), values)
 
 
 @pytest.fixture(scope="session")

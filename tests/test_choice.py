@@ -135,7 +135,7 @@ def test_auto_leaves_the_masks_as_they_were() -> None:
     ("values", "said"),
     [
         ({"initialization.mask_delta": 1.5}, "initialization.mask_delta = 1.5: expected in (0, 1), or None"),
-        ({"initialization.delta": "some"}, "initialization.delta = 'some': expected auto or a number, in (0, 1)"),
+        ({"initialization.delta": "some"}, "initialization.delta = 'some': expected a number, in (0, 1), or auto"),
         ({"initialization.auto_after": 9}, "initialization.auto_after = 9: expected at most initialization.epochs = 3"),
         ({"initialization.mask_attention": "features"}, "expected None, or initialization.mask_delta too"),
         (AUTO | {"initialization.mask_delta": None}, "initialization.mask_delta = None: expected"),
@@ -180,14 +180,16 @@ def test_cells_with_other_boxes_share_a_classifier_of_its_own_masks(root: Path) 
 
 
 def test_snapshots_give_back_the_network_of_an_epoch() -> None:
-    net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    linear, norm = torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2)
+    net = torch.nn.Sequential(linear, norm)
+    assert norm.running_mean is not None
     kept = Snapshots(net, 40)
     assert kept.epochs == (5, 10, 15, 20, 25, 30, 35, 40)
     assert Snapshots(net, 3).epochs == (1, 2, 3)
     states = {}
     for epoch in range(40):
-        torch.nn.init.constant_(net[0].weight, epoch)
-        net[1].running_mean.fill_(-epoch)  # pyright: ignore
+        torch.nn.init.constant_(linear.weight, epoch)
+        norm.running_mean.fill_(-epoch)
         kept.note(epoch, net)
         states[epoch + 1] = {k: v.clone() for k, v in net.state_dict().items()}
     assert [kept.after(n) for n in (1, 5, 6, 40)] == [5, 5, 10, 40]
@@ -201,7 +203,7 @@ def test_a_run_that_chooses_its_boxes(root: Path, tmp_path: Path, caplog: pytest
     caplog.set_level("INFO", logger="lchp")
     config = override(config_of(root, {"initialization.delta": 0.5}), AUTO)
     run = train(config, output=tmp_path / "auto").run
-    chosen = read_summary(run)["chosen"]  # pyright: ignore
+    chosen: Any = json.loads((run / "summary.json").read_text())["chosen"]
     assert chosen["values"].keys() == set(FIELDS)
     best = max(chosen["candidates"], key=lambda c: (c["images"], c["score"]))
     assert chosen["values"] == {name: best[name] for name in FIELDS}
