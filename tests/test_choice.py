@@ -232,3 +232,42 @@ def test_no_ground_truth_box_is_read_by_a_choice(root: Path, tmp_path: Path) -> 
         config = override(config_of(images, {"initialization.epochs": 1}), AUTO)
         found.append(read_summary(train(config, output=tmp_path / str(n), stage="init").run)["chosen"])  # pyright: ignore
     assert found[0] == found[1]
+
+
+def test_a_run_goes_on_from_every_link_and_is_taken_by_another(root: Path, tmp_path: Path) -> None:
+    """Bitwise: interrupted after each epoch of each link and resumed; stage 2 alone from another run's stage 1."""
+    config = override(config_of(root, {"initialization.auto_after": 2}), AUTO)
+    straight = train(config, output=tmp_path / "straight")
+    stops = len((straight.run / "metrics.jsonl").read_text().splitlines())
+    assert stops == 3 + len(ROUNDS) + 3 + 3 + 2 + 2
+
+    class Stopped(Exception):
+        pass
+
+    def stop(_: dict[str, Any]) -> None:
+        raise Stopped
+
+    for n in range(stops):
+        with pytest.raises(Stopped):
+            train(config, stop, output=tmp_path / "run", resume=n > 0)
+    resumed = train(config, output=tmp_path / "run", resume=True)
+    taken = train(config, output=tmp_path / "second", stage="refine", source=straight.run)
+    for other in (resumed, taken):
+        assert (other.run / "predictions.parquet").read_bytes() == (straight.run / "predictions.parquet").read_bytes()
+        assert other.summary == straight.summary
+
+
+def test_boxes_of_before_a_choice_are_those_of_its_teacher(root: Path, tmp_path: Path) -> None:
+    """With a fixed setting each epoch has its own teacher; with auto_after 2 the first has the second's."""
+    fixed = config_of(root, {"initialization.mask_delta": 0.5, "initialization.delta": 0.3})
+    run = train(fixed, output=tmp_path / "fixed", stage="init").run
+    kept = modules(run, "initialization")["teachers"]["values"]
+    assert kept.shape[0] == 3
+    assert not torch.equal(kept[0], kept[1])
+    one = override(config_of(root, {"initialization.auto_after": 2}), {"initialization.delta": "auto"})
+    chosen = train(one, output=tmp_path / "auto", stage="init")
+    again = as_chosen(one, chosen.summary["chosen"])
+    own = train(again, output=tmp_path / "again", stage="init").run
+    a, b = (modules(r, "boxes")["boxes"]["values"] for r in (chosen.run, own))
+    assert torch.equal(a[1:], b[1:])
+    assert not torch.equal(a[0], b[0])

@@ -21,6 +21,7 @@ from lchp.errors import ConfigError, DataError
 from lchp.report.collect import Records, collect
 from lchp.report.contents import OF_PAPER, table, tables
 from lchp.report.depends import WITHOUT_EFFECT, counts, results
+from lchp.report.figures.curves import points
 from lchp.report.groups import DELTA, IDENTITY, choose, differences, parse_where, preset_of, require
 from lchp.report.making import write_tables
 from lchp.report.paper import Paper, read_paper
@@ -201,6 +202,21 @@ def test_the_recipe_is_chosen_and_the_rest_is_named(grid: Records) -> None:
     assert set(choice.group.runs["refinement.tau"]) == {0.9}
     assert "refinement.tau 0, 0.5, 0.6, 0.7, 0.8 (9 runs)" in choice.others
     assert "model.localizer tiny_deep (1 run)" in choice.others
+
+
+def test_auto_is_the_last_row_of_table_3_and_no_point_of_its_curve(tmp_path: Path) -> None:
+    figures = {"pseudo_label": 40.0, "lchp_i": 50.0, "lchp_r": 60.0}
+    for delta in (0.3, "auto", 0.5):
+        masks = {"initialization.mask_delta": 0.5, "initialization.mask_attention": "attention_maps"}
+        masks |= {"initialization.mask_normalization": "max", "initialization.delta": delta}
+        write_run(tmp_path / str(delta), override(preset("parts"), masks), figures)
+    made = table(collect([tmp_path]), 3, PARTS, read_paper(PAPER))
+    labels = [row.labels[0] for row in made.sections[0].rows]
+    assert labels[-1] == "auto"
+    assert {"0.3", "0.5"} <= set(labels)
+    assert cell(made, "auto", "LCHP-R").mean == 60
+    assert list(points(made, "center_crop", "LCHP-R").x) == [0.3, 0.5]
+    to_html(made), to_latex(made), to_csv(made)
 
 
 def test_where_chooses_another_group(grid: Records) -> None:
