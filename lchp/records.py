@@ -341,8 +341,8 @@ def _selection_lines(summary: dict[str, Any]) -> list[str]:
         gain, error = stage2["gain"], stage2["error"]
         word = "helped" if gain > 2 * error else "made the boxes worse" if gain < -2 * error else "changed little"
         lines.append(
-            f"stage 2 {word}, by a score that reads no box, on {stage2['images']} training images: LCHP-R "
-            f"{stage2['lchp_r']:.1f}, LCHP-I {stage2['lchp_i']:.1f} (difference {gain:+.1f}, standard error {error:.1f})"
+            f"stage 2 {word}, by a score that reads no box, on {stage2['images']} training images: LCHP-I "
+            f"{stage2['lchp_i']:.1f}, LCHP-R {stage2['lchp_r']:.1f} ({gain:+.1f}, standard error {error:.1f})"
         )
     return lines
 
