@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import report_records
 import torch
 from squares import small_config, write_images
 
@@ -15,6 +16,7 @@ from lchp.config import TrainConfig, as_chosen, from_dict, override, preset, to_
 from lchp.errors import ConfigError
 from lchp.networks import ClassifierOutput
 from lchp.pseudo import Snapshots, algorithm_1, of_masks
+from lchp.records import summary_table
 from lchp.runs import read_summary
 from lchp.training.chain import chain_of, kinds_of, results_of
 from lchp.training.run import train
@@ -271,3 +273,25 @@ def test_boxes_of_before_a_choice_are_those_of_its_teacher(root: Path, tmp_path:
     a, b = (modules(r, "boxes")["boxes"]["values"] for r in (chosen.run, own))
     assert torch.equal(a[1:], b[1:])
     assert not torch.equal(a[0], b[0])
+
+
+def test_a_run_says_whether_stage_2_helped(root: Path, tmp_path: Path) -> None:
+    """Its score is that of `known_by` on training images; no box of theirs is read; a stage 2 that moves nothing gains
+    nothing."""
+    still = config_of(root, {"initialization.delta": 0.5, "refinement.lr": 1e-30, "refinement.freeze_bn": True})
+    found = train(still, output=tmp_path / "still").summary["stage2"]
+    assert found["images"] == 24
+    assert found["gain"] == pytest.approx(0, abs=1e-4)
+    assert found["lchp_i"] == pytest.approx(found["lchp_r"], abs=1e-4)
+    text = summary_table(json.loads((tmp_path / "still" / "summary.json").read_text()))
+    assert "stage 2 " in text
+    assert "by a score that reads no box, on 24 training images" in text
+
+
+@pytest.mark.parametrize(
+    ("gain", "error", "word"), [(3.0, 1.0, "helped"), (-3.0, 1.0, "made the boxes worse"), (1.9, 1.0, "changed little")]
+)
+def test_the_closing_words_weigh_the_difference_by_its_error(gain: float, error: float, word: str) -> None:
+    summary: Any = report_records.summary({"pseudo_label": 1.0, "lchp_i": 2.0, "lchp_r": 3.0}, 0.9)
+    summary["stage2"] = {"images": 384, "lchp_i": 1.0, "lchp_r": 1.0 + gain, "gain": gain, "error": error}
+    assert f"stage 2 {word}, by a score" in summary_table(summary)

@@ -16,7 +16,7 @@ from lchp import distributed
 from lchp.backbones import Trunk
 from lchp.batch import Batch, Step
 from lchp.boxes import area
-from lchp.choice import ROUNDS, Choice, candidate_boxes, known_by, parted
+from lchp.choice import ROUNDS, Choice, candidate_boxes, known_by, looked_at, parted
 from lchp.config import InitializationConfig, RefinementConfig, TrainConfig, show
 from lchp.context import Context
 from lchp.distributed import share_batch_statistics
@@ -179,8 +179,7 @@ def _choice(work: Work, link: Link) -> Training:
     kept: Snapshots = work.done["classifier"]["teachers"]
     scorer = make_teacher(teacher)
     fill = teacher.mean if first.mask == "mean" else torch.zeros_like(teacher.mean)
-    # the same images whatever the seed of the training: what a seed changes is then not what was looked at
-    rounds = parted(torch.randperm(len(context.images), generator=torch.Generator().manual_seed(0)).tolist())
+    rounds = parted(looked_at(len(context.images)))
 
     def batches(epoch: int, _generator: torch.Generator, start: int) -> Iterator[Batch]:
         kept.load(scorer, kept.after(first.auto_after or first.epochs))

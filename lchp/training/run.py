@@ -26,7 +26,7 @@ from lchp.interrupt import Stop
 from lchp.locks import LOCK, Claim, HeldError, locked
 from lchp.loop import Metrics, Session, Training, fill, fit
 from lchp.map_boxes import map_source
-from lchp.measure import kept_boxes, known_kept, predictions_of, summary_of, validate
+from lchp.measure import kept_boxes, known_kept, predictions_of, stage2_gain, summary_of, validate
 from lchp.records import joined, read_predictions, write_predictions
 from lchp.runs import CHECKPOINTS, ENVIRONMENT, SUMMARY
 from lchp.training.chain import (
@@ -229,6 +229,8 @@ def _summary(chain: Chain, trained: _Trained, context: Context) -> dict[str, Any
     summary = summary_of(trained.table, trained.models, context) | {"kept": trained.kept}
     if trained.chosen is not None:
         summary["chosen"] = trained.chosen
+    if {"lchp_i", "lchp_r"} <= trained.models.localizers.keys():
+        summary["stage2"] = stage2_gain(trained.models, context)
     if context.held_out is not None:
         summary["validation"] = validate(trained.models, context, context.held_out)
     return summary
