@@ -14,6 +14,7 @@ from pages import ROOT, blocks
 from squares import write_images
 
 PAGE = ROOT / "CONTRIBUTING.md"
+pytestmark = pytest.mark.slow
 
 PROGRAM = """
 import csv, json, sys

@@ -56,7 +56,7 @@ def sketch(package: Path) -> str:
     """A picture (Mermaid) and a table, both from the top down: a part stands above all that it imports."""
     found = graph(package)
     knots = nx.condensation(found)  # parts that import each other in a circle are one
-    height = {name: 0 for name in knots}
+    height = dict.fromkeys(knots, 0)
     for knot in reversed(list(nx.topological_sort(knots))):
         height[knot] = max((height[other] + 1 for other in knots.successors(knot)), default=0)
     knot_of = knots.graph["mapping"]
