@@ -188,7 +188,7 @@ def test_there_are_commands_to_check() -> None:
         ("lchp predict --run x", "IMAGE"),
         ("python sweeps/delta_tau.py --seed-count 3", "no such option"),
         ("python analysis/make_tables.py --tables 3", "RAISE"),
-        ("python -m analysis.auto_regret", "RAISE"),
+        ("python -m analysis.auto_regret RUN --since 2", "RAISE"),
     ],
 )
 def test_a_wrong_command_is_found(line: str, error: str, monkeypatch: pytest.MonkeyPatch) -> None:
