@@ -9,6 +9,7 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -21,6 +22,18 @@ from PIL import Image
 
 from lchp import TrainConfig, override, preset
 from lchp.training.run import train
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What one of pytest-xdist's processes runs in one piece, the longest first: a file, whose tests share what they
+    train; and, wherever they stand, all that start Ray, or use the GPU, since two of them would be in each other's
+    way."""
+    groups = {item: next((m for m in ("ray", "gpu") if item.get_closest_marker(m)), item.path.stem) for item in items}
+    slow = Counter(group for item, group in groups.items() if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: (groups[item] != "ray", -slow[groups[item]], groups[item]))
+    for item, group in groups.items():
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.hookimpl(tryfirst=True)

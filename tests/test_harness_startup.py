@@ -396,7 +396,12 @@ def test_a_head_that_demands_a_token_gets_the_users(
 
 @pytest.mark.usefixtures("home")
 def test_an_address_where_nothing_or_something_else_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray._private import services
+
     monkeypatch.setattr(watch, "ANSWER", 0.5)
+    # other tests and programs may have a Ray here
+    monkeypatch.setattr(services, "find_gcs_addresses", set)
+    monkeypatch.setattr(services, "find_bootstrap_address", lambda _: None)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(ConfigError, match=rf"{address} could not be joined: .*no head of Ray"):
