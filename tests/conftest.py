@@ -9,7 +9,6 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import tarfile
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -23,15 +22,17 @@ from PIL import Image
 from lchp import TrainConfig, override, preset
 from lchp.training.run import train
 
+LONG = ["test_harness_ray", "test_harness_programs", "test_train", "test_export", "test_backbones", "test_faults"]
+"""The files that take longest, in the order in which they are begun: the first two, which start Ray and wait much, side
+by side."""
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What one of pytest-xdist's processes runs in one piece, the longest first: a file, whose tests share what they
-    train; and, wherever they stand, all that start Ray, or use the GPU, since two of them would be in each other's
-    way."""
-    groups = {item: next((m for m in ("ray", "gpu") if item.get_closest_marker(m)), item.path.stem) for item in items}
-    slow = Counter(group for item, group in groups.items() if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: (groups[item] != "ray", -slow[groups[item]], groups[item]))
+    """What one of pytest-xdist's processes runs in one piece: a file, whose tests share what they train, and all that
+    use the GPU."""
+    groups = {item: "gpu" if item.get_closest_marker("gpu") else item.path.stem for item in items}
+    items.sort(key=lambda item: (LONG.index(groups[item]) if groups[item] in LONG else len(LONG), groups[item]))
     for item, group in groups.items():
         item.add_marker(pytest.mark.xdist_group(group))
 
