@@ -27,14 +27,9 @@ LONG = ["test_harness_ray", "test_harness_programs", "test_train", "test_export"
 by side."""
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What one of pytest-xdist's processes runs in one piece: a file, whose tests share what they train, and all that
-    use the GPU."""
-    groups = {item: "gpu" if item.get_closest_marker("gpu") else item.path.stem for item in items}
-    items.sort(key=lambda item: (LONG.index(groups[item]) if groups[item] in LONG else len(LONG), groups[item]))
-    for item, group in groups.items():
-        item.add_marker(pytest.mark.xdist_group(group))
+    """The order in which pytest-xdist hands out files: whole, since the tests of one share what they train."""
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
 @pytest.hookimpl(tryfirst=True)

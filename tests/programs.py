@@ -78,13 +78,18 @@ def finished_epochs(storage: Path) -> int:
     return count
 
 
+def lines_of(err: str) -> list[str]:
+    """Lines of a sweep's standard error, without what it says where a machine is slow."""
+    return [line for line in err.splitlines() if line.strip() and not line.startswith("no training has begun for ")]
+
+
 def result_of(storage: Path, name: str = "grid") -> dict[str, bytes]:
     record = runs.read_json(storage / "sweeps" / name / "sweep.json")
     assert {c["state"] for c in record["cells"]} == {"done"}, [c["error"] for c in record["cells"]]
     return {c["key"]: (storage / c["run"] / runs.PREDICTIONS).read_bytes() for c in record["cells"]}
 
 
-def wait_for(condition: Any, process: subprocess.Popen[str], seconds: float = 200) -> None:
+def wait_for(condition: Any, process: subprocess.Popen[str], seconds: float = 400) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()

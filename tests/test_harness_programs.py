@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import small
-from programs import finished_epochs, program, result_of, start, wait_for, wait_until_gone
+from programs import finished_epochs, lines_of, program, result_of, start, wait_for, wait_until_gone
 
 from lchp import runs
 from lchp.harness import Sweep, grid
@@ -54,7 +54,7 @@ def test_kill_the_driver_at_a_random_moment_and_resume(root: Path, tmp_path: Pat
     assert "records:" in out
     assert "ray" not in out.replace(str(tmp_path), "").lower()
     ours = tuple(f"{kind} of " for kind in KINDS)
-    assert [n for n in err.splitlines() if n.strip() and not n.startswith(ours)] == []
+    assert [line for line in lines_of(err) if not line.startswith(ours)] == []
     wait_until_gone(again.pid)
     wait_until_gone(process.pid)
     found = result_of(storage)
@@ -94,7 +94,7 @@ def test_ctrl_c_and_sigterm_end_at_once_and_say_how_to_go_on(root: Path, tmp_pat
         # Ray gets LEAVING twice; a loaded machine takes longer to stop, but to start as well
         assert time.monotonic() - told < max(60, told - begin)
         assert process.returncode == status
-        lines = [line for line in err.splitlines() if line.strip()]
+        lines = lines_of(err)
         assert len(lines) == 1, err
         assert "stopped; finished epochs are kept, go on with: python" in lines[0]
         assert lines[0].endswith("--resume")
@@ -124,7 +124,7 @@ def test_a_part_of_ray_that_dies_ends_the_sweep_with_one_line(root: Path, tmp_pa
     _, err = process.communicate(timeout=300)
     assert time.monotonic() - told < max(60, told - begin)
     assert process.returncode == 2
-    lines = [line for line in err.splitlines() if line.strip()]
+    lines = lines_of(err)
     assert len(lines) == 1, err
     assert lines[0].startswith("error: Ray's ")
     assert lines[0].endswith("finished epochs are kept, go on by --resume")
@@ -137,7 +137,7 @@ def test_no_cluster_at_an_address(root: Path, tmp_path: Path) -> None:
     process = start(script, "--storage", str(tmp_path / "results"), "--address", "127.0.0.1:1")
     _, err = process.communicate(timeout=200)
     assert process.returncode == 2
-    lines = [line for line in err.splitlines() if line.strip()]
+    lines = lines_of(err)
     assert lines[-1].startswith("error: the Ray cluster at 127.0.0.1:1 could not be joined")
     assert not (tmp_path / "results" / "sweeps" / "grid" / "sweep.json").exists()  # the same command may be given again
 
