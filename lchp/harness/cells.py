@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from lchp.config import DataConfig, TrainConfig, flatten, from_dict, override, to_dict, to_flat
+from lchp.context import held_out_images
 from lchp.data import fingerprint, load
 from lchp.devices import resolve_device, resolve_precision
 from lchp.errors import ConfigError
@@ -171,8 +172,11 @@ def make_cell(base: TrainConfig, overrides: Overrides) -> Cell:
     """One cell. Raises ConfigError for an override that does not fit, and DataError for data that its method cannot
     take, which else a link late in its chain would say."""
     config = override(base, overrides)
-    data = config.data
-    require_every_class(method_of(config), *_labels(data.name, data.root, data.skip_bad))
+    if (found := method_of(config)).boxes == "ddt":
+        labels, image_ids, names = _training_images(config.data.name, config.data.root, config.data.skip_bad)
+        if config.data.validation:
+            labels = labels[~held_out_images(image_ids, config.data.validation, config.seed)]
+        require_every_class(found, labels, names)
     read = {name: to_flat(config)[name] for name in flatten(overrides)}  # numpy's numbers and paths are plain there
     return Cell(base, read, chain_of(config, data_fingerprint(config.data)))
 
@@ -242,10 +246,10 @@ def data_fingerprint(data: DataConfig) -> str:
 
 
 @cache
-def _labels(name: Any, root: str | None, skip_bad: bool) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The class of each training image of a data set, and the classes' names."""
+def _training_images(name: Any, root: str | None, skip_bad: bool) -> tuple[np.ndarray, Sequence[str], Sequence[str]]:
+    """The class and the id of each training image of a data set, and the names of the classes."""
     dataset = load(DataConfig(name=name, root=root, skip_bad=skip_bad))
-    return dataset.train.labels, dataset.class_names
+    return dataset.train.labels, dataset.train.image_ids, dataset.class_names
 
 
 @cache
