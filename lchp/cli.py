@@ -19,7 +19,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 from lchp import __version__, streams
 from lchp.config import FIELDS, PRESETS, TrainConfig, override, preset, suggest
-from lchp.errors import ConfigError, LchpError, lacked_memory, printable
+from lchp.errors import ConfigError, LchpError, is_of_threads, lacked_memory, printable
 from lchp.interrupt import Interrupted, on_signals
 from lchp.schema import FrameName
 from lchp.targets import as_path, json_of, require_file
@@ -492,6 +492,8 @@ def _answered(body: Callable[[], int], stopped: str, error: str) -> int:
 
 def _told(fault: Exception) -> str | None:
     """What the user can mend of an error that is not ours; None where that is nothing."""
+    if is_of_threads(fault):
+        return "no more threads or processes may be started here; raise the limit (ulimit -u, or the container's)"
     if isinstance(fault, (MemoryError, RuntimeError)):
         lacking = lacked_memory(fault)
         return None if lacking is None else f"{lacking}; lower --data.batch-size or --data.image-size"
