@@ -554,7 +554,21 @@ def test_folder_classes_that_are_called_like_splits(tmp_path: Path) -> None:
     assert folder.load(tmp_path).class_names == ("invalid", "test tube", "trains", "valid")
 
 
-FORMATS = {"jfif": "JPEG", "JPE": "JPEG", "mpo": "MPO", "gif": "GIF", "jp2": "JPEG2000", "avif": "AVIF", "pbm": "PPM"}
+FORMATS = {
+    "jfif": "JPEG",
+    "JPE": "JPEG",
+    "mpo": "MPO",
+    "gif": "GIF",
+    "jp2": "JPEG2000",
+    "avif": "AVIF",
+    "pbm": "PPM",
+    "heic": "AVIF",
+    "HEIF": "AVIF",
+    "tga": "TGA",
+    "ico": "ICO",
+    "pcx": "PCX",
+    "sgi": "SGI",
+}
 
 
 def test_folder_formats(tmp_path: Path) -> None:
