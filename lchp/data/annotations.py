@@ -170,11 +170,12 @@ def list_folders(folder: Path, problems: list[Problem]) -> list[str]:
 
 @dataclass
 class PassedOver:
-    """Files that are not taken for images, by kind -> number."""
+    """Files that are not taken for images, by kind -> number; `folders`: that are neither classes nor splits."""
 
     undecodable: Counter[str] = field(default_factory=Counter)
     system: Counter[str] = field(default_factory=Counter)
     other: Counter[str] = field(default_factory=Counter)
+    folders: Counter[str] = field(default_factory=Counter)
 
     def count(self, folder: Path) -> Counter[str]:
         """Counts what `list_images` and `list_folders` pass over in a folder; its pictures that cannot be decoded."""
@@ -202,6 +203,7 @@ class PassedOver:
                 "; convert them to JPEG or PNG",
             ),
             (self.other, "files that are no images", ""),
+            (self.folders, "folders beside those of the splits", ""),
             (self.system, "hidden files and what systems leave (thumbnails)", ""),
         )
         return tuple(
