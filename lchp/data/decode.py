@@ -144,6 +144,16 @@ def header(path: Path, exif: bool = False, content: bytes | None = None) -> Head
         return Header(image.width, image.height, _orientation(image) if exif else 1)
 
 
+def is_turned(path: Path) -> bool:
+    """Whether a picture that is no JPEG lies in its file turned, by its EXIF orientation: few readers but Pillow heed
+    that (OpenCV reads WebP as it lies, and some TIFFs not at all). Raises DataError naming the file."""
+    with _opened(path) as image:
+        try:
+            return image.format not in ("JPEG", "MPO") and image.getexif().get(0x0112) in _TURNS
+        except Exception:  # as in `_orientation`
+            return False
+
+
 def is_image(path: Path) -> bool:
     """Whether a file is taken for an image: by its name, which says of some kinds less than the content does."""
     name = path.name.lower()
