@@ -4,6 +4,7 @@ import contextlib
 import copy
 import itertools
 import logging
+import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -29,6 +30,7 @@ from lchp.map_boxes import map_source, require_every_class
 from lchp.measure import kept_boxes, known_kept, predictions_of, summary_of, validate
 from lchp.records import joined, read_predictions, write_predictions
 from lchp.runs import CHECKPOINTS, ENVIRONMENT, SUMMARY
+from lchp.targets import OF_A_RUN
 from lchp.training.chain import (
     RECIPE_VERSION,
     Chain,
@@ -372,6 +374,9 @@ def _claim(held: contextlib.ExitStack, run: Path, config: TrainConfig, *, made: 
                 if (folder / runs.CONFIG).exists():
                     raise FileExistsError
                 claim = mine.enter_context(locked(folder / LOCK, remove=True))
+                others = sorted(name for name in OF_A_RUN if os.path.lexists(folder / name))
+                if others and runs.CONFIG not in others:
+                    raise RunError(f"{folder}: holds {', '.join(others)}, but no run; move it or take another --output")
                 runs.write_config(folder, config, new=True)
             except FileExistsError:
                 if not unique:
