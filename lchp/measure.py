@@ -10,8 +10,7 @@ import numpy as np
 import torch
 
 from lchp import distributed, runs
-from lchp.boxes import area
-from lchp.choice import known_by, looked_at
+from lchp.choice import known_by, looked_at, score
 from lchp.config import TrainConfig
 from lchp.context import Context
 from lchp.data.images import Images
@@ -200,7 +199,7 @@ def stage2_gain(models: Models, context: Context) -> dict[str, float]:
                     crop, masked = known_by(
                         models.classifier, batch.images, batch.labels, boxes, fill, models.crop_margin
                     )
-                    found[name] = crop - masked - area(boxes)
+                    found[name] = score(crop, masked, boxes)
             rows.accumulate(found)
     first, second = (100 * v.astype(np.float64) for v in rows.compute().values())
     gain = second - first

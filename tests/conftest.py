@@ -22,6 +22,15 @@ from PIL import Image
 from lchp import TrainConfig, override, preset
 from lchp.training.run import train
 
+LONG = ["test_harness_ray", "test_harness_programs", "test_train", "test_export", "test_backbones", "test_faults"]
+"""The files that take longest, in the order in which they are begun: the first two, which start Ray and wait much, side
+by side."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The order in which pytest-xdist hands out files: whole, since the tests of one share what they train."""
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:

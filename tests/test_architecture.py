@@ -14,6 +14,7 @@ PACKAGE = ROOT / "lchp"
 # from the bottom up; a module imports from its own layer and from those below it
 LAYERS = [
     {"errors", "interrupt", "streams"},
+    {"imports"},
     {"config", "boxes", "distributed", "depthwise", "filesystem", "pictures", "schema"},
     {
         "frames",
