@@ -11,6 +11,7 @@ from lchp.config import OPEN_CHOICES, PRESETS, Preset, alternatives, override, s
 from lchp.evaluate import FRAMES, RESULTS
 from lchp.records import TITLES
 from lchp.report.collect import Records
+from lchp.report.depends import require_method
 from lchp.report.groups import IDENTITY, Around, Choice, Group, choose_around, rows
 from lchp.report.paper import Paper
 from lchp.report.tables import (
@@ -95,7 +96,7 @@ def _values(
     """Field -> its rows: the values to compare, then others that were run."""
     config = override(preset.config, {name: base[name] for name in IDENTITY})
     found: dict[str, list[Any]] = {name: [] for name in OPEN_CHOICES}
-    for name, value in alternatives(config):
+    for name, value in alternatives(config, require_method):
         found[name].append(value)
     for name, values in found.items():
         seen = [] if around is None else around.groups[name].values()
