@@ -13,7 +13,7 @@ from typing import Annotated
 import tyro
 
 from lchp.cli import guarded, parse
-from lchp.report.keep import keep
+from lchp.report.publish import keep
 
 
 @dataclass

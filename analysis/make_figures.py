@@ -16,7 +16,7 @@ import tyro
 from lchp.cli import guarded, parse
 from lchp.report.figures.grids import Against, Pick
 from lchp.report.figures.make import Name, Wanted, make_figures
-from lchp.report.source import Source
+from lchp.report.flags import Source
 
 PAPER = Path(__file__).with_name("paper.csv")
 

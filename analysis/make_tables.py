@@ -18,8 +18,8 @@ import tyro
 from lchp.cli import guarded, parse
 from lchp.errors import ConfigError
 from lchp.report.compare import compare, comparison_text, parse_side
-from lchp.report.making import Wanted, make_tables
-from lchp.report.source import Source
+from lchp.report.flags import Source
+from lchp.report.tables.write import Wanted, make_tables
 
 PAPER = Path(__file__).with_name("paper.csv")
 

@@ -14,8 +14,8 @@ from typing import Annotated
 import tyro
 
 from lchp.cli import guarded, parse
-from lchp.report.page import Wanted, make_page
-from lchp.report.source import Source
+from lchp.report.flags import Source
+from lchp.report.page.make import Wanted, make_page
 
 PAPER = Path(__file__).with_name("paper.csv")
 

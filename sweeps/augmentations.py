@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lchp.config import AUGMENTATIONS, Preset
 from lchp.harness import Overrides, main
-from lchp.harness.cli import leave, paper_tables
+from lchp.harness.script import leave, paper_tables
 
 PAPER = Path(__file__).parents[1] / "analysis" / "paper.csv"
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from lchp.config import Preset
 from lchp.harness import Overrides, grid, main
-from lchp.harness.cli import leave, paper_tables
+from lchp.harness.script import leave, paper_tables
 
 PAPER = Path(__file__).parents[1] / "analysis" / "paper.csv"
 

@@ -3,10 +3,10 @@
 from collections import Counter
 from pathlib import Path
 
+from lchp.baselines import METHODS
 from lchp.config import Preset
 from lchp.harness import Overrides, main
-from lchp.harness.cli import leave, paper_tables
-from lchp.methods import METHODS
+from lchp.harness.script import leave, paper_tables
 
 PAPER = Path(__file__).parents[1] / "analysis" / "paper.csv"
 

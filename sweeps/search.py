@@ -9,8 +9,8 @@ import optuna
 
 from lchp.config import Preset
 from lchp.harness import Overrides
-from lchp.harness.cli import leave
-from lchp.harness.search_cli import main
+from lchp.harness.script import leave
+from lchp.harness.search_script import main
 
 
 def space(preset: Preset, trial: optuna.Trial) -> Overrides:

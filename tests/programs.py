@@ -9,13 +9,13 @@ from typing import Any
 
 import small
 
-from lchp import runs
+from lchp.files import runs
 
 PROGRAM = """
 import sys
 from lchp.config import override, preset
 from lchp.harness import grid, main
-from lchp.harness.cli import leave
+from lchp.harness.script import leave
 
 if __name__ == "__main__":
     axes = {{"initialization.delta": [0.2, 0.4], "refinement.tau": [0.0, 0.2]}}

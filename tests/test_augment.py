@@ -8,7 +8,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lchp.augment import (
+from lchp.boxes import order
+from lchp.config import RefinementConfig
+from lchp.method.views import (
     AxisMap,
     StrongParameters,
     crop,
@@ -19,8 +21,6 @@ from lchp.augment import (
     strong_view,
     warp,
 )
-from lchp.boxes import order
-from lchp.config import RefinementConfig
 
 SIZE = 64
 BLACK = torch.zeros(3)

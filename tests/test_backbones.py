@@ -15,20 +15,21 @@ import torchvision
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lchp import TrainConfig, networks, override
+from lchp import TrainConfig, override
 from lchp.backbones import BACKBONES, Role, Trunk, backbone, build_trunk, load_weights, weights_identity
-from lchp.batch import Batch
+from lchp.backbones.depthwise import DepthwiseConv2d
 from lchp.config import InitializationConfig, ModelConfig
 from lchp.data import imagenet
 from lchp.data.decode import decode
-from lchp.depthwise import DepthwiseConv2d
+from lchp.deploy.predict import load_run
 from lchp.errors import ConfigError, WeightsError
-from lchp.networks import Classifier, Localizer
-from lchp.predict import load_run
-from lchp.pseudo import make_teacher, update_teacher
-from lchp.stages import classifier_step, localizer_step
+from lchp.method import networks
+from lchp.method.batch import Batch
+from lchp.method.networks import Classifier, Localizer
+from lchp.method.pseudo_boxes import make_teacher, update_teacher
+from lchp.method.steps import classifier_step, localizer_step
+from lchp.method.view_table import ViewTable
 from lchp.training.run import train
-from lchp.view_table import ViewTable
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from lchp import TrainConfig, override, runs
-from lchp.board import FOLDER, _compose
+from lchp import TrainConfig, override
+from lchp.evaluation.predictions import read_predictions
+from lchp.files import runs
 from lchp.pictures import STYLES, Style, draw_box, draw_label
-from lchp.records import read_predictions
+from lchp.training.board import FOLDER, _compose
 from lchp.training.run import train
 
 

@@ -14,28 +14,28 @@ import torch
 from squares import small_config, write_images
 from wsol_folder import write_clone
 
-from lchp import map_boxes, runs
 from lchp.backbones import build_trunk
-from lchp.batch import Batch
+from lchp.baselines import METHODS
+from lchp.baselines.cam import cam
 from lchp.cli import main
 from lchp.config import PRESETS, TrainConfig, override
-from lchp.context import open_context
+from lchp.deploy.predict import load_classifier, load_run
+from lchp.deploy.second_classifier import second_classifier, ten_crops
 from lchp.errors import ConfigError, RunError
-from lchp.evaluate import FRAMES
-from lchp.frames import Frame
+from lchp.evaluation.frames import Frame
+from lchp.evaluation.inference import Models, predict, view_boxes
+from lchp.evaluation.metrics import FRAMES
+from lchp.evaluation.predictions import summary_table
+from lchp.evaluation.scoring import score_maps
+from lchp.evaluation.scoring.scoremaps import in_its_frame
+from lchp.files import runs
 from lchp.harness.cells import Sweep, expand, jobs_of, make_cell
-from lchp.inference import Models, predict, view_boxes
-from lchp.loop import Session
-from lchp.methods import METHODS
-from lchp.methods.cam import cam
-from lchp.predict import load_classifier, load_run
-from lchp.records import summary_table
-from lchp.report.collect import collect, result_of
-from lchp.scoring import score_maps
-from lchp.scoring.scoremaps import in_its_frame
-from lchp.second_classifier import second_classifier, ten_crops
-from lchp.training import links
+from lchp.method.batch import Batch
+from lchp.report.read import collect, result_of
+from lchp.training import links, map_boxes
 from lchp.training.chain import Chain, Kind, chain_of, depends_on, epochs_of, label
+from lchp.training.context import open_context
+from lchp.training.fit import Session
 from lchp.training.links import build_classifier, by_rate, require_whole_batches
 from lchp.training.run import Result, train, train_links
 

@@ -36,7 +36,7 @@ from lchp.config import (
 from lchp.config.about import Part
 from lchp.config.fields import SECTIONS
 from lchp.errors import ConfigError
-from lchp.report.groups import WITHOUT_EFFECT
+from lchp.report.select import WITHOUT_EFFECT
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))

@@ -1,6 +1,6 @@
 """Any config trains, or is refused by one line that names the field and its value.
 
-LCHP_FUZZ_EXAMPLES=500 pytest tests/test_config_fuzz.py tries so many configs in each test, drawn anew.
+LCHP_FUZZ_EXAMPLES=500 pytest tests/config/test_config_fuzz.py tries so many configs in each test, drawn anew.
 """
 
 import json
@@ -19,7 +19,7 @@ from squares import small_values, write_images
 
 from lchp.config import TrainConfig, field_types, from_dict, override, preset, to_dict, to_flat
 from lchp.errors import ConfigError, LchpError
-from lchp.loop import DivergedError
+from lchp.training.fit import DivergedError
 from lchp.training.run import train
 
 MORE = os.environ.get("LCHP_FUZZ_EXAMPLES")

@@ -6,8 +6,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from lchp.consistency import SCHEMES, Weight, anchored, fixmatch, uda
-from lchp.losses import confidence, refinement_loss
+from lchp.method.consistency import SCHEMES, Weight, anchored, fixmatch, uda
+from lchp.method.losses import confidence, refinement_loss
 
 LOGITS = torch.tensor([[math.log(9.0), 0.0], [math.log(4.0), 0.0], [0.0, 0.0]])  # confidence 0.9, 0.8, 0.5
 

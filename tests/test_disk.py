@@ -20,13 +20,13 @@ import pytest
 from report_records import analysis_script, write_run
 from squares import small_config, small_flags, small_values, write_images
 
-from lchp import runs
-from lchp.board import open_board
-from lchp.checkpoints import load_checkpoint
 from lchp.cli import guarded, main
 from lchp.config import override, preset
 from lchp.data import images
 from lchp.errors import RunError
+from lchp.files import runs
+from lchp.training.board import open_board
+from lchp.training.checkpoints import load_checkpoint
 from lchp.training.run import train
 
 INIT, REGRESS, REFINE = (f"{runs.CHECKPOINTS}/{name}.pt" for name in ("initialization", "regression", "refinement"))

@@ -10,11 +10,11 @@ import torch.distributed as dist
 from torch import nn
 from torch.multiprocessing.spawn import spawn as start_processes
 
-from lchp import distributed
-from lchp.batch import Batch
 from lchp.config import override, to_dict
 from lchp.errors import ConfigError
-from lchp.loop import Training, stepper, take_step
+from lchp.method.batch import Batch
+from lchp.system import distributed
+from lchp.training.fit import Training, stepper, take_step
 
 
 def spawn(work: Any, folder: Path, *arguments: Any, workers: int = 2) -> list[Any]:
@@ -130,7 +130,7 @@ def test_two_workers_train_as_one(tmp_path: Path) -> None:
     """Same losses (to fp32 rounding) as one worker with the same global batch, and nearly the same boxes; with labels
     made once; and of PSOL with LCHP's refinement: of its classifier, of DDT's boxes of all training images, of its
     localizer."""
-    from lchp.records import read_predictions
+    from lchp.evaluation.predictions import read_predictions
 
     config = small.config(small.make_folder(tmp_path / "images"), first=1, second=2)
     config = override(config, {"data.validation": 0.25, "evaluation.batch_size": 5})

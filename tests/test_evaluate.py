@@ -9,11 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
+from lchp.boxes import FULL_BOX
 from lchp.data import cub
 from lchp.data.decode import image_size
 from lchp.errors import ConfigError
-from lchp.evaluate import (
-    FULL_BOX,
+from lchp.evaluation.frames import FRAMES, Frame, GroundTruth
+from lchp.evaluation.metrics import (
     METRICS,
     RESULTS,
     TITLES,
@@ -27,8 +28,7 @@ from lchp.evaluate import (
     macro_average,
     unboxed,
 )
-from lchp.frames import FRAMES, Frame, GroundTruth
-from lchp.records import frame_table, summarize, summary_table
+from lchp.evaluation.predictions import frame_table, summarize, summary_table
 
 
 def boxes(*each: tuple[float, float, float, float]) -> np.ndarray:
@@ -237,8 +237,9 @@ class Block:
             raise ImportError(f"{name} is blocked")
 sys.meta_path.insert(0, Block())
 import numpy as np
-import lchp.evaluate, lchp.frames, lchp.records, lchp.runs, lchp.config, lchp.boxes
-lchp.evaluate.floors(lchp.frames.Frame("full_image", 40, 32).truth([np.ones((1, 4))], np.ones((1, 2))))
+import lchp.boxes, lchp.config, lchp.evaluation.predictions, lchp.files.runs
+from lchp.evaluation import frames, metrics
+metrics.floors(frames.Frame("full_image", 40, 32).truth([np.ones((1, 4))], np.ones((1, 2))))
 assert lchp.preset("cub").refinement.tau == 0.9
 """
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from lchp import TrainConfig, export, override
+from lchp import TrainConfig, override
 from lchp.cli import main
+from lchp.deploy import export
+from lchp.deploy.export import METADATA, OUTPUTS, TOLERANCE, Detector
+from lchp.deploy.predict import TrainedRun, load_run
 from lchp.errors import ConfigError, LchpError
-from lchp.export import METADATA, OUTPUTS, TOLERANCE, Detector
-from lchp.networks import Classifier, Localizer
-from lchp.predict import TrainedRun, load_run
+from lchp.method.networks import Classifier, Localizer
 
 CPU = torch.device("cpu")
 NO_LCHP = """

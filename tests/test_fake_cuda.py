@@ -1,5 +1,5 @@
 """What runs on a GPU, rehearsed without one at 448 px (see fake_cuda.py): steps of both stages, prediction in both
-frames, and every method's boxes. tests/test_no_sync.py does so with the views and the methods' losses."""
+frames, and every method's boxes. tests/training/test_no_sync.py does so with the views and the methods' losses."""
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -19,19 +19,21 @@ from torch._subclasses.fake_tensor import (
     FakeTensorDeviceMismatchError,
 )
 
-from lchp import inference, predict, stages
+from lchp.baselines import METHODS
+from lchp.baselines.ddt import Descriptors, Transform
 from lchp.config import TrainConfig, override
 from lchp.data.base import Split
 from lchp.data.images import Batch, Images
-from lchp.evaluate import FRAMES
-from lchp.inference import Models
-from lchp.map_boxes import map_source, of_map
-from lchp.methods import METHODS
-from lchp.methods.ddt import Descriptors, Transform
-from lchp.networks import Classifier, Localizer
-from lchp.pseudo import make_teacher
-from lchp.stages import pseudo_boxes
+from lchp.deploy import predict
+from lchp.evaluation import inference
+from lchp.evaluation.inference import Models
+from lchp.evaluation.metrics import FRAMES
+from lchp.method import steps as stages
+from lchp.method.networks import Classifier, Localizer
+from lchp.method.pseudo_boxes import make_teacher
+from lchp.method.steps import pseudo_boxes
 from lchp.training.links import Networks
+from lchp.training.map_boxes import map_source, of_map
 
 CLASSES, BATCH, SIZE = 5, 4, 448
 PRECISION: dict[str, Any] = {"bf16": Autocast(), "fp32": nullcontext()}

@@ -13,13 +13,15 @@ import pytest
 import torch
 from squares import small_config, small_values, write_images
 
-from lchp import loop, runs, stages
-from lchp.checkpoints import load_checkpoint, newest_checkpoint, previous, save_checkpoint
 from lchp.config import TrainConfig, override
 from lchp.errors import ConfigError, RunError
-from lchp.interrupt import Interrupted, Stop
+from lchp.files import runs
+from lchp.method import steps as stages
+from lchp.system.interrupt import Interrupted, Stop
+from lchp.training import fit as loop
 from lchp.training import links
 from lchp.training import run as training_run
+from lchp.training.checkpoints import load_checkpoint, newest_checkpoint, previous, save_checkpoint
 from lchp.training.run import Result, train
 
 KILLS = 20
@@ -272,7 +274,7 @@ def test_an_operation_without_a_deterministic_kernel_is_named(
 
 
 def test_deterministic_asks_torch_for_it_on_a_gpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lchp.devices import prepare
+    from lchp.system.devices import prepare
 
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     asked = override(TrainConfig(), {"deterministic": True})

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from lchp import runs
-from lchp.checkpoints import load_checkpoint, previous, save_checkpoint
 from lchp.config import preset
 from lchp.errors import RunError
-from lchp.filesystem import name_new, sync_folder
-from lchp.locks import locked
+from lchp.files import runs
+from lchp.files.filesystem import name_new, sync_folder
+from lchp.files.locks import locked
+from lchp.training.checkpoints import load_checkpoint, previous, save_checkpoint
 
 LACKING = [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EPERM, errno.EACCES, errno.EBADF]
 REAL = [errno.EIO, errno.ENOSPC, errno.EROFS, errno.ESTALE, errno.EDQUOT]

@@ -15,16 +15,18 @@ import pytest
 import small
 from report_records import summary
 
-from lchp.checkpoints import previous, save_checkpoint
 from lchp.cli import parse
 from lchp.config import OPEN_CHOICES, PRESETS, TrainConfig, alternatives, override, preset, to_flat
 from lchp.errors import ConfigError, RunError
-from lchp.harness import Options, Sweep, grid, main, tables
+from lchp.files.locks import locked
+from lchp.harness import Options, Sweep, grid, main
+from lchp.harness import printout as tables
 from lchp.harness.cells import Cell, Job, expand, jobs_of, make_cell, pinned
-from lchp.harness.progress import Display, weight
+from lchp.harness.cluster import Resources
+from lchp.harness.display import Display, weight
+from lchp.harness.printout import timing_line
 from lchp.harness.schedule import FINISHED, Schedule
-from lchp.harness.startup import Resources
-from lchp.harness.storage import DONE, PREDICTED, RESULT, Store
+from lchp.harness.store import DONE, PREDICTED, RESULT, Store
 from lchp.harness.sweep import (
     SWEEP,
     Outcome,
@@ -38,10 +40,9 @@ from lchp.harness.sweep import (
     require_new,
     write_record,
 )
-from lchp.harness.tables import timing_line
-from lchp.harness.trainable import Setting, run_job
-from lchp.locks import locked
+from lchp.harness.trial import Setting, run_job
 from lchp.training.chain import Kind, epochs_of
+from lchp.training.checkpoints import previous, save_checkpoint
 from lchp.training.run import probe
 
 SWEEPS = Path(__file__).parents[1] / "sweeps"
@@ -339,7 +340,7 @@ def test_mistakes_get_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_a_failed_cell_is_named_and_makes_the_exit_status_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lchp.harness import cli
+    from lchp.harness import script as cli
 
     def one_fails(sweep: Sweep, options: Options, **_: object) -> SweepResult:
         (cell,) = expand(replace(sweep, cells=sweep.cells[:1]))
@@ -359,7 +360,7 @@ def test_delta_tau_begins_with_the_cells_of_its_tables() -> None:
 
 
 def test_a_limit_takes_the_first_cells_and_a_resumed_sweep_the_others(tmp_path: Path) -> None:
-    from lchp.harness import cli
+    from lchp.harness import script as cli
 
     def planned(*flags: str) -> Plan:
         argv = ["--seeds", "2", *flags]

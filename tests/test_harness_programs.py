@@ -14,7 +14,7 @@ import pytest
 import small
 from programs import program, result_of, start, wait_for, wait_until_gone
 
-from lchp import runs
+from lchp.files import runs
 from lchp.harness import Sweep, grid
 from lchp.harness.cells import expand, pinned
 from lchp.training.chain import KINDS
@@ -146,7 +146,7 @@ def test_a_node_killed_mid_sweep_loses_no_cell(root: Path, tmp_path: Path) -> No
     code = f"""
     import json, sys, threading, time
     from pathlib import Path
-    from lchp.harness.startup import QUIET
+    from lchp.harness.cluster import QUIET
     import os
     os.environ.update(QUIET)
     from ray.cluster_utils import Cluster

@@ -16,15 +16,15 @@ import pytest
 import small
 from programs import program, result_of, start
 
-from lchp import runs
 from lchp.config import override
 from lchp.errors import RunError
+from lchp.files import runs
+from lchp.files.locks import locked
 from lchp.harness import Options, Sweep, SweepResult, grid, run
 from lchp.harness.cells import Cell, expand, jobs_of, pinned
-from lchp.harness.startup import cluster
-from lchp.harness.storage import Store
+from lchp.harness.cluster import cluster
+from lchp.harness.store import Store
 from lchp.harness.sweep import make_plan
-from lchp.locks import locked
 from lchp.training.chain import Kind
 from lchp.training.run import train
 
@@ -139,7 +139,7 @@ def test_a_resumed_sweep_trains_what_is_new_or_damaged_and_loses_no_cell(
 def test_what_fails_leaves_the_rest_and_a_failed_link_is_run_again_on_resume(
     straight: SweepResult, root: Path, tmp_path: Path
 ) -> None:
-    from lchp.harness.tables import closing_table
+    from lchp.harness.printout import closing_table
 
     cell = straight.cells[0].cell
     blocked = tmp_path / "sweeps" / "faulty" / "work" / f"classifier-{key(cell, 'classifier')}.lock"

@@ -19,8 +19,9 @@ from typing import Any
 import pytest
 
 from lchp.errors import ConfigError, RunError, reason
-from lchp.harness import limits, reaper, startup, watch
-from lchp.interrupt import Interrupted
+from lchp.harness import cluster as startup
+from lchp.harness import limits, reaper, watch
+from lchp.system.interrupt import Interrupted
 
 # --- reasons
 
@@ -83,7 +84,7 @@ def test_the_reason_of_an_exception_names_its_cause() -> None:
     ],
 )
 def test_what_a_trial_died_of(tmp_path: Path, text: str, said: str) -> None:
-    from lchp.harness.searcher import describe_error
+    from lchp.harness.tune import describe_error
 
     file = tmp_path / "error.txt"
     file.write_text(text)

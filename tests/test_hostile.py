@@ -28,14 +28,14 @@ from layouts import annotation, make_cub, make_imagenet, make_tiny, picture, wri
 from PIL import Image
 from squares import small_config, small_values
 
-from lchp import runs
 from lchp.backbones import load_weights
 from lchp.cli import main
 from lchp.config import DataConfig
-from lchp.context import open_context
 from lchp.data import DATASETS, fingerprint, load, read, training_fingerprint
 from lchp.data.images import open_dataset, open_images
 from lchp.errors import DataError, WeightsError, printable
+from lchp.files import runs
+from lchp.training.context import open_context
 from lchp.training.run import train
 
 # --- images

@@ -14,13 +14,13 @@ from lchp.cli import main
 from lchp.config import InitializationConfig, TrainConfig
 from lchp.data import load
 from lchp.data.images import open_images
-from lchp.devices import prepare
+from lchp.deploy.predict import load_run
+from lchp.deploy.second_classifier import _top5
 from lchp.errors import RunError
-from lchp.inference import Models, each_score_map, predict, predict_batch, ranked, view_boxes
-from lchp.networks import ClassifierOutput
-from lchp.predict import load_run
-from lchp.runs import read_config
-from lchp.second_classifier import _top5
+from lchp.evaluation.inference import Models, each_score_map, predict, predict_batch, ranked, view_boxes
+from lchp.files.runs import read_config
+from lchp.method.networks import ClassifierOutput
+from lchp.system.devices import prepare
 
 
 class Fixed(nn.Module):
@@ -89,7 +89,7 @@ def test_memory_that_runs_out_while_predicting_is_said_in_one_line(tmp_path, wha
 
 
 def test_lchp_predict_says_in_one_line_that_memory_ran_out(squares_run: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr("lchp.predict.predict_batch", too_much)
+    monkeypatch.setattr("lchp.deploy.predict.predict_batch", too_much)
     source = Path(str(read_config(squares_run).data.root)) / "red"
     assert main(["predict", str(source), "--run", str(squares_run), "--batch-size", "3"]) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]

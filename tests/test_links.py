@@ -8,15 +8,15 @@ import torch
 from squares import small_config, write_images
 
 from lchp.config import TrainConfig
-from lchp.context import open_context
-from lchp.loop import epoch_seed, make_schedule
-from lchp.losses import classification_loss
-from lchp.pseudo import make_teacher, update_teacher
-from lchp.stages import pseudo_boxes
+from lchp.method.losses import classification_loss
+from lchp.method.pseudo_boxes import make_teacher, update_teacher
+from lchp.method.steps import pseudo_boxes
+from lchp.training.batches import epoch_order, general_batches
 from lchp.training.chain import chain_of
+from lchp.training.context import open_context
+from lchp.training.fit import epoch_seed, make_schedule
 from lchp.training.links import build
 from lchp.training.run import train
-from lchp.views import epoch_order, general_batches
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from lchp import filesystem, locks
 from lchp.errors import RunError
-from lchp.locks import HeldError, locked
+from lchp.files import filesystem, locks
+from lchp.files.locks import HeldError, locked
 
 
 def test_a_second_holder_is_refused_by_name(tmp_path: Path) -> None:

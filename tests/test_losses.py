@@ -5,13 +5,7 @@ import math
 import pytest
 import torch
 
-from lchp.losses import (
-    classification_loss,
-    confidence,
-    is_visible,
-    refinement_loss,
-    regression_loss,
-)
+from lchp.method.losses import classification_loss, confidence, is_visible, refinement_loss, regression_loss
 
 BOXES = torch.tensor([[0.1, 0.1, 0.5, 0.5], [0.2, 0.2, 0.8, 0.8]])
 TARGETS = torch.tensor([[0.2, 0.1, 0.5, 0.3], [0.2, 0.2, 0.8, 0.7]])  # squared errors 0.01 + 0.04, 0.01

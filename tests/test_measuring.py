@@ -8,8 +8,8 @@ import torch
 from report_records import PAPER, analysis_script
 from squares import small_config, write_images
 
-from lchp.augment import sample_strong
 from lchp.config import RefinementConfig
+from lchp.method.views import sample_strong
 from lchp.training.run import train
 
 

@@ -13,15 +13,15 @@ from torchvision.models.resnet import Bottleneck
 from lchp.backbones import BACKBONES, SYMMETRIC, Backbone, build_trunk
 from lchp.backbones import backbone as backbone_of
 from lchp.backbones.spine import outputs, resolutions
+from lchp.baselines import METHODS, Batch
+from lchp.baselines.acol import DELTA, Acol, acol_loss, acol_map, erase
+from lchp.baselines.adl import DROP_RATE, Adl, Dropout, adl_loss, adl_map, positions
+from lchp.baselines.cam import PLAIN, cam
+from lchp.baselines.csoa import MARGIN, augmentation_loss, confidence_segmentation, segmentation_loss
+from lchp.baselines.spg import LEAST_FOREGROUND, RELATIVE, Spg, guidance, guided, spg_loss, spg_map
 from lchp.config import ModelConfig
-from lchp.methods import METHODS, Batch
-from lchp.methods.acol import DELTA, Acol, acol_loss, acol_map, erase
-from lchp.methods.adl import DROP_RATE, Adl, Dropout, adl_loss, adl_map, positions
-from lchp.methods.base import minmax
-from lchp.methods.cam import PLAIN, cam
-from lchp.methods.csoa import MARGIN, augmentation_loss, confidence_segmentation, segmentation_loss
-from lchp.methods.spg import LEAST_FOREGROUND, RELATIVE, Spg, guidance, guided, spg_loss, spg_map
-from lchp.networks import Classifier
+from lchp.method.definition import minmax
+from lchp.method.networks import Classifier
 
 NAMES = ("acol", "adl", "csoa", "spg")
 TINY = ("tiny", "tiny_wide", "tiny_coarse", "tiny_deep")

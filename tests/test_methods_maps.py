@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import lchp.methods
+import lchp.baselines
 from lchp.backbones.tiny import TINY
+from lchp.baselines import METHODS, cam, grad_cam, info_cam, layer_cam, method
 from lchp.config import ModelConfig
 from lchp.errors import ConfigError
-from lchp.methods import METHODS, cam, grad_cam, info_cam, layer_cam, method
-from lchp.networks import Classifier
+from lchp.method.networks import Classifier
 
 MAPS = [cam.cam, grad_cam.grad_cam, layer_cam.layer_cam, info_cam.info_cam]
 CLASSES = 4

@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from lchp.augment import general_view, sample_general
-from lchp.frames import to_float
-from lchp.methods import psol
-from lchp.methods.ddt import Descriptors, Transform, largest_component_boxes
-from lchp.views import _frame
+from lchp.baselines import psol
+from lchp.baselines.ddt import Descriptors, Transform, largest_component_boxes
+from lchp.evaluation.frames import to_float
+from lchp.method.views import general_view, sample_general
+from lchp.training.batches import _frame
 
 
 def features(n: int, seed: int = 0, channels: int = 6, side: int = 8) -> Tensor:

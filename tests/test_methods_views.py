@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lchp.backbones import BACKBONES, SYMMETRIC, Backbone
+from lchp.baselines import Batch, Scheme, cutmix, gr, has
+from lchp.baselines.cam import PLAIN
 from lchp.config import ModelConfig
-from lchp.methods import Batch, Scheme, cutmix, gr, has
-from lchp.methods.cam import PLAIN
-from lchp.networks import Classifier
+from lchp.method.networks import Classifier
 
 SCHEMES = [PLAIN, *(m.METHOD.scheme for m in (cutmix, has, gr))]
 

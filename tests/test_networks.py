@@ -7,12 +7,12 @@ import torch
 from torch import nn
 from torchvision.transforms.v2.functional import normalize
 
-from lchp import networks
 from lchp.backbones import IMAGENET, SYMMETRIC, Normalize, build_trunk
+from lchp.baselines import METHODS
 from lchp.config import ModelConfig
 from lchp.errors import ConfigError
-from lchp.methods import METHODS
-from lchp.networks import Classifier, Localizer, bilinear_attention_pooling
+from lchp.method import networks
+from lchp.method.networks import Classifier, Localizer, bilinear_attention_pooling
 
 TINY = {"classifier": "tiny", "localizer": "tiny", "pretrained": False}
 

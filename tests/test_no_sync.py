@@ -13,13 +13,13 @@ from stepping import batch_of, step_of, trainings
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lchp import views
-from lchp.augment import strong_view
-from lchp.batch import Batch
+from lchp.baselines import METHODS
 from lchp.config import TrainConfig, override, preset
 from lchp.data.images import Batch as Read
-from lchp.devices import autocast
-from lchp.methods import METHODS
+from lchp.method.batch import Batch
+from lchp.method.views import strong_view
+from lchp.system.devices import autocast
+from lchp.training import batches as views
 from lchp.training.chain import Kind, chain_of
 from lchp.training.links import Networks, build
 

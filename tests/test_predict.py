@@ -19,17 +19,18 @@ from older_runs import as_before_links
 from PIL import Image
 from report_records import analysis_script
 
-from lchp import TrainConfig, override, runs
+from lchp import TrainConfig, override
 from lchp.backbones import _move_strides, backbone, build_trunk
 from lchp.cli import main
 from lchp.config import MEANING_BEFORE
+from lchp.deploy.formats import Prediction, open_writer
+from lchp.deploy.predict import TrainedRun, find_images, load_run, predict, predict_to
 from lchp.errors import ConfigError, DataError, LchpError, RunError
-from lchp.formats import Prediction, open_writer
-from lchp.loop import Session
-from lchp.predict import TrainedRun, find_images, load_run, predict, predict_to
-from lchp.records import read_predictions, write_predictions
+from lchp.evaluation.predictions import read_predictions, write_predictions
+from lchp.files import runs
 from lchp.report.figures.panel import follow
 from lchp.training.chain import Kind
+from lchp.training.fit import Session
 from lchp.training.run import train, train_links
 
 CPU = torch.device("cpu")
@@ -567,7 +568,7 @@ def test_one_image_on_the_command_line(squares_run: Path, squares_root: Path, ca
 
 
 def test_a_stopped_prediction_leaves_nothing(trained: TrainedRun, squares_root: Path, tmp_path, monkeypatch) -> None:
-    import lchp.predict as module
+    import lchp.deploy.predict as module
 
     calls = itertools.count()
     original = module.predict_batch

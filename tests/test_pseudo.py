@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from lchp.config import InitializationConfig
-from lchp.losses import foreground
-from lchp.pseudo import algorithm_1, attention_boxes, enclosing_boxes, mask_out, upsample
+from lchp.method.losses import foreground
+from lchp.method.pseudo_boxes import algorithm_1, attention_boxes, enclosing_boxes, mask_out, upsample
 
 MEAN = torch.tensor([0.4, 0.5, 0.6])
 NATIVE = InitializationConfig(delta=0.5, resolution="native")

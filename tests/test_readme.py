@@ -11,8 +11,8 @@ import lchp.harness
 from lchp.cli import COMMANDS, Train, chosen_preset, parse
 from lchp.config import OPEN_CHOICES, TrainConfig, preset
 from lchp.harness import Options, Sweep, SweepResult
-from lchp.harness.cli import Flags
-from lchp.harness.search_cli import SearchFlags
+from lchp.harness.script import Flags
+from lchp.harness.search_script import SearchFlags
 from lchp.harness.sweep import Outcome, Plan, make_plan
 from lchp.training.chain import KINDS
 

@@ -19,25 +19,25 @@ import pytest
 from pydantic import TypeAdapter
 from report_records import PAPER, write_predicted, write_run
 
-from lchp import runs
 from lchp.cli import main
 from lchp.config import PRESETS, TrainConfig, preset
 from lchp.errors import LchpError, RunError
-from lchp.evaluate import FRAMES, RESULTS
+from lchp.evaluation.metrics import FRAMES, RESULTS
+from lchp.evaluation.predictions import macro_gt_known, read_predictions, summarize
+from lchp.files import runs
+from lchp.files.schema import DONE_SCHEMA, ENVIRONMENT_SCHEMA, SUMMARY_SCHEMA, LocalizationByFrame, Result, checked
 from lchp.harness import cells
 from lchp.harness.sweep import recorded_cells
-from lchp.records import macro_gt_known, read_predictions, summarize
-from lchp.report.collect import collect
-from lchp.report.contents import tables
 from lchp.report.figures.images import read_frame
-from lchp.report.keep import keep
-from lchp.report.making import Wanted as Tables
-from lchp.report.making import make_tables
-from lchp.report.page import Wanted, make_page
+from lchp.report.page.make import Wanted, make_page
 from lchp.report.paper import read_paper
-from lchp.report.render import FORMATS, to_text
+from lchp.report.publish import keep
+from lchp.report.read import collect
+from lchp.report.tables.numbers import tables
+from lchp.report.tables.render import FORMATS, to_text
+from lchp.report.tables.write import Wanted as Tables
+from lchp.report.tables.write import make_tables
 from lchp.report.unboxed import rank, rank_text
-from lchp.schema import DONE_SCHEMA, ENVIRONMENT_SCHEMA, SUMMARY_SCHEMA, LocalizationByFrame, Result, checked
 
 RECORDS = PAPER.parent / "records"
 LCHP = RECORDS / "cub50" / "store" / "stage2" / "fed3861cd0ed6d7f"
@@ -94,7 +94,7 @@ def small_sweep() -> dict[str, Any]:
 
 
 def fuzzed_sweeps() -> Iterator[tuple[str, Any]]:
-    """Of the config in it, one section: tests/test_config_fuzz.py does the others."""
+    """Of the config in it, one section: tests/config/test_config_fuzz.py does the others."""
     for why, record in fuzzed(small_sweep()):
         if not why.startswith("bases/0/") or why.startswith("bases/0/model"):
             yield why, record

@@ -8,15 +8,15 @@ import pytest
 from report_records import PAPER, analysis_script, known, store, write_run, write_sweep
 
 from lchp.config import OPEN_CHOICES, PRESETS, override, preset
-from lchp.report.choices import NO_PAIR, choices_table
-from lchp.report.collect import collect
-from lchp.report.contents import tables
-from lchp.report.groups import choose_around, parse_where
-from lchp.report.making import render_tables
-from lchp.report.page import Wanted, gather
+from lchp.report.page.make import Wanted, gather
 from lchp.report.paper import read_paper
-from lchp.report.render import FORMATS, to_markdown, to_text
-from lchp.report.tables import Cell, Table
+from lchp.report.read import collect
+from lchp.report.select import choose_around, parse_where
+from lchp.report.tables.grid import Cell, Table
+from lchp.report.tables.numbers import tables
+from lchp.report.tables.open_choices import NO_PAIR, choices_table
+from lchp.report.tables.render import FORMATS, to_markdown, to_text
+from lchp.report.tables.write import render_tables
 
 PARTS = PRESETS["parts"]
 LABELLER, NORMALIZATION, MARGIN = "refinement.labeller", "initialization.normalization", "refinement.crop_margin"

@@ -15,9 +15,9 @@ from report_records import key, known, seal, store, store_link, write_grid, writ
 
 from lchp.config import MEANING_BEFORE, TrainConfig, field_types, override, preset, to_dict, to_flat
 from lchp.errors import RunError
-from lchp.report.collect import ORIGIN, clean, collect
-from lchp.report.tables import commands
-from lchp.runs import SWEEP, write_json
+from lchp.files.runs import SWEEP, write_json
+from lchp.report.read import ORIGIN, clean, collect
+from lchp.report.tables.grid import commands
 
 
 def edit(path: Path, **values: Any) -> None:
@@ -248,9 +248,9 @@ def test_whether_a_sweep_runs_is_read_off_its_lock(tmp_path: Path) -> None:
 
 
 def test_the_harness_writes_the_record_that_is_read() -> None:
-    from lchp import runs
+    from lchp.files import runs
     from lchp.harness import sweep
-    from lchp.harness.storage import DONE
+    from lchp.harness.store import DONE
 
     assert (sweep.SWEEP, DONE) == (SWEEP, runs.DONE)
 

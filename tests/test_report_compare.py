@@ -8,7 +8,7 @@ from report_records import write_predicted, write_run
 
 from lchp.config import override, preset
 from lchp.errors import ConfigError, RunError
-from lchp.records import read_predictions, write_predictions
+from lchp.evaluation.predictions import read_predictions, write_predictions
 from lchp.report.compare import Side, compare, comparison_text, parse_side
 
 N = 40

@@ -13,13 +13,13 @@ import pytest
 from report_records import PAPER, analysis_script, seal, store, write_run, write_sweep
 
 from lchp.config import override, preset
-from lchp.report.collect import clean, collect
-from lchp.report.making import write_tables
-from lchp.report.page import Wanted, gather, render
+from lchp.files.runs import append_metrics, read_json, write_json
+from lchp.report.page.make import Wanted, gather, render
 from lchp.report.paper import read_paper
-from lchp.report.render import FORMATS, to_csv, to_markdown
-from lchp.report.tables import Cell, Row, Section, Table
-from lchp.runs import append_metrics, read_json, write_json
+from lchp.report.read import clean, collect
+from lchp.report.tables.grid import Cell, Row, Section, Table
+from lchp.report.tables.render import FORMATS, to_csv, to_markdown
+from lchp.report.tables.write import write_tables
 
 HOSTILE = (
     "<script>alert(1)</script>",

@@ -21,12 +21,11 @@ from lchp.config import PRESETS, TrainConfig, override, preset
 from lchp.data import load
 from lchp.data.base import DataSet, Split
 from lchp.errors import ConfigError, DataError, RunError
-from lchp.evaluate import RESULTS
-from lchp.frames import FRAMES, Frame
+from lchp.evaluation.frames import FRAMES, Frame
+from lchp.evaluation.metrics import RESULTS
+from lchp.evaluation.predictions import TITLES
+from lchp.files.runs import link_folder, read_json, write_json
 from lchp.pictures import STYLES
-from lchp.records import TITLES
-from lchp.report.collect import collect
-from lchp.report.contents import table
 from lchp.report.figures import curves
 from lchp.report.figures.grids import Picked, grid, pick_images
 from lchp.report.figures.images import Predicted, read_frame, read_pixels
@@ -35,7 +34,8 @@ from lchp.report.figures.panel import follow, panel
 from lchp.report.figures.run_files import config_of, metrics_of
 from lchp.report.figures.style import CURVES, Drawing, rendered
 from lchp.report.paper import read_paper
-from lchp.runs import link_folder, read_json, write_json
+from lchp.report.read import collect
+from lchp.report.tables.numbers import table
 from lchp.training.run import train
 
 PARTS = PRESETS["parts"]

@@ -9,12 +9,12 @@ from report_records import PAPER, analysis_script, seal, store, write_predicted,
 
 from lchp.config import PRESETS, TrainConfig, override, preset
 from lchp.errors import ConfigError, RunError
-from lchp.records import read_predictions, summarize
-from lchp.report.collect import collect
-from lchp.report.contents import table
-from lchp.report.keep import keep
+from lchp.evaluation.predictions import read_predictions, summarize
 from lchp.report.paper import read_paper
-from lchp.report.render import to_markdown
+from lchp.report.publish import keep
+from lchp.report.read import collect
+from lchp.report.tables.numbers import table
+from lchp.report.tables.render import to_markdown
 
 
 def finished(storage: Path, config: TrainConfig, right: int) -> Path:

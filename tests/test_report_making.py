@@ -11,7 +11,7 @@ from report_records import PAPER, analysis_script, store, write_grid, write_pred
 
 from lchp.cli import guarded
 from lchp.config import PRESETS, override, preset
-from lchp.report.making import Wanted, make_tables, render_tables
+from lchp.report.tables.write import Wanted, make_tables, render_tables
 
 SCRIPT = PAPER.with_name("make_tables.py")
 

@@ -27,16 +27,16 @@ from report_records import (
 
 from lchp.config import PRESETS, field_types, override, preset
 from lchp.data import DATASETS, wsol
-from lchp.report import trials
-from lchp.report.collect import collect
-from lchp.report.contents import tables
-from lchp.report.making import Wanted as Tables
-from lchp.report.making import make_tables
-from lchp.report.page import Wanted, gather, make_page, render
+from lchp.files.runs import append_metrics, read_json, write_json
+from lchp.report.page import trials
+from lchp.report.page.make import Wanted, gather, make_page, render
+from lchp.report.page.trials import duration, loss_and_shares, sparkline
 from lchp.report.paper import read_paper
-from lchp.report.tables import DATA
-from lchp.report.trials import duration, loss_and_shares, sparkline
-from lchp.runs import append_metrics, read_json, write_json
+from lchp.report.read import collect
+from lchp.report.tables.grid import DATA
+from lchp.report.tables.numbers import tables
+from lchp.report.tables.write import Wanted as Tables
+from lchp.report.tables.write import make_tables
 
 HOSTILE = '</td></script><script>alert("<b>")</script> & <img src="http://evil.example/x.png">\x1b[31m\x00'
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")

@@ -8,10 +8,10 @@ import pytest
 from report_records import PAPER, store, write_run, write_sweep
 
 from lchp.config import PRESETS, TrainConfig, override, preset
-from lchp.report.collect import METHOD, collect
-from lchp.report.contents import table
 from lchp.report.paper import Paper, read_paper
-from lchp.report.tables import Row, Table
+from lchp.report.read import METHOD, collect
+from lchp.report.tables.grid import Row, Table
+from lchp.report.tables.numbers import table
 
 TITLES = {"cam": "CAM", "adl": "ADL", "spg": "SPG", "has": "HaS", "gr": "GR", "psol": "PSOL", "lchp": "LCHP"}
 DIVERGED = "regression, epoch 1: loss is inf; training diverged, lower the learning rate"

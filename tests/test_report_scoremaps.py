@@ -6,12 +6,12 @@ from typing import Any
 from report_records import PAPER, analysis_script, store, write_sweep
 
 from lchp.config import PRESETS, override, preset
-from lchp.report.collect import collect
-from lchp.report.contents import table, tables
-from lchp.report.page import Wanted, gather
+from lchp.report.page.make import Wanted, gather
 from lchp.report.paper import read_paper
-from lchp.report.render import FORMATS, to_text
-from lchp.report.tables import Table
+from lchp.report.read import collect
+from lchp.report.tables.grid import Table
+from lchp.report.tables.numbers import table, tables
+from lchp.report.tables.render import FORMATS, to_text
 
 PARTS = PRESETS["parts"]
 COLUMNS = ("MaxBoxAcc (oracle)", "MaxBoxAccV2 (oracle)", "its threshold (oracle)", "BoxAcc", "BoxAccV2")

@@ -17,14 +17,14 @@ from report_records import GOLDEN, PAPER, golden_texts, known, store, write_grid
 
 from lchp.config import PRESETS, SHAPE, Preset, field_types, override, preset, to_flat
 from lchp.errors import ConfigError, DataError
-from lchp.report.collect import Records, collect
-from lchp.report.contents import OF_PAPER, table, tables
-from lchp.report.depends import WITHOUT_EFFECT, counts, results
-from lchp.report.groups import DELTA, IDENTITY, choose, differences, parse_where, preset_of, require
-from lchp.report.making import write_tables
+from lchp.report.dependence import WITHOUT_EFFECT, counts, results
 from lchp.report.paper import Paper, read_paper
-from lchp.report.render import FORMATS, to_csv, to_html, to_latex, to_markdown, to_text
-from lchp.report.tables import Cell, Table
+from lchp.report.read import Records, collect
+from lchp.report.select import DELTA, IDENTITY, choose, differences, parse_where, preset_of, require
+from lchp.report.tables.grid import Cell, Table
+from lchp.report.tables.numbers import OF_PAPER, table, tables
+from lchp.report.tables.render import FORMATS, to_csv, to_html, to_latex, to_markdown, to_text
+from lchp.report.tables.write import write_tables
 from lchp.training.chain import chain_of, depends_on, results_of
 
 PARTS = PRESETS["parts"]
@@ -520,7 +520,7 @@ def test_an_infinite_figure_is_a_failure(tmp_path: Path, paper: Paper) -> None:
 
 
 def test_letters_that_latex_lacks_are_named_by_their_code_point() -> None:
-    from lchp.report.render import _latex
+    from lchp.report.tables.render import _latex
 
     assert _latex("\u03b4 0.5") == "[U+03B4] 0.5"
 

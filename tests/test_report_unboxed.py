@@ -8,7 +8,7 @@ from report_records import analysis_script, store
 
 from lchp.config import override, preset
 from lchp.errors import RunError
-from lchp.report.collect import collect
+from lchp.report.read import collect
 from lchp.report.unboxed import rank, rank_text
 
 

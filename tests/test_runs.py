@@ -15,12 +15,13 @@ import pytest
 import torch
 from torch import nn
 
-from lchp import loop, runs
-from lchp.batch import Batch
-from lchp.checkpoints import load_checkpoint
 from lchp.config import TrainConfig, preset
 from lchp.errors import RunError
-from lchp.loop import Chunks, DivergedError, Session, Training, epoch_seed, fit, make_schedule
+from lchp.files import runs
+from lchp.method.batch import Batch
+from lchp.training import fit as loop
+from lchp.training.checkpoints import load_checkpoint
+from lchp.training.fit import Chunks, DivergedError, Session, Training, epoch_seed, fit, make_schedule
 
 
 def files(folder: Path) -> list[str]:

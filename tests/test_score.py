@@ -13,10 +13,10 @@ from wsol_folder import write_lists
 from lchp.boxes import iou
 from lchp.cli import main
 from lchp.errors import DataError
-from lchp.scoring import score_boxes, score_maps, score_masks
-from lchp.scoring.maps import contour_boxes, in_frame
-from lchp.scoring.masks import average_precision
-from lchp.scoring.scoremaps import FRAME, read_map
+from lchp.evaluation.scoring import score_boxes, score_maps, score_masks
+from lchp.evaluation.scoring.maps import contour_boxes, in_frame
+from lchp.evaluation.scoring.masks import average_precision
+from lchp.evaluation.scoring.scoremaps import FRAME, read_map
 
 Split = tuple[Path, Path]
 """The folder of the maps, and that of the lists."""
@@ -480,7 +480,7 @@ def test_boxes_are_not_taken_one_by_one(tmp_path: Path, monkeypatch: pytest.Monk
     guess[["x2", "top1"]] = np.stack([guess["x2"] + 9, rng.integers(0, 10, 100)], 1)
     guess.drop(columns="label").to_csv(tmp_path / "p.csv", index=False)
     for name in ("parse_box", "checked_box"):
-        monkeypatch.setattr(f"lchp.scoring.boxes.{name}", None)
+        monkeypatch.setattr(f"lchp.evaluation.scoring.boxes.{name}", None)
     got = score_boxes(tmp_path / "p.csv", tmp_path / "a.csv")
     best, known, top1 = {}, {}, {}
     for row in guess.to_dict("records"):

@@ -13,17 +13,17 @@ import pytest
 from optuna.trial import TrialState
 from report_records import summary
 
-from lchp import runs
 from lchp.config import TrainConfig, override, preset
 from lchp.errors import ConfigError, RunError
+from lchp.files import runs
 from lchp.harness import database
 from lchp.harness import search as searching
 from lchp.harness.cells import Job, Sweep
 from lchp.harness.database import DATABASE, Database, open_study
 from lchp.harness.schedule import FINISHED, Schedule
 from lchp.harness.search import Search, Study, search
-from lchp.harness.search_cli import closing
-from lchp.harness.storage import PREDICTED, RESULT, Store
+from lchp.harness.search_script import closing
+from lchp.harness.store import PREDICTED, RESULT, Store
 from lchp.harness.sweep import Hooks, Options, Plan, SweepResult, outcomes_of
 from lchp.training.chain import STAGES
 

@@ -11,8 +11,8 @@ import pytest
 import small
 from drained import drain, planned
 
-from lchp import runs
 from lchp.config import TrainConfig, override
+from lchp.files import runs
 from lchp.harness.cells import Job, Overrides, pinned
 from lchp.harness.sweep import Plan, outcomes_of
 from lchp.training import run as training

@@ -8,12 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lchp.augment import AxisMap, StrongParameters, sample_strong
-from lchp.batch import Batch
 from lchp.config import InitializationConfig, RefinementConfig, field_types
-from lchp.networks import ClassifierOutput
-from lchp.pseudo import make_teacher, update_teacher
-from lchp.stages import (
+from lchp.method.batch import Batch
+from lchp.method.networks import ClassifierOutput
+from lchp.method.pseudo_boxes import make_teacher, update_teacher
+from lchp.method.steps import (
     Labels,
     classifier_step,
     freeze_batch_norm,
@@ -23,7 +22,8 @@ from lchp.stages import (
     padding,
     refinement_step,
 )
-from lchp.view_table import Boxes, ViewTable
+from lchp.method.view_table import Boxes, ViewTable
+from lchp.method.views import AxisMap, StrongParameters, sample_strong
 
 BOX = [0.2, 0.3, 0.6, 0.9]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lchp import streams
 from lchp.cli import main
+from lchp.system import streams
 
 SCRIPT = """
 import os, sys

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from lchp import runs
 from lchp.config import preset
 from lchp.errors import RunError
+from lchp.files import runs
+from lchp.files.locks import LOCK, locked
 from lchp.harness import Options, Sweep, sweep
-from lchp.harness.startup import Resources
+from lchp.harness.cluster import Resources
 from lchp.harness.sweep import make_plan, run_trials, write_record
-from lchp.locks import LOCK, locked
 
 
 class FakeTuner:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from lchp import runs
 from lchp.cli import main
 from lchp.errors import ConfigError
+from lchp.files import runs
+from lchp.files.targets import as_path, claim, holding, json_of, require_file, require_new_folder
 from lchp.report.figures.style import Drawing, save
-from lchp.report.making import write_tables
-from lchp.targets import as_path, claim, holding, json_of, require_file, require_new_folder
+from lchp.report.tables.write import write_tables
 
 TABLE = "image_id,x1,y1,x2,y2,label\na,0,0,9,9,0\n"
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lchp.pseudo import make_teacher, update_teacher
+from lchp.method.pseudo_boxes import make_teacher, update_teacher
 
 
 def network() -> nn.Sequential:

@@ -14,22 +14,23 @@ import pytest
 import torch
 from squares import small_config, small_flags, small_values, write_images
 
-from lchp import loop, runs
 from lchp.config import TrainConfig, field_types, override
-from lchp.context import Context, open_context
+from lchp.deploy.predict import load_run
 from lchp.errors import ConfigError, DataError, RunError
-from lchp.interrupt import Interrupted, Stop
-from lchp.locks import HeldError
-from lchp.loop import DivergedError, epoch_seed
-from lchp.measure import known_kept
-from lchp.predict import load_run
-from lchp.records import read_predictions, summarize
+from lchp.evaluation.predictions import read_predictions, summarize
+from lchp.files import runs
+from lchp.files.locks import HeldError
+from lchp.system.interrupt import Interrupted, Stop
+from lchp.training import fit as loop
 from lchp.training import links
 from lchp.training import run as training_run
+from lchp.training.batches import epoch_order
 from lchp.training.chain import STAGES, chain_of, epochs_of
+from lchp.training.context import Context, open_context
+from lchp.training.fit import DivergedError, epoch_seed
 from lchp.training.links import Networks, build, settle_statistics
+from lchp.training.measure import known_kept
 from lchp.training.run import Result, train
-from lchp.views import epoch_order
 
 CHAINS: dict[str, dict[str, Any]] = {
     "lchp": {},

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import small
 
-from lchp import runs
 from lchp.config import TrainConfig
 from lchp.errors import RunError
+from lchp.files import runs
+from lchp.files.locks import LOCK, locked
 from lchp.harness import Sweep
 from lchp.harness.cells import Job, expand, jobs_of, pinned
-from lchp.harness.storage import DONE, PREDICTED, RESULT, Store, verify
-from lchp.harness.trainable import Setting, run_job
-from lchp.locks import LOCK, locked
+from lchp.harness.store import DONE, PREDICTED, RESULT, Store, verify
+from lchp.harness.trial import Setting, run_job
 from lchp.training import run as training
 
 

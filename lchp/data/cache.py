@@ -26,8 +26,8 @@ from lchp.data.base import Split
 from lchp.data.content import Contents, digest, in_threads, state
 from lchp.data.decode import Kept, decode, decode_kept, fault, finished, keeps_source, read_file
 from lchp.errors import DataError, RunError
-from lchp.filesystem import sync
-from lchp.runs import read_json, sync_folder, write_atomically, write_json
+from lchp.files.filesystem import sync
+from lchp.files.runs import read_json, sync_folder, write_atomically, write_json
 
 log = logging.getLogger(__name__)
 

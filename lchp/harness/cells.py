@@ -11,8 +11,8 @@ from typing import Any
 
 from lchp.config import DataConfig, TrainConfig, flatten, from_dict, override, to_dict, to_flat
 from lchp.data import fingerprint, load
-from lchp.devices import resolve_device, resolve_precision
 from lchp.errors import ConfigError
+from lchp.system.devices import resolve_device, resolve_precision
 from lchp.training.chain import KINDS, Chain, Kind, Link, chain_of
 
 Overrides = dict[str, Any]

@@ -18,18 +18,19 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from lchp import __version__, runs
+from lchp import __version__
 from lchp.config import TrainConfig, from_dict, show, to_dict
 from lchp.errors import ConfigError, RunError
-from lchp.evaluate import Metric
+from lchp.evaluation.metrics import Metric
+from lchp.files import runs
+from lchp.files.locks import LOCK, Claim, locked
+from lchp.files.schema import SWEEP_VERSIONS
 from lchp.harness.cells import Cell, Job, Sweep, expand, jobs_of, make_cell, pinned
-from lchp.harness.progress import Display
+from lchp.harness.cluster import Resources, cluster
+from lchp.harness.display import Display
 from lchp.harness.schedule import Progress, Reason, Schedule
-from lchp.harness.startup import Resources, cluster
-from lchp.harness.storage import Store
-from lchp.harness.trainable import Setting
-from lchp.locks import LOCK, Claim, locked
-from lchp.schema import SWEEP_VERSIONS
+from lchp.harness.store import Store
+from lchp.harness.trial import Setting
 from lchp.training.chain import label
 
 log = logging.getLogger(__name__)
@@ -464,8 +465,8 @@ class Patience:
 def _tune(plan: Plan, setting: Setting, places: int, display: Display, hooks: Hooks, resources: Resources) -> None:
     from ray import tune
 
-    from lchp.harness.searcher import Faulty, LinkSearcher, Tracker
-    from lchp.harness.trainable import plain_trial, ray_train_trial
+    from lchp.harness.trial import plain_trial, ray_train_trial
+    from lchp.harness.tune import Faulty, LinkSearcher, Tracker
 
     news, due = False, 0.0  # of sweep.json: whether it is behind, and when it may be written again
     faults: list[Exception] = []  # raised inside Tune, they would come with its traceback: they end it, then are raised

@@ -11,9 +11,9 @@ from tabulate import tabulate
 
 from lchp.config import show
 from lchp.errors import RunError
-from lchp.report.collect import Records
-from lchp.report.depends import is_complete
-from lchp.report.groups import IDENTITY, canonical, rows
+from lchp.report.dependence import is_complete
+from lchp.report.read import Records
+from lchp.report.select import IDENTITY, canonical, rows
 
 FRAME = "center_crop"
 PARTS = ("crop", "masked", "area", "score")
@@ -22,7 +22,7 @@ PARTS = ("crop", "masked", "area", "score")
 @dataclass(frozen=True)
 class Setting:
     """One setting: the fields that tell it from the others, its seeds, and means over them in percent. parts: of
-    `lchp.evaluate.unboxed`, for LCHP-R on the test images; known: GT-Known of LCHP-R (None without boxes)."""
+    `lchp.evaluation.metrics.unboxed`, for LCHP-R on the test images; known: GT-Known of LCHP-R (None without boxes)."""
 
     values: Mapping[str, Any]
     seeds: int

@@ -10,14 +10,14 @@ from functools import cache, lru_cache
 from types import MappingProxyType
 from typing import Any
 
-from lchp import runs
 from lchp.backbones import weights_identity
+from lchp.baselines import METHODS, Method, method
 from lchp.config import FIELDS, MEASURED, TrainConfig, fields_of, override, to_flat
-from lchp.devices import resolve_device, resolve_precision
 from lchp.errors import ConfigError
-from lchp.methods import METHODS, Method, method
-from lchp.runs import KINDS, STAGES, Kind
-from lchp.stages import views_of
+from lchp.files import runs
+from lchp.files.runs import KINDS, STAGES, Kind
+from lchp.method.steps import views_of
+from lchp.system.devices import resolve_device, resolve_precision
 
 RECIPE_VERSION = 4
 """Raise it when the maths changes, so that a result trained by the old one is not taken for the new."""

@@ -12,33 +12,26 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from lchp import distributed
 from lchp.backbones import Trunk
-from lchp.batch import Batch, Step
+from lchp.baselines import Method
+from lchp.baselines.psol import localizer_loss
 from lchp.boxes import area
 from lchp.config import InitializationConfig, RefinementConfig, TrainConfig
-from lchp.context import Context
-from lchp.distributed import share_batch_statistics
 from lchp.errors import ConfigError, RunError
-from lchp.inference import BoxSource, Models, predicting
-from lchp.loop import Chunks, Metrics, Training, epoch_seed, make_schedule
-from lchp.map_boxes import Directions, ddt_trunk, map_source, of_map
-from lchp.measure import validate
-from lchp.methods import Method
-from lchp.methods.psol import localizer_loss
-from lchp.networks import Classifier, Localizer
-from lchp.pseudo import update_teacher
-from lchp.stages import (
-    Labels,
-    freeze_batch_norm,
-    label_views,
-    localizer_step,
-    pseudo_boxes,
-    refinement_step,
-)
+from lchp.evaluation.inference import BoxSource, Models, predicting
+from lchp.method.batch import Batch, Step
+from lchp.method.networks import Classifier, Localizer
+from lchp.method.pseudo_boxes import update_teacher
+from lchp.method.steps import Labels, freeze_batch_norm, label_views, localizer_step, pseudo_boxes, refinement_step
+from lchp.method.view_table import Boxes, ViewTable
+from lchp.system import distributed
+from lchp.system.distributed import share_batch_statistics
+from lchp.training.batches import epoch_order, general_batches, images_of, strong_batches, taught_batches, whole_batches
 from lchp.training.chain import Chain, Kind, Link
-from lchp.view_table import Boxes, ViewTable
-from lchp.views import epoch_order, general_batches, images_of, strong_batches, taught_batches, whole_batches
+from lchp.training.context import Context
+from lchp.training.fit import Chunks, Metrics, Training, epoch_seed, make_schedule
+from lchp.training.map_boxes import Directions, ddt_trunk, map_source, of_map
+from lchp.training.measure import validate
 
 log = logging.getLogger(__name__)
 

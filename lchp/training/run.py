@@ -16,19 +16,17 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 
-from lchp import distributed, runs
 from lchp.config import PLACES, TrainConfig, show, to_flat
-from lchp.context import Context, describe_environment, open_context
-from lchp.devices import peak_memory_mb
 from lchp.errors import ConfigError, RunError
-from lchp.inference import Models
-from lchp.interrupt import Stop
-from lchp.locks import LOCK, Claim, HeldError, locked
-from lchp.loop import Metrics, Session, Training, fill, fit
-from lchp.map_boxes import map_source
-from lchp.measure import kept_boxes, known_kept, predictions_of, summary_of, validate
-from lchp.records import joined, read_predictions, write_predictions
-from lchp.runs import CHECKPOINTS, ENVIRONMENT, SUMMARY
+from lchp.evaluation.inference import Models
+from lchp.evaluation.predictions import joined, read_predictions, write_predictions
+from lchp.files import runs
+from lchp.files.locks import LOCK, Claim, HeldError, locked
+from lchp.files.runs import CHECKPOINTS, ENVIRONMENT, SUMMARY
+from lchp.system import distributed
+from lchp.system.devices import peak_memory_mb
+from lchp.system.interrupt import Stop
+from lchp.training.batches import epoch_order
 from lchp.training.chain import (
     RECIPE_VERSION,
     Chain,
@@ -40,8 +38,11 @@ from lchp.training.chain import (
     stage1_kinds,
     taken_kinds,
 )
+from lchp.training.context import Context, describe_environment, open_context
+from lchp.training.fit import Metrics, Session, Training, fill, fit
 from lchp.training.links import Work, build, pseudo_source, require_whole_batches, training_of
-from lchp.views import epoch_order
+from lchp.training.map_boxes import map_source
+from lchp.training.measure import kept_boxes, known_kept, predictions_of, summary_of, validate
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,8 @@ StageChoice = Literal["both", "init", "refine"]
 
 @dataclass(frozen=True)
 class Result:
-    """A finished run: its folder, the config it received, and its summary (see `lchp.records.summarize`)."""
+    """A finished run: its folder, the config it received, and its summary
+    (see `lchp.evaluation.predictions.summarize`)."""
 
     run: Path
     config: TrainConfig
@@ -403,7 +405,7 @@ def _trained_by(config: TrainConfig) -> dict[str, Any]:
 
 
 def _open_board(run: Path, context: Context) -> Any:
-    from lchp.board import open_board  # tensorboardX is for those who ask for it
+    from lchp.training.board import open_board  # tensorboardX is for those who ask for it
 
     config = context.config
     return open_board(run, context.test, config.data.image_size, config.seed)

@@ -12,18 +12,18 @@ import pandas as pd
 from lchp.config import PRESETS, Preset, TrainConfig, override, preset, suggest
 from lchp.data import DataSet, load
 from lchp.errors import ConfigError, DataError, LchpError, RunError
-from lchp.evaluate import FRAMES
-from lchp.report.collect import METHOD, OF_COMPARED, Records, collect
-from lchp.report.depends import is_complete, results
+from lchp.evaluation.metrics import FRAMES
+from lchp.report.dependence import is_complete, results
 from lchp.report.figures.curves import against_iou, over_delta, over_tau, over_threshold, training
 from lchp.report.figures.grids import Against, Pick, grid, pick_images
 from lchp.report.figures.images import Predicted, read_frame, read_pixels
 from lchp.report.figures.panel import follow, panel
 from lchp.report.figures.run_files import config_of, metrics_of
 from lchp.report.figures.style import Drawing, save
-from lchp.report.groups import choose, differences, parse_where, place, preset_of, show
 from lchp.report.paper import Paper, read_paper
-from lchp.report.tables import DATA
+from lchp.report.read import METHOD, OF_COMPARED, Records, collect
+from lchp.report.select import choose, differences, parse_where, place, preset_of, show
+from lchp.report.tables.grid import DATA
 
 Name = Literal["delta", "tau", "iou", "confidence", "training", "grid", "panel"]
 NAMES: tuple[Name, ...] = get_args(Name)
