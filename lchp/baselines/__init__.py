@@ -1,4 +1,7 @@
-"""The methods, one file each, found by their `METHOD`. A file without one is a part that others use."""
+"""The registry of methods: LCHP, and those it is compared with, a file each here, found by their `METHOD`.
+
+A file without one is a part that others use.
+"""
 
 import importlib
 import pkgutil
@@ -7,6 +10,7 @@ from types import MappingProxyType
 
 from lchp.config import suggest
 from lchp.errors import ConfigError
+from lchp.method import lchp
 from lchp.method.definition import Batch, Method, Scheme
 
 __all__ = ["METHODS", "Batch", "Method", "Scheme", "method"]
@@ -14,8 +18,8 @@ __all__ = ["METHODS", "Batch", "Method", "Scheme", "method"]
 
 def _found() -> dict[str, Method]:
     modules = (importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__))
-    methods = (module.METHOD for module in modules if hasattr(module, "METHOD"))
-    return {m.name: m for m in sorted(methods, key=lambda m: (not m.complete, m.name))}
+    found = [module.METHOD for module in modules if hasattr(module, "METHOD")]
+    return {m.name: m for m in (lchp.METHOD, *sorted(found, key=lambda m: (not m.complete, m.name)))}
 
 
 METHODS: Mapping[str, Method] = MappingProxyType(_found())

@@ -17,7 +17,7 @@ _ALWAYS = frozenset(n for n, f in FIELDS.items() if f.changes == ("images",) or 
 
 
 def is_complete(values: Mapping[str, Any]) -> bool:
-    """Whether a localizer and its refinement belong to the method of a config (see `lchp.methods.Method`)."""
+    """Whether a localizer and its refinement belong to the method of a config (see `lchp.baselines.Method`)."""
     from lchp.baselines import METHODS
 
     return METHODS[values["method.name"]].complete
