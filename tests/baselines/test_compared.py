@@ -126,7 +126,7 @@ def test_a_classifier_of_the_same_scheme_serves(psol: Result, tmp_path: Path) ->
 
 def test_methods_of_one_scheme_share_their_classifier(root: Path) -> None:
     base = small_config(root)
-    cells = runpy.run_path(str(Path(__file__).parents[1] / "sweeps" / "methods.py"))["cells"]
+    cells = runpy.run_path(str(Path(__file__).parents[2] / "sweeps" / "methods.py"))["cells"]
     preset = replace(PRESETS["parts"], config=base, classifiers=("tiny_deep",))
     wanted = expand(Sweep("methods", base, cells(preset)))
     assert len({cell.key for cell in wanted}) == 2 * len(COMPARED) + 3
@@ -465,7 +465,7 @@ def test_workers_share_only_losses_that_are_the_mean_of_those_of_slices(
 
 def test_every_method_beats_the_centred_box_on_birds_or_the_record_says_that_it_does_not() -> None:
     """The published records of 50 classes of CUB with a pretrained MobileNetV2, and their Table 1."""
-    folder = Path(__file__).parents[1] / "analysis" / "records" / "cub50_methods"
+    folder = Path(__file__).parents[2] / "analysis" / "records" / "cub50_methods"
     found = collect([folder]).runs
     assert set(found["method.name"]) == set(COMPARED)
     assert set(found["model.classifier"]) == {"mobilenet_v2"}

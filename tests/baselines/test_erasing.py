@@ -119,7 +119,7 @@ def test_what_is_hooked_is_what_the_trunk_computes(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_shapes_and_gradients(name: str, backbone: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("acol", "spg"):
-        monkeypatch.setattr(f"lchp.methods.{module}.WIDTH", 64)  # for speed
+        monkeypatch.setattr(f"lchp.baselines.{module}.WIDTH", 64)  # for speed
     model, given = make(name, backbone), batch()
     loss_of(name, model, given).backward()
     without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import lchp.baselines
+import lchp.method.lchp
 from lchp.backbones.tiny import TINY
 from lchp.baselines import METHODS, cam, grad_cam, info_cam, layer_cam, method
 from lchp.config import ModelConfig
@@ -167,21 +168,23 @@ def test_maps_have_the_features_shape_on_every_cheap_backbone(score_map, backbon
 
 
 def test_the_registry_holds_one_method_per_file_under_the_file_s_name() -> None:
-    folder = Path(lchp.methods.__path__[0])
+    folder = Path(lchp.baselines.__path__[0])
     files = {m.name for m in pkgutil.iter_modules([str(folder)])}
-    parts = {f for f in files if not hasattr(importlib.import_module(f"lchp.methods.{f}"), "METHOD")}
-    assert sorted(METHODS) == sorted(files - parts)
-    assert next(iter(METHODS.values())).complete
-    for name, found in METHODS.items():
-        assert found is importlib.import_module(f"lchp.methods.{name}").METHOD
+    parts = {f for f in files if not hasattr(importlib.import_module(f"lchp.baselines.{f}"), "METHOD")}
+    first, *compared = METHODS.items()
+    assert first == ("lchp", lchp.method.lchp.METHOD)
+    assert first[1].complete
+    assert sorted(name for name, _ in compared) == sorted(files - parts)
+    for name, found in compared:
+        assert found is importlib.import_module(f"lchp.baselines.{name}").METHOD
         assert found.name == name
     used = {
         node.module
-        for file in (*folder.glob("*.py"), folder.parent / "map_boxes.py")
+        for file in (*folder.glob("*.py"), folder.parent / "training" / "map_boxes.py")
         for node in ast.walk(ast.parse(file.read_text()))
         if isinstance(node, ast.ImportFrom)
     }
-    assert {f"lchp.methods.{p}" for p in parts} <= used, "a file without METHOD that nothing uses"
+    assert {f"lchp.baselines.{p}" for p in parts} <= used, "a file without METHOD that nothing uses"
 
 
 def test_schemes_of_one_name_are_one_scheme() -> None:

@@ -185,7 +185,7 @@ def test_whatever_ends_the_program_nothing_of_ray_is_left(tmp_path: Path) -> Non
     code = f"""
     import os, sys
     from pathlib import Path
-    sys.path.insert(0, {str(Path(__file__).parent)!r})
+    sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
     from lchp.harness import startup
     startup._short_folder = lambda: {str(tmp_path)!r}
     from test_harness_startup import writer

@@ -45,7 +45,7 @@ from lchp.training.chain import Kind, epochs_of
 from lchp.training.checkpoints import previous, save_checkpoint
 from lchp.training.run import probe
 
-SWEEPS = Path(__file__).parents[1] / "sweeps"
+SWEEPS = Path(__file__).parents[2] / "sweeps"
 
 
 @pytest.fixture(autouse=True)
@@ -781,7 +781,7 @@ def test_a_trial_that_fits_nowhere_is_refused() -> None:
 
 
 def test_only_the_harness_and_the_sweeps_import_ray() -> None:
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     found = {
         path.relative_to(root).parts[:2]
         for path in [*(root / "lchp").rglob("*.py"), *(root / "sweeps").glob("*.py"), *(root / "analysis").glob("*.py")]

@@ -182,7 +182,7 @@ def test_a_node_killed_mid_sweep_loses_no_cell(root: Path, tmp_path: Path) -> No
     """
     script = tmp_path / "cluster.py"
     script.write_text(textwrap.dedent(code))
-    paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     process = start(script, env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)})
     out, err = process.communicate(timeout=500)
     assert process.returncode == 0, err
