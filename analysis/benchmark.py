@@ -28,8 +28,8 @@ from tabulate import tabulate
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler
 
-from lchp.cli import guarded, parse
 from lchp.config import TrainConfig, override
+from lchp.console import guarded, parse
 from lchp.data.base import Split
 from lchp.data.images import Batch as Stored
 from lchp.data.images import Images, batches, open_images

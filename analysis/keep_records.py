@@ -12,7 +12,7 @@ from typing import Annotated
 
 import tyro
 
-from lchp.cli import guarded, parse
+from lchp.console import guarded, parse
 from lchp.report.publish import keep
 
 

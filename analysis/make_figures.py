@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from lchp.cli import guarded, parse
+from lchp.console import guarded, parse
 from lchp.report.figures.grids import Against, Pick
 from lchp.report.figures.make import Name, Wanted, make_figures
 from lchp.report.flags import Source

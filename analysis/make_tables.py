@@ -15,7 +15,7 @@ from typing import Annotated
 
 import tyro
 
-from lchp.cli import guarded, parse
+from lchp.console import guarded, parse
 from lchp.errors import ConfigError
 from lchp.report.compare import compare, comparison_text, parse_side
 from lchp.report.flags import Source

@@ -21,8 +21,8 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from lchp.baselines import METHODS, Method
-from lchp.cli import guarded, parse
 from lchp.config import override
+from lchp.console import guarded, parse
 from lchp.files.runs import write_json
 from lchp.files.targets import json_of, require_file
 from lchp.method.batch import Batch

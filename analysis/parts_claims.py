@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from lchp.cli import guarded
 from lchp.config import PRESETS, TrainConfig, override
+from lchp.console import guarded
 from lchp.evaluation.metrics import FRAMES
 from lchp.files import runs
 from lchp.files.targets import as_path

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import tyro
 
-from lchp.cli import guarded, parse
+from lchp.console import guarded, parse
 from lchp.report.flags import Source
 from lchp.report.page.make import Wanted, make_page
 

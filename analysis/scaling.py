@@ -27,8 +27,8 @@ from typing import Any
 from PIL import Image
 from tabulate import tabulate
 
-from lchp.cli import guarded
 from lchp.config import PRESETS, TrainConfig, override
+from lchp.console import guarded
 from lchp.data import parts
 from lchp.evaluation.predictions import read_predictions, summarize
 from lchp.files import runs

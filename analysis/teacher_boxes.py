@@ -21,8 +21,8 @@ import tyro
 from tabulate import tabulate
 from torch import Tensor
 
-from lchp.cli import guarded, parse
 from lchp.config import InitializationConfig, override
+from lchp.console import guarded, parse
 from lchp.data.images import batches, in_order
 from lchp.errors import ConfigError, RunError
 from lchp.evaluation.frames import FRAMES, Frame

@@ -22,7 +22,7 @@ import torch
 import tyro
 from tabulate import tabulate
 
-from lchp.cli import guarded, parse
+from lchp.console import guarded, parse
 from lchp.errors import ConfigError
 from lchp.files.runs import write_json
 from lchp.files.targets import json_of, require_file

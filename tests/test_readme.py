@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 import lchp.harness
-from lchp.cli import COMMANDS, Train, chosen_preset, parse
+from lchp.cli import COMMANDS, Train
 from lchp.config import OPEN_CHOICES, TrainConfig, preset
+from lchp.console import chosen_preset, parse
 from lchp.harness import Options, Sweep, SweepResult
 from lchp.harness.script import Flags
 from lchp.harness.search_script import SearchFlags

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from lchp.cli import chosen_preset, guarded, parse
 from lchp.config import PRESETS, Preset, TrainConfig, override, show, to_flat
+from lchp.console import chosen_preset, guarded, parse
 from lchp.errors import ConfigError
 from lchp.harness.cells import Overrides, Sweep
 from lchp.harness.printout import closing_table, dry_run_text, timing_line

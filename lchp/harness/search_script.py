@@ -11,8 +11,8 @@ import optuna
 import tyro
 from optuna.trial import TrialState
 
-from lchp.cli import chosen_preset, guarded, parse
 from lchp.config import PRESETS, Preset, show
+from lchp.console import chosen_preset, guarded, parse
 from lchp.errors import ConfigError
 from lchp.harness.cells import Overrides
 from lchp.harness.database import DATABASE, Database, open_study

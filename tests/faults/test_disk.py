@@ -20,8 +20,9 @@ import pytest
 from report_records import analysis_script, write_run
 from squares import small_config, small_flags, small_values, write_images
 
-from lchp.cli import guarded, main
+from lchp.cli import main
 from lchp.config import override, preset
+from lchp.console import guarded
 from lchp.data import images
 from lchp.errors import RunError
 from lchp.files import runs

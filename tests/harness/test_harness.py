@@ -15,8 +15,8 @@ import pytest
 import small
 from report_records import summary
 
-from lchp.cli import parse
 from lchp.config import OPEN_CHOICES, PRESETS, TrainConfig, alternatives, override, preset, to_flat
+from lchp.console import parse
 from lchp.errors import ConfigError, RunError
 from lchp.files.locks import locked
 from lchp.harness import Options, Sweep, grid, main

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from report_records import PAPER, analysis_script, store, write_grid, write_predicted, write_run, write_sweep
 
-from lchp.cli import guarded
 from lchp.config import PRESETS, override, preset
+from lchp.console import guarded
 from lchp.report.tables.write import Wanted, make_tables, render_tables
 
 SCRIPT = PAPER.with_name("make_tables.py")
