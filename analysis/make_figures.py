@@ -15,7 +15,7 @@ import tyro
 
 from lchp.console import guarded, parse
 from lchp.report.figures.grids import Against, Pick
-from lchp.report.figures.make import Name, Wanted, make_figures
+from lchp.report.figures.make import FigureOptions, Name, make_figures
 from lchp.report.flags import Source
 
 PAPER = Path(__file__).with_name("paper.csv")
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def body() -> int:
         f: Flags = parse(Flags, arguments, "make_figures.py")
-        wanted = Wanted(
+        wanted = FigureOptions(
             f.source.storage,
             f.source.preset,
             f.figure,

@@ -15,7 +15,7 @@ import tyro
 
 from lchp.console import guarded, parse
 from lchp.report.flags import Source
-from lchp.report.page.make import Wanted, make_page
+from lchp.report.page.make import PageOptions, make_page
 
 PAPER = Path(__file__).with_name("paper.csv")
 
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def body() -> int:
         f: Flags = parse(Flags, arguments, "report.py")
         return make_page(
-            Wanted(f.source.storage, f.output, f.source.preset, f.source.where, f.figures, f.data_root), PAPER
+            PageOptions(f.source.storage, f.output, f.source.preset, f.source.where, f.figures, f.data_root), PAPER
         )
 
     return guarded(body)

@@ -88,7 +88,7 @@ def _answered(body: Callable[[], int], stopped: str, error: str) -> int:
         return 2
 
 
-def chosen_preset(arguments: list[str]) -> TrainConfig:
+def preset_config(arguments: list[str]) -> TrainConfig:
     """The preset is read first, since it sets the defaults of all other options."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--preset", default="parts", nargs="?", const="")

@@ -5,8 +5,7 @@ from pathlib import Path
 
 from lchp.baselines import METHODS
 from lchp.config import Preset
-from lchp.harness import Overrides, main
-from lchp.harness.script import leave, paper_tables
+from lchp.harness import Overrides, exit_program, main, paper_tables
 
 PAPER = Path(__file__).parents[1] / "analysis" / "paper.csv"
 
@@ -28,4 +27,4 @@ def cells(preset: Preset) -> list[Overrides]:
 
 
 if __name__ == "__main__":
-    leave(main("methods", cells, about=__doc__, closing=paper_tables(PAPER, (1, 2, 8))))
+    exit_program(main("methods", cells, about=__doc__, closing=paper_tables(PAPER, (1, 2, 8))))

@@ -8,8 +8,7 @@ optuna-dashboard sqlite:///results/optuna.db
 import optuna
 
 from lchp.config import Preset
-from lchp.harness import Overrides
-from lchp.harness.script import leave
+from lchp.harness import Overrides, exit_program
 from lchp.harness.search_script import main
 
 
@@ -37,4 +36,4 @@ def space(preset: Preset, trial: optuna.Trial) -> Overrides:
 
 
 if __name__ == "__main__":
-    leave(main("search", space, about=__doc__))
+    exit_program(main("search", space, about=__doc__))

@@ -119,6 +119,25 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
     assert not [name for name in uses if reaches(name, name, set())]
 
 
+def types_of(path: Path) -> Iterator[str]:
+    """The classes of a module, and its aliases of types: `Name = Something[...]`."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Subscript):
+            yield from (t.id for t in node.targets if isinstance(t, ast.Name) and t.id.strip("_")[0].isupper())
+
+
+def test_no_two_types_have_one_name() -> None:
+    places: dict[str, list[str]] = {}
+    for path in modules():
+        for name in types_of(path):
+            places.setdefault(name, []).append(str(path.relative_to(ROOT)))
+    assert places["TrainConfig"] == ["lchp/config/fields.py"]
+    assert "Overrides" in places, "aliases are among them"
+    assert not {name: files for name, files in places.items() if len(files) > 1}
+
+
 def test_only_the_harness_and_sweeps_import_ray() -> None:
     folders = [PACKAGE, *(ROOT / f for f in ("analysis", "tests"))]
     for path in (p for f in folders for p in sorted(f.rglob("*.py"))):

@@ -10,7 +10,7 @@ import pytest
 import lchp.harness
 from lchp.cli import COMMANDS, Train
 from lchp.config import OPEN_CHOICES, TrainConfig, preset
-from lchp.console import chosen_preset, parse
+from lchp.console import parse, preset_config
 from lchp.harness import Options, Sweep, SweepResult
 from lchp.harness.script import Flags
 from lchp.harness.search_script import SearchFlags
@@ -69,7 +69,7 @@ def test_every_open_choice_with_an_alternative_is_compared() -> None:
 def test_sweep_lines_are_understood(line: str) -> None:
     script, *rest = shlex.split(line)[1:]
     assert (ROOT / script).exists()
-    common = Flags(chosen_preset(rest))
+    common = Flags(preset_config(rest))
     flags = parse(SearchFlags, rest, script, SearchFlags(common)) if "search" in script else None
     assert flags or parse(Flags, rest, script, common)
 

@@ -14,7 +14,7 @@ from lchp.cli.score import Score
 from lchp.cli.scoremaps import ScoreMaps
 from lchp.cli.train import Train
 from lchp.config import PRESETS, suggest
-from lchp.console import chosen_preset, guarded, parse
+from lchp.console import guarded, parse, preset_config
 from lchp.errors import ConfigError
 from lchp.system import streams
 
@@ -48,7 +48,7 @@ def _dispatch(arguments: list[str]) -> int:
         words = name.split()
         if arguments[: len(words)] == words:
             rest = arguments[len(words) :]
-            default = Train(chosen_preset(rest)) if command is Train else None
+            default = Train(preset_config(rest)) if command is Train else None
             return parse(command, rest, f"lchp {name}", default).run()
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_overview())

@@ -72,7 +72,7 @@ def export(trained: TrainedRun, output: str | Path, format: ExportFormat = "torc
         .eval()
         .requires_grad_(False)
     )
-    metadata = describe(trained)
+    metadata = metadata_of(trained)
     example = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         content, run = _FORMATS[format](detector, example, metadata)
@@ -86,7 +86,7 @@ def export(trained: TrainedRun, output: str | Path, format: ExportFormat = "torc
     return metadata | {"largest_difference": difference}
 
 
-def describe(trained: TrainedRun) -> dict[str, Any]:
+def metadata_of(trained: TrainedRun) -> dict[str, Any]:
     """The metadata: what goes in, what comes out, and where it is from."""
     data = trained.config.data
     return {

@@ -56,7 +56,7 @@ class TrainedRun:
 
 
 @dataclass(frozen=True)
-class Summary:
+class PredictSummary:
     """What `predict_to` did: images predicted, images that could not be read, those left out of COCO or YOLO; and the
     seconds that it took."""
 
@@ -284,7 +284,7 @@ def predict_to(
     precision: str | None = None,
     workers: int = 0,
     show_progress: bool = False,
-) -> Summary:
+) -> PredictSummary:
     """Predicts an image or a folder of them (see `predict`), and writes the new folder `output`, or to standard output.
 
     `output` gets the format's files (see `lchp.deploy.formats.open_writer`) and, for `pictures`, copies with class and
@@ -339,7 +339,7 @@ def predict_to(
                     picture.result()
             done += len(batch)
             bar.update(len(batch))
-    return Summary(done, broken, left_out, time.perf_counter() - begin)
+    return PredictSummary(done, broken, left_out, time.perf_counter() - begin)
 
 
 def _check_options(
@@ -402,4 +402,4 @@ def _picture(prediction: Prediction, path: Path, file: Path) -> None:
     file.write_bytes(encoded.getvalue())
 
 
-__all__ = ["Prediction", "Summary", "TrainedRun", "find_images", "load_run", "predict", "predict_to"]
+__all__ = ["PredictSummary", "Prediction", "TrainedRun", "find_images", "load_run", "predict", "predict_to"]

@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lchp.config import InitializationConfig
-from lchp.data.images import Batch, Images, batches, in_order
+from lchp.data.images import ImageBatch, Images, batches, in_order
 from lchp.errors import enough_memory
 from lchp.evaluation.frames import Frame
 from lchp.method.losses import confidence
@@ -241,4 +241,4 @@ def _views(x: Tensor) -> Iterator[AxisMap]:
         yield AxisMap(scale, 0.5 - 0.5 * scale)
 
 
-__all__ = ["Batch", "Models", "Predictions", "Seen", "predict", "predict_batch", "view_boxes"]
+__all__ = ["ImageBatch", "Models", "Predictions", "Seen", "predict", "predict_batch", "view_boxes"]

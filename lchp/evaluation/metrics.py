@@ -8,9 +8,9 @@ import numpy as np
 
 from lchp.boxes import CENTRE_BOX, FULL_BOX, iou
 from lchp.evaluation.frames import FRAMES, GroundTruth
-from lchp.files.schema import Result
+from lchp.files.schema import ResultName
 
-RESULTS: tuple[Result, ...] = get_args(Result)
+RESULTS: tuple[ResultName, ...] = get_args(ResultName)
 """The three results of LCHP: the teacher's own box, the localizer after stage 1 and after stage 2."""
 TITLES = {"pseudo_label": "Pseudo Label", "lchp_i": "LCHP-I", "lchp_r": "LCHP-R"}
 METRICS = {"gt_known": "GT-Known", "top1_loc": "Top-1", "top5_loc": "Top-5", "mean_iou": "mean IoU"}

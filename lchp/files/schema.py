@@ -28,7 +28,7 @@ from lchp.errors import RunError, printable
 SWEEP_VERSIONS = (1, 2)
 """Of sweep.json that are read; the last is written. In 1 a cell's result was its stage 2."""
 
-Result = Literal["pseudo_label", "lchp_i", "lchp_r"]
+ResultName = Literal["pseudo_label", "lchp_i", "lchp_r"]
 FrameName = Literal["center_crop", "full_image"]
 
 Text = Annotated[str, Field(max_length=2**16)]
@@ -40,7 +40,7 @@ Amount = Annotated[Finite, Field(ge=0, le=1e11)]
 """Seconds or megabytes; the sum of two is a date that exists."""
 Percent = Annotated[Finite, Field(ge=-1e-3, le=100.001)]
 """Beyond its ends by what rounding does to a mean of float32."""
-Score = Annotated[Finite, Field(ge=-200.01, le=100.01)]
+UnboxedScore = Annotated[Finite, Field(ge=-200.01, le=100.01)]
 """Of `lchp.evaluation.metrics.unboxed`: a percentage less two."""
 Share = Annotated[Finite, Field(ge=0, le=1)]
 Count = Annotated[Finite, Field(ge=0, lt=2**53, multiple_of=1)]
@@ -90,7 +90,7 @@ class Unboxed(TypedDict):
     crop: Percent
     masked: Percent
     area: Percent
-    score: Score
+    score: UnboxedScore
 
 
 class UnboxedByFrame(TypedDict):
@@ -100,7 +100,7 @@ class UnboxedByFrame(TypedDict):
     full_image: Unboxed
 
 
-class ScoreMaps(TypedDict):
+class ScoreMapFields(TypedDict):
     """See `lchp.training.measure.score_maps`."""
 
     oracle_maxboxacc: Percent
@@ -120,7 +120,7 @@ class Validation(TypedDict):
     images: Amount
     consistency: Percent
     kept: Percent
-    score: Score
+    score: UnboxedScore
     oracle_gt_known: NotRequired[Percent]
 
 
@@ -132,7 +132,7 @@ class KeptAt(TypedDict):
     gt_known: Percent | None
 
 
-class Kept(TypedDict, total=False):
+class KeptFields(TypedDict, total=False):
     """See `lchp.training.measure.kept_boxes`; empty where they were not asked for."""
 
     tau: Share
@@ -144,7 +144,7 @@ class Kept(TypedDict, total=False):
     by_tau: dict[str, KeptAt]
 
 
-def _whole(kept: Kept) -> Kept:
+def _whole(kept: KeptFields) -> KeptFields:
     lacking = [name for name in ("tau", "total", "count") if kept and name not in kept]
     if lacking:
         raise ValueError(f"lacks {', '.join(lacking)}")
@@ -154,13 +154,13 @@ def _whole(kept: Kept) -> Kept:
 class SummaryFields(TypedDict):
     """summary.json; every figure in percent."""
 
-    results: Annotated[dict[Result, LocalizationByFrame], Field(min_length=1)]
+    results: Annotated[dict[ResultName, LocalizationByFrame], Field(min_length=1)]
     classification: Classification
     floors: FloorsByFrame
     unboxed: NotRequired[UnboxedByFrame]
-    kept: NotRequired[Annotated[Kept, AfterValidator(_whole)] | None]
-    consistency: NotRequired[dict[Result, Percent]]
-    score_maps: NotRequired[ScoreMaps]
+    kept: NotRequired[Annotated[KeptFields, AfterValidator(_whole)] | None]
+    consistency: NotRequired[dict[ResultName, Percent]]
+    score_maps: NotRequired[ScoreMapFields]
     validation: NotRequired[Validation | None]
 
 
@@ -180,7 +180,7 @@ def _boxes_or_none(summary: SummaryFields) -> SummaryFields:
     return summary
 
 
-Summary = Annotated[SummaryFields, AfterValidator(_boxes_or_none)]
+WholeSummary = Annotated[SummaryFields, AfterValidator(_boxes_or_none)]
 
 
 def _in_run_folder(path: str) -> str:

@@ -15,7 +15,18 @@ A sweep is a base config, cells (overrides of it) and a name; `run` trains what 
 """
 
 from lchp.harness.cells import Overrides, Sweep, grid
-from lchp.harness.script import main
+from lchp.harness.script import exit_program, main, paper_tables
 from lchp.harness.sweep import Options, Outcome, SweepResult, run
 
-__all__ = ["Options", "Outcome", "Overrides", "Sweep", "SweepResult", "grid", "main", "run"]
+__all__ = [
+    "Options",
+    "Outcome",
+    "Overrides",
+    "Sweep",
+    "SweepResult",
+    "exit_program",
+    "grid",
+    "main",
+    "paper_tables",
+    "run",
+]

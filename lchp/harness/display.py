@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from lchp.harness.schedule import Progress, Schedule
+from lchp.harness.schedule import JobSchedule, Progress
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ class Display:
     describe(progress) names a cell's job; cells() counts (done, failed, all); best() is a text, or nothing.
     """
 
-    schedule: Schedule
+    schedule: JobSchedule
     cells: Callable[[], tuple[int, int, int]]
     best: Callable[[], str]
     describe: Callable[[Progress], str]
@@ -35,7 +35,7 @@ class Display:
     bar: Any = None
     begin: float = field(default_factory=time.monotonic)
     before: float = 0.0
-    told: set[str] = field(default_factory=set)
+    shown: set[str] = field(default_factory=set)
 
     def open(self) -> None:
         """Starts drawing."""
@@ -46,8 +46,8 @@ class Display:
 
     def changed(self, progress: Progress) -> None:
         """A job has news."""
-        if progress.state in ("done", "failed", "stopped") and progress.job.name not in self.told and self.show:
-            self.told.add(progress.job.name)
+        if progress.state in ("done", "failed", "stopped") and progress.job.name not in self.shown and self.show:
+            self.shown.add(progress.job.name)
             if progress.state == "failed":
                 tqdm.write(f"failed: {self.describe(progress)}: {progress.error}", file=sys.stderr)
             elif self.bar is not None and self.bar.disable:

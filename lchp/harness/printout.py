@@ -12,7 +12,7 @@ from lchp.evaluation.metrics import METRICS, RESULTS, TITLES, Metric
 from lchp.files import runs
 from lchp.harness.cells import Cell
 from lchp.harness.limits import cpus
-from lchp.harness.sweep import Outcome, Plan, SweepResult, describe, gpus_per_worker
+from lchp.harness.sweep import Outcome, Plan, SweepResult, gpus_per_worker, overrides_text
 from lchp.training.chain import KINDS, STAGES, epochs_of, method_of
 from lchp.training.run import probe
 
@@ -22,7 +22,9 @@ def dry_run_text(plan: Plan) -> str:
     seeds = sorted({c.config.seed for c in plan.cells})
     rows: dict[str, list[int]] = {}
     for cell in plan.cells:
-        rows.setdefault(describe(cell.overrides) + apart(cell, plan.sweep.base), []).append(cell.config.seed)
+        rows.setdefault(overrides_text(cell.overrides) + differing_flags(cell, plan.sweep.base), []).append(
+            cell.config.seed
+        )
     cells = tabulate([[name, ", ".join(map(str, s))] for name, s in rows.items()], ["cell", "seeds"])
     head = f"{len(plan.cells)} cells ({len(rows)} settings x {len(seeds)} seeds at most), storage {plan.store.storage}"
     return f"{head}\n\n{cells}\n\n{counts(plan)}\n{cost(plan)}\n{estimate(plan)}"
@@ -112,7 +114,7 @@ def closing_table(result: SweepResult) -> str:
         head, rows = head[:-1], [row[:-1] for row in rows]
     lines = [f"{METRICS['gt_known']} (center_crop, %)", tabulate(rows, head, disable_numparse=True)]
     for cell in result.failed:
-        lines.append(f"failed: {describe(cell.cell.overrides)}, seed {cell.seed}: {cell.error}")
+        lines.append(f"failed: {overrides_text(cell.cell.overrides)}, seed {cell.seed}: {cell.error}")
     if result.failed:
         lines.append(f"{len(result.failed)} of {len(result.cells)} cells failed; --resume tries them again")
     return "\n".join(lines)
@@ -152,12 +154,12 @@ def _by_overrides(cells: Sequence[Outcome]) -> dict[str, list[Outcome]]:
     """Cells that differ in the seed only; those of an earlier start with other flags stay apart."""
     out: dict[str, list[Outcome]] = {}
     for cell in cells:
-        name = describe(cell.cell.overrides) + apart(cell.cell, cells[-1].cell.base)
+        name = overrides_text(cell.cell.overrides) + differing_flags(cell.cell, cells[-1].cell.base)
         out.setdefault(name, []).append(cell)
     return out
 
 
-def apart(cell: Cell, base: TrainConfig) -> str:
+def differing_flags(cell: Cell, base: TrainConfig) -> str:
     """In brackets, the flags that a cell of an earlier start has and `base` has not; nothing where they agree."""
     mine, theirs = to_flat(cell.base), to_flat(base)
     free = PLACES | {"seed"} | cell.overrides.keys()

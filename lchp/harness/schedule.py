@@ -30,7 +30,7 @@ class Progress:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-class Schedule:
+class JobSchedule:
     """Jobs and their states. A job is released only when what it needs is there, what others need first. Nothing here
     waits, so no job holds a device while it waits for another."""
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import tyro
 
 from lchp.config import PRESETS, Preset, TrainConfig, override, show, to_flat
-from lchp.console import chosen_preset, guarded, parse
+from lchp.console import guarded, parse, preset_config
 from lchp.errors import ConfigError
 from lchp.harness.cells import Overrides, Sweep
 from lchp.harness.printout import closing_table, dry_run_text, timing_line
@@ -83,7 +83,7 @@ def main(
 
     def body() -> int:
         flags: Flags = parse(
-            described(Flags, about), arguments, Path(sys.argv[0]).name, Flags(chosen_preset(arguments))
+            described(Flags, about), arguments, Path(sys.argv[0]).name, Flags(preset_config(arguments))
         )
         sweep = flags.sweep(name, cells)
         if flags.dry_run:
@@ -126,7 +126,7 @@ def described(flags: type[Any], about: str | None) -> type[Any]:
     return flags
 
 
-def leave(status: int) -> None:
+def exit_program(status: int) -> None:
     """Ends the program with an exit status, past threads of Ray's that would hold it or wait for a dead one."""
     streams.settle()
     if status in (128 + s for s in SIGNALS):

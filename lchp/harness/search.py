@@ -27,7 +27,7 @@ from lchp.files import runs
 from lchp.files.locks import LOCK, locked
 from lchp.harness.cells import MAX_CELLS, Cell, Job, Overrides, Sweep, make_cell, pinned
 from lchp.harness.database import DATABASE, open_study
-from lchp.harness.schedule import Progress, Schedule
+from lchp.harness.schedule import JobSchedule, Progress
 from lchp.harness.store import Store
 from lchp.harness.sweep import (
     WORK,
@@ -94,7 +94,7 @@ def search(spec: Search, options: Options | None = None, *, show_progress: bool 
             Sweep(spec.name, base, []),
             options,
             recorded_cells(folder, base),
-            Schedule([]),
+            JobSchedule([]),
             Store(storage),
             folder,
             claim,

@@ -12,7 +12,7 @@ import tyro
 from optuna.trial import TrialState
 
 from lchp.config import PRESETS, Preset, show
-from lchp.console import chosen_preset, guarded, parse
+from lchp.console import guarded, parse, preset_config
 from lchp.errors import ConfigError
 from lchp.harness.cells import Overrides
 from lchp.harness.database import DATABASE, Database, open_study
@@ -22,7 +22,7 @@ from lchp.harness.search import VALIDATION, Search, measured, search, trials_of
 from lchp.harness.sweep import SweepResult
 from lchp.system import streams
 
-Space = Callable[[Preset, optuna.Trial], Overrides]
+PresetSpace = Callable[[Preset, optuna.Trial], Overrides]
 
 
 @dataclass
@@ -38,12 +38,12 @@ class SearchFlags:
     """Stop refinements whose objective falls behind (ASHA)."""
 
 
-def main(name: str, space: Space, *, about: str | None = None, argv: Sequence[str] | None = None) -> int:
+def main(name: str, space: PresetSpace, *, about: str | None = None, argv: Sequence[str] | None = None) -> int:
     """Runs a search's script; returns the exit status as `lchp.harness.main` does."""
     arguments = list(sys.argv[1:] if argv is None else argv)
 
     def body() -> int:
-        default = SearchFlags(Flags(chosen_preset(arguments)))
+        default = SearchFlags(Flags(preset_config(arguments)))
         flags: SearchFlags = parse(described(SearchFlags, about), arguments, Path(sys.argv[0]).name, default)
         common = flags.common
         if common.limit is not None:

@@ -1,4 +1,4 @@
-"""The Ray Tune side of a `Schedule`: it hands out jobs as trials, and hears what became of them."""
+"""The Ray Tune side of a `JobSchedule`: it hands out jobs as trials, and hears what became of them."""
 
 import json
 import logging
@@ -14,7 +14,7 @@ from ray.tune.stopper import Stopper
 
 from lchp.errors import reason
 from lchp.harness.cells import Job
-from lchp.harness.schedule import FINISHED, Progress, Schedule
+from lchp.harness.schedule import FINISHED, JobSchedule, Progress
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ Refill = Callable[[], list[Job]]
 class LinkSearcher(Searcher):
     """Releases a job only when what it needs is there; says "later" otherwise, and never waits."""
 
-    def __init__(self, schedule: Schedule, setting: dict[str, Any], refill: Refill = list) -> None:
+    def __init__(self, schedule: JobSchedule, setting: dict[str, Any], refill: Refill = list) -> None:
         super().__init__()
         self.schedule, self.setting, self.refill = schedule, setting, refill
         self.names: dict[str, str] = {}  # trial id -> job
@@ -80,7 +80,7 @@ class Tracker(Callback):
 
     def __init__(
         self,
-        schedule: Schedule,
+        schedule: JobSchedule,
         max_failures: int,
         changed: Callable[[Progress], None],
         stepped: Callable[[], None] = lambda: None,

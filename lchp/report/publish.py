@@ -46,7 +46,7 @@ _ABSOLUTE = re.compile(r"(?<![\w.:/-])/(?:[\w.@+-]+/)+[\w.@+-]+")
 
 
 @dataclass(frozen=True)
-class Kept:
+class Published:
     """runs, sweeps: how many were copied; size: bytes of the copy; problems: what was left out, and why."""
 
     runs: int
@@ -55,7 +55,7 @@ class Kept:
     problems: tuple[str, ...]
 
 
-def keep(storages: Sequence[Path], out: Path, *, predictions: bool = True) -> Kept:
+def keep(storages: Sequence[Path], out: Path, *, predictions: bool = True) -> Published:
     """Copies the finished runs and the sweeps of storages to `out`, a storage for every script of analysis/.
 
     Left behind: checkpoints, and the folders of links that runs began from. Folders of the machine become their last
@@ -106,7 +106,7 @@ def keep(storages: Sequence[Path], out: Path, *, predictions: bool = True) -> Ke
     finally:
         shutil.rmtree(work, ignore_errors=True)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-    return Kept(len(kept), len(records.sweeps), size, tuple(problems))
+    return Published(len(kept), len(records.sweeps), size, tuple(problems))
 
 
 def _same(folder: Path, other: Path) -> bool:

@@ -63,7 +63,7 @@ def prepare(config: TrainConfig, device: torch.device) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
-def describe(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
     """The device's name, for the record."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 

@@ -19,7 +19,7 @@ from lchp.config import TrainConfig
 from lchp.data import DataSet, fingerprint, read, training_fingerprint
 from lchp.data.images import Images, open_dataset
 from lchp.errors import ConfigError
-from lchp.system.devices import autocast, describe, prepare, resolve_device, resolve_precision
+from lchp.system.devices import autocast, device_name, prepare, resolve_device, resolve_precision
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def describe_environment(context: Context) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **{n: v for n in names if (v := _version(n)) is not None}},
         "git_revision": _git_revision(),
         "platform": platform.platform(),
-        "device": describe(context.device),
+        "device": device_name(context.device),
         "precision": context.precision,
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),

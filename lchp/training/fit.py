@@ -62,7 +62,7 @@ class Chunks:
 
 
 @dataclass(frozen=True)
-class Within:
+class PartialEpoch:
     """How far an epoch has come: finished steps, sums of their metrics, learning rates at its start, seconds so far,
     and the states of torch's generators."""
 
@@ -237,7 +237,7 @@ def _pass_over(training: Training) -> None:
             schedule.scheduler.step()
 
 
-Keep = Callable[[Callable[[], Within]], None]
+Keep = Callable[[Callable[[], PartialEpoch]], None]
 
 
 def _keeper(training: Training, checkpoint: Path, identity: str, epoch: int, stop: Stop | None) -> Keep | None:
@@ -247,12 +247,12 @@ def _keeper(training: Training, checkpoint: Path, identity: str, epoch: int, sto
         return None
     last = time.monotonic()
 
-    def keep(come: Callable[[], Within]) -> None:
+    def keep(partial: Callable[[], PartialEpoch]) -> None:
         nonlocal last
         asked = stop is not None and stop.asked
         if not asked and time.monotonic() - last < _SAVE_EVERY:
             return
-        save(training, checkpoint, identity, epoch, come())
+        save(training, checkpoint, identity, epoch, partial())
         last = time.monotonic()
         if stop is not None:
             stop.answer()
@@ -300,7 +300,7 @@ def _run_epoch(
     step: nn.Module | None,
     epoch: int,
     session: Session,
-    within: Within | None,
+    within: PartialEpoch | None,
     keep: Keep | None,
 ) -> Metrics:
     seed = epoch_seed(session.seed, training.draws or training.name, epoch)
@@ -335,12 +335,12 @@ def _run_epoch(
             bar.update(len(batch) * distributed.size())
             if keep is not None:
 
-                def come(steps: int = steps, recent: list[Tensor] = recent) -> Within:
+                def partial(steps: int = steps, recent: list[Tensor] = recent) -> PartialEpoch:
                     _refuse_infinite(training, epoch, steps - 1, recent)
                     _refuse_broken(training, epoch, {})  # nothing that cannot be gone on from is kept
-                    return Within(steps, sums, rates, before + time.perf_counter() - begin, _generators())
+                    return PartialEpoch(steps, sums, rates, before + time.perf_counter() - begin, _generators())
 
-                keep(come)
+                keep(partial)
     _refuse_infinite(training, epoch, steps - 1, recent)
     if training.schedule is not None and not training.schedule.per_step:
         training.schedule.scheduler.step()
@@ -434,7 +434,7 @@ def fill(training: Training, path: Path, identity: str) -> None:
     _fill_modules(training, state, path)
 
 
-def save(training: Training, path: Path, identity: str, epoch: int, within: "Within | None" = None) -> None:
+def save(training: Training, path: Path, identity: str, epoch: int, within: "PartialEpoch | None" = None) -> None:
     """Writes the state after `epoch` whole epochs, and how far the next one has come, if it has begun."""
     state = {
         "identity": identity,
@@ -449,7 +449,7 @@ def save(training: Training, path: Path, identity: str, epoch: int, within: "Wit
     save_checkpoint(path, state)
 
 
-def restore(training: Training, path: Path, identity: str) -> "tuple[int, Within | None]":
+def restore(training: Training, path: Path, identity: str) -> "tuple[int, PartialEpoch | None]":
     """Loads the newest intact checkpoint into the training; the number of whole epochs, and how far the next one has
     come (0 and None where there is no checkpoint). Raises RunError."""
     state = newest_checkpoint(path, identity)
@@ -462,7 +462,7 @@ def restore(training: Training, path: Path, identity: str) -> "tuple[int, Within
         if training.schedule is not None:
             training.schedule.scheduler.load_state_dict(state["schedule"])
         training.chunks.number = max(int(state["chunks"]), training.chunks.number)
-        return int(state["epoch"]), None if state["within"] is None else Within(**state["within"])
+        return int(state["epoch"]), None if state["within"] is None else PartialEpoch(**state["within"])
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise _unfit(path, error) from None
 

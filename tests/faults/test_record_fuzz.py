@@ -25,17 +25,17 @@ from lchp.errors import LchpError, RunError
 from lchp.evaluation.metrics import FRAMES, RESULTS
 from lchp.evaluation.predictions import macro_gt_known, read_predictions, summarize
 from lchp.files import runs
-from lchp.files.schema import DONE_SCHEMA, ENVIRONMENT_SCHEMA, SUMMARY_SCHEMA, LocalizationByFrame, Result, checked
+from lchp.files.schema import DONE_SCHEMA, ENVIRONMENT_SCHEMA, SUMMARY_SCHEMA, LocalizationByFrame, ResultName, checked
 from lchp.harness import cells
 from lchp.harness.sweep import recorded_cells
 from lchp.report.figures.images import read_frame
-from lchp.report.page.make import Wanted, make_page
+from lchp.report.page.make import PageOptions, make_page
 from lchp.report.paper import read_paper
 from lchp.report.publish import keep
 from lchp.report.read import collect
 from lchp.report.tables.numbers import tables
 from lchp.report.tables.render import FORMATS, to_text
-from lchp.report.tables.write import Wanted as Tables
+from lchp.report.tables.write import TableOptions as Tables
 from lchp.report.tables.write import make_tables
 from lchp.report.unboxed import rank, rank_text
 
@@ -230,7 +230,7 @@ def test_no_changed_run_stops_what_reads_a_storage(tmp_path: Path, capsys: pytes
     for table in tables(records, PRESETS["cub50_cpu"], read_paper(PAPER)):
         assert all([to_text(table), *(render(table) for render in FORMATS.values())])
     assert rank_text(rank(records))
-    status = make_page(Wanted((tmp_path / "runs",), tmp_path / "report.html", figures=False), PAPER)
+    status = make_page(PageOptions((tmp_path / "runs",), tmp_path / "report.html", figures=False), PAPER)
     assert status == 1
     assert named <= set(capsys.readouterr().err.splitlines())
 
@@ -472,5 +472,5 @@ def test_the_tables_of_several_storages_are_as_they_were(tmp_path: Path) -> None
 
 
 def test_the_names_are_those_of_the_metrics() -> None:
-    assert get_args(Result) == RESULTS
+    assert get_args(ResultName) == RESULTS
     assert tuple(LocalizationByFrame.__annotations__) == FRAMES

@@ -25,7 +25,7 @@ from lchp.harness.cells import Cell, Job, expand, jobs_of, make_cell, pinned
 from lchp.harness.cluster import Resources
 from lchp.harness.display import Display, weight
 from lchp.harness.printout import timing_line
-from lchp.harness.schedule import FINISHED, Schedule
+from lchp.harness.schedule import FINISHED, JobSchedule
 from lchp.harness.store import DONE, PREDICTED, RESULT, Store
 from lchp.harness.sweep import (
     SWEEP,
@@ -416,7 +416,7 @@ def test_a_resumed_search_keeps_what_it_stopped(tmp_path: Path) -> None:
         trial.set_user_attr("run", str(tmp_path / "store" / "refinement" / cells[-1].key))
         if len(cells) == 1:
             study.tell(trial, state=optuna.trial.TrialState.PRUNED)
-    plan = Plan(Sweep("s", base, []), Options(tmp_path), cells, Schedule([]), Store(tmp_path), tmp_path)
+    plan = Plan(Sweep("s", base, []), Options(tmp_path), cells, JobSchedule([]), Store(tmp_path), tmp_path)
     pruned, running = cells
     taken = Study(plan, study, Search("s", base, lambda t: cell_of(t).overrides, trials=2))
     taken.take_up()
@@ -435,7 +435,7 @@ def test_a_search_that_died_before_it_told_keeps_the_result(tmp_path: Path) -> N
     figures: dict[str, float | None] = dict.fromkeys(("pseudo_label", "lchp_i", "lchp_r"), 50.0)
     validation = {"images": 8.0, "consistency": 50.0, "kept": 50.0, "score": 1.5}
     finished(store, "refinement", cell.key, json.dumps(summary(figures, 0.9) | {"validation": validation}))
-    plan = Plan(Sweep("s", base, []), Options(tmp_path), [cell], Schedule([]), store, tmp_path)
+    plan = Plan(Sweep("s", base, []), Options(tmp_path), [cell], JobSchedule([]), store, tmp_path)
     spec = Search("s", base, lambda t: {"refinement.tau": t.suggest_float("refinement.tau", 0.1, 0.9)}, trials=1)
     taken = Study(plan, study, spec)
     taken.take_up()
@@ -451,7 +451,7 @@ def test_a_damaged_result_of_a_search_is_trained_again(tmp_path: Path) -> None:
     cell = make_cell(base, {"refinement.tau": trial.suggest_float("refinement.tau", 0.1, 0.9)})
     trial.set_user_attr("run", str(store.path("refinement", cell.key)))
     study.tell(trial, 1.5)
-    plan = Plan(Sweep("s", base, []), Options(tmp_path), [cell], Schedule([]), store, tmp_path)
+    plan = Plan(Sweep("s", base, []), Options(tmp_path), [cell], JobSchedule([]), store, tmp_path)
     Study(plan, study, Search("s", base, lambda _: {}, trials=1)).take_up()
     assert [(p.job.kind, p.state) for p in plan.schedule.jobs.values()] == [
         ("classifier", "waiting"),
@@ -639,18 +639,18 @@ def jobs() -> list[Job]:
     return [*first, *localizers, *second]
 
 
-def take(schedule: Schedule) -> str:
+def take(schedule: JobSchedule) -> str:
     job = schedule.next()
     assert isinstance(job, Job)
     return job.name
 
 
-def states(schedule: Schedule) -> dict[str, str]:
+def states(schedule: JobSchedule) -> dict[str, str]:
     return {name: p.state for name, p in schedule.jobs.items()}
 
 
 def test_a_job_is_released_when_what_it_needs_is_there() -> None:
-    schedule = Schedule(jobs())
+    schedule = JobSchedule(jobs())
     assert [take(schedule), take(schedule)] == ["classifier-a", "classifier-b"]
     assert schedule.next() is None  # later, and nothing is held meanwhile
     schedule.done("classifier-b")
@@ -670,7 +670,7 @@ def test_a_job_is_released_when_what_it_needs_is_there() -> None:
 
 
 def test_a_failed_link_fails_what_needs_it_by_its_error_and_nothing_else() -> None:
-    schedule = Schedule(jobs())
+    schedule = JobSchedule(jobs())
     take(schedule)
     take(schedule)
     schedule.failed("classifier-a", "no weights", "diverged")
@@ -689,7 +689,7 @@ def test_a_failed_link_fails_what_needs_it_by_its_error_and_nothing_else() -> No
 
 def test_a_source_that_failed_meanwhile_fails_who_lost_it() -> None:
     """Otherwise a schedule would wait for ever for a localizer that nobody trains any more."""
-    schedule = Schedule(j for j in jobs() if "a" in (j.key, j.sources.get("localizer")))
+    schedule = JobSchedule(j for j in jobs() if "a" in (j.key, j.sources.get("localizer")))
     for name in ("classifier-a", "localizer-a"):
         assert take(schedule) == name
         schedule.done(name)
@@ -706,7 +706,7 @@ def test_a_source_that_failed_meanwhile_fails_who_lost_it() -> None:
 
 
 def test_a_job_whose_worker_dies_is_run_again_until_it_no_longer_gets_on() -> None:
-    schedule = Schedule(jobs())
+    schedule = JobSchedule(jobs())
     for epoch in range(1, 9):  # it finishes an epoch between any two deaths
         assert take(schedule) == "classifier-a"
         schedule.finished_epoch("classifier-a", epoch)
@@ -725,12 +725,12 @@ def test_a_job_whose_worker_dies_is_run_again_until_it_no_longer_gets_on() -> No
 
 
 def test_a_damaged_source_is_made_again_with_what_it_needs_a_few_times_at_most() -> None:
-    schedule = Schedule(j for j in jobs() if "a" in (j.key, j.sources.get("localizer")) and j.key != "y")
+    schedule = JobSchedule(j for j in jobs() if "a" in (j.key, j.sources.get("localizer")) and j.key != "y")
     schedule.done("localizer-a", found=True)
     schedule.rest(["refinement-x"])
     assert states(schedule) == {"classifier-a": "waiting", "localizer-a": "done", "refinement-x": "waiting"}
     schedule.done("classifier-a", found=True)
-    for _ in range(Schedule.MAX_LOST - 1):
+    for _ in range(JobSchedule.MAX_LOST - 1):
         assert take(schedule) == "refinement-x"
         schedule.lost_source("refinement-x", ["localizer-a", "classifier-a"])
         for name in ("classifier-a", "localizer-a"):
@@ -744,7 +744,7 @@ def test_a_damaged_source_is_made_again_with_what_it_needs_a_few_times_at_most()
 
 
 def test_what_nobody_waits_for_rests_until_it_is_needed_again() -> None:
-    schedule = Schedule(jobs())
+    schedule = JobSchedule(jobs())
     for name in ("localizer-a", "refinement-x", "refinement-y"):
         schedule.done(name, found=True)
     schedule.rest(["refinement-x", "refinement-y", "refinement-z"])
@@ -796,7 +796,7 @@ def test_only_the_harness_and_the_sweeps_import_ray() -> None:
 def small_plan(folder: Path) -> Plan:
     (folder / "sweep").mkdir(parents=True)
     cells = expand(Sweep("s", pinned(preset("parts"), gpu=False), [{}]))
-    schedule = Schedule(jobs_of(cells).values())
+    schedule = JobSchedule(jobs_of(cells).values())
     return Plan(Sweep("s", cells[0].base, [{}]), Options(folder), cells, schedule, Store(folder), folder / "sweep")
 
 
@@ -863,7 +863,7 @@ def test_who_waits_for_a_place_is_told_so_and_not_for_ever(tmp_path: Path) -> No
 
 def test_a_display_weighs_links_by_their_passes(capsys: pytest.CaptureFixture[str]) -> None:
     cells = expand(Sweep("s", override(preset("parts"), {"refinement.labeller": "frozen"}), [{}]))
-    schedule = Schedule(jobs_of(cells).values())
+    schedule = JobSchedule(jobs_of(cells).values())
     shown = Display(schedule, lambda: (0, 0, 1), lambda: "", lambda p: f"{p.job.kind} of base")
     assert [weight(p, p.job.epochs) for p in schedule.jobs.values()] == [32, 12, 8, 12]
     shown.open()

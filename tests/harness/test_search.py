@@ -20,7 +20,7 @@ from lchp.harness import database
 from lchp.harness import search as searching
 from lchp.harness.cells import Job, Sweep
 from lchp.harness.database import DATABASE, Database, open_study
-from lchp.harness.schedule import FINISHED, Schedule
+from lchp.harness.schedule import FINISHED, JobSchedule
 from lchp.harness.search import Search, Study, search
 from lchp.harness.search_script import closing
 from lchp.harness.store import PREDICTED, RESULT, Store
@@ -54,7 +54,7 @@ def publish(storage: Path, job: Job, score: Any = 1.5) -> None:
 
 def study_of(storage: Path, trials: int = 1, space: searching.Space = tau, patience: float = 0.2) -> Study:
     """A search in the middle of its work."""
-    plan = Plan(Sweep("s", BASE, []), Options(storage), [], Schedule([]), Store(storage), storage / "sweeps" / "s")
+    plan = Plan(Sweep("s", BASE, []), Options(storage), [], JobSchedule([]), Store(storage), storage / "sweeps" / "s")
     return Study(plan, open_study(storage, "s", patience=patience), Search("s", BASE, space, trials=trials))
 
 

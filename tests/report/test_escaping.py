@@ -14,10 +14,10 @@ from report_records import PAPER, analysis_script, seal, store, write_run, write
 
 from lchp.config import override, preset
 from lchp.files.runs import append_metrics, read_json, write_json
-from lchp.report.page.make import Wanted, gather, render
+from lchp.report.page.make import PageOptions, gather, render
 from lchp.report.paper import read_paper
 from lchp.report.read import clean, collect
-from lchp.report.tables.grid import Cell, Row, Section, Table
+from lchp.report.tables.grid import Row, Section, Table, TableCell
 from lchp.report.tables.render import FORMATS, to_csv, to_markdown
 from lchp.report.tables.write import write_tables
 
@@ -95,7 +95,7 @@ class Elements(HTMLParser):
 
 
 def page_of(storage: Path) -> str:
-    asked = Wanted((storage,), figures=False)
+    asked = PageOptions((storage,), figures=False)
     return render(gather(collect([storage]), asked, read_paper(PAPER))).decode("ascii")
 
 
@@ -128,7 +128,7 @@ def test_tables_show_the_names_and_no_more(storage: Path, tmp_path: Path, capsys
 
 
 def plain(text: str = "x", labels: Sequence[str] = ("x",), reason: str = "x") -> Table:
-    row = Row(tuple(labels), (Cell(reason),))
+    row = Row(tuple(labels), (TableCell(reason),))
     return Table(3, text, text, ("row",) * len(labels), (text,), (Section(text, text, (row,)),), (text,))
 
 

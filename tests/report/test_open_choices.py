@@ -8,11 +8,11 @@ import pytest
 from report_records import PAPER, analysis_script, known, store, write_run, write_sweep
 
 from lchp.config import OPEN_CHOICES, PRESETS, override, preset
-from lchp.report.page.make import Wanted, gather
+from lchp.report.page.make import PageOptions, gather
 from lchp.report.paper import read_paper
 from lchp.report.read import collect
 from lchp.report.select import choose_around, parse_where
-from lchp.report.tables.grid import Cell, Table
+from lchp.report.tables.grid import Table, TableCell
 from lchp.report.tables.numbers import tables
 from lchp.report.tables.open_choices import NO_PAIR, choices_table
 from lchp.report.tables.render import FORMATS, to_markdown, to_text
@@ -36,7 +36,7 @@ def made(storage: Path, *where: str) -> Table:
     return choices_table(collect([storage]), PARTS, parse_where(where))
 
 
-def cell(table: Table, choice: str, value: str, column: str, frame: str = "center_crop") -> Cell:
+def cell(table: Table, choice: str, value: str, column: str, frame: str = "center_crop") -> TableCell:
     (section,) = [s for s in table.sections if s.frame == frame]
     (row,) = [row for row in section.rows if row.labels == (choice, value)]
     return row.cells[table.columns.index(column)]
@@ -178,7 +178,7 @@ def test_it_is_made_where_an_alternative_was_run(tmp_path: Path) -> None:
     run(storage, 0, 64.0, {LABELLER: "frozen"})
     records = collect([storage])
     assert [t.number for t in tables(records, PARTS, paper)] == [1, 2, 3, 4, 5, 6, 7]
-    page = gather(records, Wanted((storage,), figures=False), paper)
+    page = gather(records, PageOptions((storage,), figures=False), paper)
     assert [(t.number, t.empty) for t in page.tables][-1] == (7, False)
     assert "Table 7." in render_tables(storage, PARTS, (7,), PAPER)
     around = choose_around(records, PARTS, tuple(OPEN_CHOICES))

@@ -21,7 +21,7 @@ from lchp.report.dependence import WITHOUT_EFFECT, counts, results
 from lchp.report.paper import Paper, read_paper
 from lchp.report.read import Records, collect
 from lchp.report.select import DELTA, IDENTITY, choose, differences, parse_where, preset_of, require
-from lchp.report.tables.grid import Cell, Table
+from lchp.report.tables.grid import Table, TableCell
 from lchp.report.tables.numbers import OF_PAPER, table, tables
 from lchp.report.tables.render import FORMATS, to_csv, to_html, to_latex, to_markdown, to_text
 from lchp.report.tables.write import write_tables
@@ -40,7 +40,7 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Records:
     return collect([write_grid(tmp_path_factory.mktemp("grid"))])
 
 
-def cell(made: Table, labels: str, column: str, frame: str = "center_crop", data: str = "") -> Cell:
+def cell(made: Table, labels: str, column: str, frame: str = "center_crop", data: str = "") -> TableCell:
     (row,) = [
         row
         for section in made.sections

@@ -23,7 +23,7 @@ from lchp.baselines import METHODS
 from lchp.baselines.ddt import Descriptors, Transform
 from lchp.config import TrainConfig, override
 from lchp.data.base import Split
-from lchp.data.images import Batch, Images
+from lchp.data.images import ImageBatch, Images
 from lchp.deploy import predict
 from lchp.evaluation import inference
 from lchp.evaluation.inference import Models
@@ -94,10 +94,10 @@ def test_prediction_in_both_frames(cuda: Cuda, monkeypatch: pytest.MonkeyPatch) 
     config = config_of()
     images: Any = Images(Split(tuple("abcdef"), np.arange(6)), 512, None, np.arange(6))
 
-    def batches(_images: Any, order: list[list[int]], **_: Any) -> Iterator[Batch]:
+    def batches(_images: Any, order: list[list[int]], **_: Any) -> Iterator[ImageBatch]:
         for index in order:
             pixels = torch.zeros(len(index), 512, 512, 3, dtype=torch.uint8)
-            yield Batch(torch.tensor(index), pixels.pin_memory(), torch.tensor(index).pin_memory())
+            yield ImageBatch(torch.tensor(index), pixels.pin_memory(), torch.tensor(index).pin_memory())
 
     monkeypatch.setattr(inference, "batches", batches)
     models = models_of(cuda, config)

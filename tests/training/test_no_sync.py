@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lchp.baselines import METHODS
 from lchp.config import TrainConfig, override, preset
-from lchp.data.images import Batch as Read
+from lchp.data.images import ImageBatch as Read
 from lchp.method.batch import Batch
 from lchp.method.views import strong_view
 from lchp.system.devices import autocast

@@ -61,10 +61,10 @@ class BoxScores:
             "empty": "boxes have no area, so that they are wrong",
             "unknown": "boxes are of images without annotations; they are passed over",
         }
-        told = [f"{self.counted[name]} {line}" for name, line in lines.items() if self.counted[name]]
+        found = [f"{self.counted[name]} {line}" for name, line in lines.items() if self.counted[name]]
         if self.macro is None:
-            told.append("the annotations have no column label: no Top-1 and Top-5 Loc, no means over classes")
-        return told
+            found.append("the annotations have no column label: no Top-1 and Top-5 Loc, no means over classes")
+        return found
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from lchp.boxes import iou
 from lchp.data.base import Problem
 from lchp.data.wsol import SPLITS, read_boxes, read_ids, read_sizes
 from lchp.errors import ConfigError
-from lchp.evaluation.scoring.scoremaps import FRAME, each_map, refuse, speed, thresholds, told
+from lchp.evaluation.scoring.scoremaps import FRAME, each_map, refuse, speed, thresholds, warnings_of
 
 IOUS = (30, 50, 70)
 """IoU in percent from which on a box is right: 50 is MaxBoxAcc, the mean of all MaxBoxAccV2."""
@@ -77,7 +77,7 @@ class MapScores:
 
     def warnings(self) -> list[str]:
         """A line for each kind of map that was counted."""
-        return told(self.counted)
+        return warnings_of(self.counted)
 
     def _chosen(self) -> str:
         return f"an oracle, chosen on the boxes of the split it is scored on ({SPLITS.get(self.split, self.split)})" + (

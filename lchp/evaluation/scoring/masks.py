@@ -14,7 +14,7 @@ import numpy as np
 from lchp.data.base import Problem
 from lchp.data.wsol import Masks, read_ids, read_masks
 from lchp.errors import ConfigError, DataError
-from lchp.evaluation.scoring.scoremaps import FRAME, each_map, refuse, speed, thresholds, told
+from lchp.evaluation.scoring.scoremaps import FRAME, each_map, refuse, speed, thresholds, warnings_of
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class MaskScores:
 
     def warnings(self) -> list[str]:
         """A line for each kind of map that was counted."""
-        return told(self.counted)
+        return warnings_of(self.counted)
 
 
 def score_masks(

@@ -89,7 +89,7 @@ def each_map(
     return {name: counted[name] for name in ("resized", "constant", "unknown")}, time.perf_counter() - start
 
 
-def told(counted: dict[str, int]) -> list[str]:
+def warnings_of(counted: dict[str, int]) -> list[str]:
     """What `each_map` counted, a line for each kind that there was."""
     lines = {
         "resized": f"score maps of another size than {FRAME} x {FRAME} were resized (bicubic) and scaled to [0, 1]",

@@ -33,7 +33,7 @@ MOST = 60
 
 
 @dataclass(frozen=True)
-class Wanted:
+class FigureOptions:
     """What to draw, from what. Raises ConfigError for what does not fit.
 
     storages: to read; preset: recipe and grid, None for what the records hold; figures: by name, empty for all; where:
@@ -79,7 +79,7 @@ class Wanted:
 class Material:
     """What figures are drawn from; read when the first figure asks for it."""
 
-    wanted: Wanted
+    wanted: FigureOptions
     records: Records
     recipe: Preset
     paper: Paper
@@ -190,7 +190,7 @@ class NotDrawn:
     reason: str
 
 
-def draw(wanted: Wanted, records: Records, recipe: Preset, paper: Paper) -> Iterator[Drawing | NotDrawn]:
+def draw(wanted: FigureOptions, records: Records, recipe: Preset, paper: Paper) -> Iterator[Drawing | NotDrawn]:
     """The figures in order. Raises ConfigError for a mistake in what was asked for."""
     material = Material(wanted, records, recipe, paper)
     for name in wanted.names:
@@ -209,7 +209,7 @@ def draw(wanted: Wanted, records: Records, recipe: Preset, paper: Paper) -> Iter
                 yield NotDrawn(title, " ".join(str(error).split()))
 
 
-def make_figures(wanted: Wanted, out: Path, paper_csv: Path) -> int:
+def make_figures(wanted: FigureOptions, out: Path, paper_csv: Path) -> int:
     """Writes NAME.png, NAME.pdf and the caption NAME.txt of each figure to `out`.
 
     Returns the exit status: 1 where a record could not be read or a figure not be drawn (each is named on standard

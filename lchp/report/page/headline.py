@@ -14,7 +14,7 @@ from lchp.evaluation.predictions import METRICS, TITLES
 from lchp.report.page.trials import Trials, duration
 from lchp.report.read import Records
 from lchp.report.select import DELTA, FINGERPRINT, IDENTITY, RECIPE, TAU, Group, canonical, differences, rows
-from lchp.report.tables.grid import DATA, NOT_GIVEN, NOT_RUN, PAPER_FRAME, Cell, Table, part_of
+from lchp.report.tables.grid import DATA, NOT_GIVEN, NOT_RUN, PAPER_FRAME, Table, TableCell, part_of
 from lchp.report.tables.methods import Found, find
 
 LCHP_R = f"results/lchp_r/{PAPER_FRAME}/gt_known"
@@ -82,11 +82,11 @@ def make_headline(
     return Headline(title, tuple(sentences), tuple(facts), head, tuple(body))
 
 
-def _cells(table: Table, data: str) -> dict[tuple[str, str], Cell]:
+def _cells(table: Table, data: str) -> dict[tuple[str, str], TableCell]:
     """GT-Known on the data set by frame and row; of a method's several rows those after the first have their backbone
     in the name."""
     column = table.columns.index(METRICS["gt_known"])
-    found: dict[tuple[str, str], Cell] = {}
+    found: dict[tuple[str, str], TableCell] = {}
     for section in table.sections:
         for row in section.rows if section.data == DATA[data] else ():
             name = row.labels[0]
@@ -113,7 +113,7 @@ def _floors(group: Group | None) -> dict[tuple[str, str], float]:
 
 
 def _facts(
-    group: Group | None, data: str, cells: Mapping[tuple[str, str], Cell], floors: Mapping[tuple[str, str], float]
+    group: Group | None, data: str, cells: Mapping[tuple[str, str], TableCell], floors: Mapping[tuple[str, str], float]
 ) -> list[Fact]:
     ours, first = (cells[PAPER_FRAME, TITLES[r]] for r in ("lchp_r", "lchp_i"))
     if ours.mean is None:

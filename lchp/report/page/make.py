@@ -22,8 +22,7 @@ from lchp.errors import RunError
 from lchp.files.runs import read_environment, write_atomically
 from lchp.files.targets import holding, require_file
 from lchp.report.dependence import WITHOUT_EFFECT
-from lchp.report.figures.make import NotDrawn, draw
-from lchp.report.figures.make import Wanted as WantedFigures
+from lchp.report.figures.make import FigureOptions, NotDrawn, draw
 from lchp.report.figures.style import Drawing, rendered
 from lchp.report.page.headline import Headline, make_headline
 from lchp.report.page.trials import Trials, duration, read_trials
@@ -48,7 +47,7 @@ CONTROL = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), 127) if ch
 
 
 @dataclass(frozen=True)
-class Wanted:
+class PageOptions:
     """storages: to read; out: file to write, None for report.html in the first storage; preset: None for what the
     records hold; where: FIELD=VALUE as typed, for tables and figures; figures: whether to draw them; data_root: where
     the data lies now, None for where the runs had it."""
@@ -89,7 +88,7 @@ class ShownFigure:
 
 
 @dataclass(frozen=True)
-class Field:
+class FieldRow:
     """A field of the config. preset: its value there; values: what the trials have, with how many; effect: whether a
     result depends on it; away: whether a trial has another value than the preset."""
 
@@ -144,7 +143,7 @@ class Page:
     tables: tuple[ShownTable, ...]
     figures: tuple[ShownFigure, ...]
     not_drawn: tuple[NotDrawn, ...]
-    fields: tuple[Field, ...]
+    fields: tuple[FieldRow, ...]
     trials: Trials
     failures: tuple[Failure, ...]
     problems: tuple[str, ...]
@@ -155,7 +154,7 @@ class Page:
     revisions: tuple[str, ...]
 
 
-def make_page(wanted: Wanted, paper_csv: Path) -> int:
+def make_page(wanted: PageOptions, paper_csv: Path) -> int:
     """Writes the page. Returns the exit status: 1 where a record could not be read (it is named on the page and on
     standard error, and the page is made without it), else 0.
 
@@ -181,7 +180,7 @@ def make_page(wanted: Wanted, paper_csv: Path) -> int:
     return 1 if page.problems else 0
 
 
-def gather(records: Records, wanted: Wanted, paper: Paper) -> Page:
+def gather(records: Records, wanted: PageOptions, paper: Paper) -> Page:
     """Everything on the page. Raises ConfigError for a mistake in what was asked for."""
     name, why = _preset(records, wanted)
     recipe = PRESETS[name]
@@ -207,7 +206,7 @@ def gather(records: Records, wanted: Wanted, paper: Paper) -> Page:
     )
 
 
-def _preset(records: Records, wanted: Wanted) -> tuple[str, str]:
+def _preset(records: Records, wanted: PageOptions) -> tuple[str, str]:
     """Its name, and a sentence that says why."""
     if wanted.preset:
         return wanted.preset, f"preset {wanted.preset}"
@@ -220,7 +219,7 @@ def _preset(records: Records, wanted: Wanted) -> tuple[str, str]:
 def render(page: Page) -> bytes:
     """The page as HTML: plain ASCII, one file."""
     env = jinja2.Environment(
-        loader=jinja2.PackageLoader("lchp.report", "templates"),
+        loader=jinja2.PackageLoader("lchp.report.page", "templates"),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -239,10 +238,10 @@ def _asset(env: jinja2.Environment, name: str) -> str:
     return env.loader.get_source(env, name)[0]
 
 
-def _draw(records: Records, wanted: Wanted, recipe: Preset, paper: Paper) -> Sequence[Drawing | NotDrawn]:
+def _draw(records: Records, wanted: PageOptions, recipe: Preset, paper: Paper) -> Sequence[Drawing | NotDrawn]:
     if not wanted.figures:
         return []
-    asked = WantedFigures(wanted.storages, wanted.preset, where=wanted.where, data_root=wanted.data_root)
+    asked = FigureOptions(wanted.storages, wanted.preset, where=wanted.where, data_root=wanted.data_root)
     return list(draw(asked, records, recipe, paper))
 
 
@@ -259,7 +258,7 @@ def _shown_figure(drawing: Drawing) -> ShownFigure:
     return ShownFigure(drawing.name, src, alt, drawing.caption, bool(width > 1.5 * height or width > 5))
 
 
-def _fields(records: Records, recipe: Preset) -> tuple[Field, ...]:
+def _fields(records: Records, recipe: Preset) -> tuple[FieldRow, ...]:
     """The complete config, of the trials on the preset's data set."""
     runs = rows(records.runs, (n == recipe.config.data.name for n in records.runs["data.name"]))
     flat, out = to_flat(recipe.config), []
@@ -272,7 +271,7 @@ def _fields(records: Records, recipe: Preset) -> tuple[Field, ...]:
         more = f", and {len(texts) - MOST_VALUES} more" if len(texts) > MOST_VALUES else ""
         values = ", ".join(texts[:MOST_VALUES]) + more
         away = any(v != flat[name] for v in counts)
-        out.append(Field(name, _portable(name, flat[name]), values or "-", name not in WITHOUT_EFFECT, away))
+        out.append(FieldRow(name, _portable(name, flat[name]), values or "-", name not in WITHOUT_EFFECT, away))
     return tuple(out)
 
 
@@ -299,7 +298,7 @@ def _shown_sweep(sweep: SweepRecord) -> ShownSweep:
     return ShownSweep(sweep.name, sweep.created, sweep.version, states or "no cells", as_typed(sweep.command))
 
 
-def _commands(records: Records, sweeps: Sequence[ShownSweep], wanted: Wanted) -> tuple[str, ...]:
+def _commands(records: Records, sweeps: Sequence[ShownSweep], wanted: PageOptions) -> tuple[str, ...]:
     """What to type to get the records and this page, without the machine's paths."""
     held = {(str(sweep.storage), key) for sweep in records.sweeps for key in sweep.made}
     places = zip(records.runs["storage"], records.runs["key"], strict=True)

@@ -86,7 +86,7 @@ class Trials:
 
 def read_trials(records: Records, preset: Preset) -> Trials:
     """All runs, by setting and seed. A trial whose metrics cannot be read has no curves, and a note says so."""
-    reader, tables = _Reader(), []
+    reader, tables = _TrialReader(), []
     runs = canonical(records.runs)
     own = preset.config.data.name
     for name in sorted(set(runs["data.name"]), key=lambda n: (n != own, n)):
@@ -122,7 +122,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
 
 
-class _Reader:
+class _TrialReader:
     """What is read beside the records' table: times of earlier links, and the metrics of the first trials. totals:
     seconds of every run folder that has a part in a trial."""
 
@@ -170,7 +170,7 @@ class _Reader:
             return Value("-"), Value("-")
 
 
-def _table(name: str, runs: pd.DataFrame, recipe: Mapping[str, Any], reader: _Reader) -> TrialTable:
+def _table(name: str, runs: pd.DataFrame, recipe: Mapping[str, Any], reader: _TrialReader) -> TrialTable:
     mixed = any(name != recipe["method.name"] for name in runs["method.name"])
     named = (*AXES, *(n for n in IDENTITY if n not in AXES and not (mixed and n in OF_METHOD)))
     fields = [f for f in named if f in (DELTA, TAU) or len(set(runs[f])) > 1]
@@ -230,7 +230,7 @@ def _percent(row: Mapping[str, Any], path: str, absent: str = "-") -> Value:
     return Value(absent) if math.isnan(value) else Value(f"{value:.2f}", value)
 
 
-def _known(row: Mapping[str, Any], result: str, frame: str, reader: _Reader) -> Value:
+def _known(row: Mapping[str, Any], result: str, frame: str, reader: _TrialReader) -> Value:
     floor = float(row[f"floors/{frame}/full_box"])
     # where the images have boxes, a result that is not there is one that the method has not
     found = _percent(row, f"results/{result}/{frame}/gt_known", NO_BOXES if math.isnan(floor) else NOT_GIVEN)

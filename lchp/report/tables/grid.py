@@ -64,7 +64,7 @@ BACKBONES = {
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """ours: text, `93.10 ± 0.21 (3)` or why there is no number; mean, sd (sample) and n: over the seeds, None where
     there is no number. paper, difference (ours - paper): text, `-` where there is none. rank, paper_rank: 1 the best of
     its column and section, 2 the second best, 0 neither."""
@@ -84,7 +84,7 @@ class Row:
     """labels: one per `Table.head`; cells: one per `Table.columns`."""
 
     labels: tuple[str, ...]
-    cells: tuple[Cell, ...]
+    cells: tuple[TableCell, ...]
 
 
 @dataclass(frozen=True)
@@ -270,7 +270,7 @@ def cell_of(
     printed: str | None,
     *,
     trained: bool = True,
-) -> Cell:
+) -> TableCell:
     """A figure over the seeds of some runs. A run failed where its GT-Known is below the box over the whole image in
     the same frame, or not finite; and where its sweep says that it diverged. trained: whether the boxes were; a poor
     score map is no failed training, and its figure is shown whatever it is."""
@@ -306,10 +306,10 @@ def diverged_cells(lost: pd.DataFrame, result: str) -> pd.DataFrame:
     return rows_of(lost, (d and result in gone for d, gone in zip(lost["diverged"], lost["lost"], strict=True)))
 
 
-def _kept_cell(group: Group | None, tau: float, measure: Measure, printed: str | None, frame: str) -> Cell:
+def _kept_cell(group: Group | None, tau: float, measure: Measure, printed: str | None, frame: str) -> TableCell:
     """Of stage 1's training boxes: any run of a seed knows what each tau keeps."""
     if frame != PAPER_FRAME:
-        return Cell(NOT_GIVEN)
+        return TableCell(NOT_GIVEN)
     count, path = f"kept/by_tau/{tau:g}/count", measure.path.format(tau=f"{tau:g}")
     if group is None or count not in group.runs:
         return finish([], 0, False, measure, printed)
@@ -324,14 +324,14 @@ def _kept_cell(group: Group | None, tau: float, measure: Measure, printed: str |
     return finish(values, 0, False, measure, printed)
 
 
-def finish(values: Sequence[float], failed: int, boxless: bool, measure: Measure, printed: str | None) -> Cell:
+def finish(values: Sequence[float], failed: int, boxless: bool, measure: Measure, printed: str | None) -> TableCell:
     """The cell of one value per seed; of why there is none, where a seed failed or there is no value."""
     paper = NOT_GIVEN if printed is None else printed
     if failed:
         of = f" ({failed} of {failed + len(values)})" if values else ""
-        return Cell(FAILED + of, paper=paper)
+        return TableCell(FAILED + of, paper=paper)
     if not values:
-        return Cell(NO_BOXES if boxless else NOT_RUN, paper=paper)
+        return TableCell(NO_BOXES if boxless else NOT_RUN, paper=paper)
     mean = statistics.fmean(values)
     sd = statistics.stdev(values) if len(values) > 1 else None
     digits = measure.digits
@@ -339,7 +339,7 @@ def finish(values: Sequence[float], failed: int, boxless: bool, measure: Measure
     ours = f"{round(mean, digits) + 0.0:{'+' if measure.signed else ''}.{digits}f}{spread} ({len(values)})"
     target = number(printed)
     difference = NOT_GIVEN if target is None else f"{round(mean - target, digits) + 0.0:+.{digits}f}"
-    return Cell(ours, mean, sd, len(values), paper, difference)
+    return TableCell(ours, mean, sd, len(values), paper, difference)
 
 
 def ranked_rows(rows: Sequence[Row], measures: Sequence[Measure], paper: Paper, table: int) -> tuple[Row, ...]:

@@ -22,11 +22,11 @@ from lchp.report.tables.grid import (
     NOT_GIVEN,
     PAPER_FRAME,
     PROTOCOL,
-    Cell,
     Measure,
     Row,
     Section,
     Table,
+    TableCell,
     backbone_title,
     caption_of,
     cell_of,
@@ -216,7 +216,7 @@ def _lines(found: Found, published: Sequence[str]) -> Iterator[Line]:
             yield from ours or [Line(title)]
 
 
-def _cell(line: Line, measure: Measure, frame: str, printed: str | None) -> Cell:
+def _cell(line: Line, measure: Measure, frame: str, printed: str | None) -> TableCell:
     if line.result is None or line.lost is None:
         return finish([], 0, False, measure, printed)
     if line.compared and line.group is None:  # all that was tried of it failed, for whatever reason

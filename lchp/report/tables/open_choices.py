@@ -19,11 +19,11 @@ from lchp.report.tables.grid import (
     NOT_GIVEN,
     NOT_RUN,
     Axis,
-    Cell,
     Measure,
     Row,
     Section,
     Table,
+    TableCell,
     caption_of,
     cell_of,
     diverged,
@@ -67,7 +67,7 @@ def choices_table(records: Records, preset: Preset, where: Mapping[str, Any] | N
     for frame in FRAMES:
         own = None if around is None else around.recipe.runs
         of_recipe = _by_seed(own, lost_recipe, frame)
-        shown = [Row(RECIPE, (*_cells(own, lost_recipe, frame), Cell(NOT_GIVEN)))]
+        shown = [Row(RECIPE, (*_cells(own, lost_recipe, frame), TableCell(NOT_GIVEN)))]
         for name, values in listed.items():
             for value in values:
                 runs = None if around is None else around.groups[name].at(value)
@@ -112,7 +112,7 @@ def _lost(records: Records, around: Around | None, preset: Preset, name: str) ->
     return rows(lost, (value != own for value in lost[name]))
 
 
-def _cells(runs: pd.DataFrame | None, lost: pd.DataFrame, frame: str) -> list[Cell]:
+def _cells(runs: pd.DataFrame | None, lost: pd.DataFrame, frame: str) -> list[TableCell]:
     return [cell_of(runs, lost, m.path.format(frame=frame), m, frame, None) for m in _KNOWN]
 
 
@@ -125,13 +125,13 @@ def _by_seed(runs: pd.DataFrame | None, lost: pd.DataFrame, frame: str) -> dict[
     return found
 
 
-def _less(ours: Mapping[int, float | None], recipe: Mapping[int, float | None]) -> Cell:
+def _less(ours: Mapping[int, float | None], recipe: Mapping[int, float | None]) -> TableCell:
     """The difference over the seeds of both; a seed in which either failed has none."""
     if not ours or not recipe:
-        return Cell(NOT_RUN)
+        return TableCell(NOT_RUN)
     pairs = [(ours[seed], recipe[seed]) for seed in ours if seed in recipe]
     if not pairs:
-        return Cell(NO_PAIR)
+        return TableCell(NO_PAIR)
     there = [a - b for a, b in pairs if a is not None and b is not None]
     return finish([d for d in there if not math.isnan(d)], len(pairs) - len(there), True, _LESS_RECIPE, None)
 

@@ -20,7 +20,7 @@ from lchp.report.tables.render import FORMATS, latex_document, to_text
 
 
 @dataclass(frozen=True)
-class Wanted:
+class TableOptions:
     """storages: to read; out: folder to write to; preset: None for what the records hold; where: FIELD=VALUE as typed;
     numbers: of the tables, None for 1-6 and, where the records hold runs for them, 7 and 8; watch: seconds between two
     looks at sweeps that run, None for once."""
@@ -43,7 +43,7 @@ class Wanted:
         object.__setattr__(self, "conditions", parse_where(self.where))
 
 
-def make_tables(wanted: Wanted, paper_csv: Path, *, sleep: Callable[[float], None] = time.sleep) -> int:
+def make_tables(wanted: TableOptions, paper_csv: Path, *, sleep: Callable[[float], None] = time.sleep) -> int:
     """Writes the tables and prints them, once or until the sweeps are done. Returns the exit status: 1 where something
     could not be read (it is named on standard error, and the tables are made without it), else 0.
 
@@ -76,7 +76,7 @@ def make_tables(wanted: Wanted, paper_csv: Path, *, sleep: Callable[[float], Non
         sleep(wanted.watch)
 
 
-def _made(records: Records, wanted: Wanted, paper: Paper) -> tuple[str, list[str]]:
+def _made(records: Records, wanted: TableOptions, paper: Paper) -> tuple[str, list[str]]:
     """Writes the tables; what is to be printed, and what is to be said of the records."""
     if wanted.watch is None:
         require(records, wanted.conditions)
