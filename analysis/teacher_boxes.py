@@ -8,7 +8,7 @@ box, and the difference. It scores test boxes: a diagnostic of a teacher, and no
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -29,8 +29,9 @@ from lchp.evaluation.frames import FRAMES, Frame
 from lchp.evaluation.metrics import best_iou, gt_known
 from lchp.files.runs import CHECKPOINTS, link_folder, read_config, write_atomically
 from lchp.files.targets import holding, require_file
-from lchp.method.networks import Classifier, ClassifierOutput
-from lchp.method.pseudo_boxes import algorithm_1, make_teacher
+from lchp.method.choice import candidate_boxes
+from lchp.method.networks import Classifier
+from lchp.method.pseudo_boxes import make_teacher
 from lchp.training.chain import STAGES, method_of
 from lchp.training.checkpoints import load_checkpoint
 from lchp.training.context import Context, open_context
@@ -81,17 +82,9 @@ def boxes(
     for batch in batches(context.test, order, workers=data.workers, pin=False):
         images = frame.see(batch.images.to(context.device))
         with context.autocast:
-            raw = teacher(images)  # seen once for all configs
-            for config, out in zip(configs, found, strict=True):
-                attend = _attend(teacher, config.attention, {id(images): raw})
-                pseudo = algorithm_1(attend, images, config, teacher.mean)
-                out.append(torch.stack([pseudo.l_r, pseudo.box], 1).float().cpu())
+            for out, both in zip(found, candidate_boxes(teacher, images, configs), strict=True):
+                out.append(torch.stack(both, 1).cpu())
     return [torch.cat(parts).numpy() for parts in found]
-
-
-def _attend(teacher: Classifier, source: str, seen: dict[int, ClassifierOutput]) -> Callable[[Tensor], Tensor]:
-    """The teacher's attention, by what it has `seen` where it has."""
-    return lambda x: (seen.get(id(x)) or teacher(x)).attention(source)
 
 
 def score(run: Path, flags: Flags) -> pd.DataFrame:

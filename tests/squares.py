@@ -30,8 +30,9 @@ def write_images(root: Path, classes: int = 3, train: int = 8, test: int = 3, *,
 
 
 def small_values(root: Path) -> dict[str, Any]:
-    """What makes the `folder` preset small, by dotted name."""
+    """What makes the preset `cub` small and of the user's own images, by dotted name."""
     return {
+        "data.name": "folder",
         "data.root": str(root),
         "data.resize": 36,
         "data.image_size": 32,
@@ -54,12 +55,12 @@ def small_values(root: Path) -> dict[str, Any]:
 
 def small_config(root: Path, values: dict[str, Any] | None = None) -> TrainConfig:
     """The small config, with other values by dotted name."""
-    return override(preset("folder"), small_values(root) | (values or {}))
+    return override(preset("cub"), small_values(root) | (values or {}))
 
 
 def small_flags(values: dict[str, Any]) -> list[str]:
-    """Values by dotted name as the flags of `lchp train` over the preset `folder`."""
-    out = ["--preset", "folder"]
+    """Values by dotted name as the flags of `lchp train` over the preset `cub`."""
+    out = ["--preset", "cub"]
     for name, value in values.items():
         section, _, leaf = name.replace("_", "-").rpartition(".")
         flag = f"--{section}." if section else "--"

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from lchp.config import TrainConfig
+from lchp.config import TrainConfig, masked_as, preset
 from lchp.system import streams
 from lchp.system.interrupt import on_signals
 
@@ -26,6 +26,9 @@ class Train:
     """Both stages, stage 1 alone, or stage 2 alone from a run folder that holds stage 1."""
     source: Annotated[Path | None, tyro.conf.arg(name="from", metavar="DIR")] = None
     """Run folder that holds stage 1, for --stage refine."""
+
+    def __post_init__(self) -> None:
+        self.config = masked_as(self.config, preset(self.preset))
 
     def run(self) -> int:
         """Carries the command out; the exit status."""

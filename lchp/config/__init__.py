@@ -3,6 +3,7 @@
 from lchp.config.about import show, suggest
 from lchp.config.fields import (
     AUGMENTATIONS,
+    AUTO,
     FIELDS,
     MEANING_BEFORE,
     MEASURED,
@@ -22,4 +23,4 @@ from lchp.config.fields import (
     to_flat,
 )
 from lchp.config.presets import PRESETS, Preset, alternatives, preset
-from lchp.config.stored import complete, flatten, from_dict, override, to_dict, unique_keys
+from lchp.config.stored import as_chosen, complete, flatten, from_dict, masked_as, override, to_dict, unique_keys

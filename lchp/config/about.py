@@ -1,5 +1,6 @@
 """What a config field says about itself as metadata of its type, and how it reads a value."""
 
+import contextlib
 import difflib
 import functools
 import os
@@ -7,8 +8,8 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from numbers import Real
-from types import NoneType
-from typing import Any, Literal, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from lchp.errors import ConfigError
 
@@ -26,11 +27,16 @@ class Rule:
     is_path: bool = False  # a pathlib.Path is taken as well, and kept as text
 
 
-def within(interval: str) -> Rule:
-    """An interval as mathematics writes it, `[0, 1)`, or one of whole numbers with both its ends, `8..4096`."""
+def within(interval: str, *others: Any) -> Rule:
+    """An interval as mathematics writes it, `[0, 1)`, or one of whole numbers with both its ends, `8..4096`; `others`:
+    values beside it."""
     low, high = map(float, re.split(r", |\.\.", interval.strip("[()]")))
     above, under = interval.startswith("("), interval.endswith(")")
-    return Rule(lambda v: (low < v if above else low <= v) and (v < high if under else v <= high), f"in {interval}")
+
+    def fits(v: Any) -> bool:
+        return v in others or ((low < v if above else low <= v) and (v < high if under else v <= high))
+
+    return Rule(fits, f"in {interval}" + "".join(f", or {other}" for other in others))
 
 
 def _can_be_path(value: str | None) -> bool:
@@ -55,7 +61,9 @@ Part = Literal[
     "head",  # the classifier's head
     "classifier",  # how it is trained
     "ratio",  # the rate of a compared classifier's layers that start from random
-    "teacher",  # the pseudo boxes of LCHP's stage 1
+    "teacher",  # LCHP's teacher, where its masks are those of its boxes
+    "masks",  # LCHP's teacher, where it makes masks alone
+    "teacher_boxes",  # the boxes that it makes then
     "map",  # the box of a compared method's score map
     "l_reg",  # how stage 1 weighs the regression
     "localizer",  # the localizer as it starts, and how it is trained
@@ -146,8 +154,11 @@ _parts = functools.cache(lambda kind: (get_origin(kind), get_args(kind)))
 def _typed(value: Any, kind: Any) -> Any:
     """Raises TypeError for a value of another kind, OverflowError for one that is not finite."""
     origin, args = _parts(kind)
-    if NoneType in args:
-        return None if value is None else _typed(value, args[0])
+    if origin in (Union, UnionType):
+        for arg in args:
+            with contextlib.suppress(TypeError):
+                return _typed(value, arg)
+        raise TypeError
     if origin is tuple and type(value) is tuple and (args[-1] is Ellipsis or len(value) == len(args)):
         return tuple(_typed(v, args[0]) for v in value)
     if origin is Literal and value in args:
@@ -164,7 +175,7 @@ def _typed(value: Any, kind: Any) -> Any:
 def _described(kind: Any) -> str:
     origin, args = _parts(kind)
     if origin is Literal:
-        return "one of " + ", ".join(args)
+        return ", ".join(args) if len(args) == 1 else "one of " + ", ".join(args)
     if origin is tuple:
         return f"a list of {_described(args[0])}" if args[-1] is Ellipsis else f"{len(args)} values"
     named = {float: "a number", int: "a whole number", bool: "True or False", str: "text", NoneType: "None"}

@@ -11,12 +11,22 @@ import operator
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from lchp.config.about import CACHE, PATH, POSITIVE, Field, Open, Part, Rule, Since, changes, field_of, quoted, within
 from lchp.errors import ConfigError
 
 AUGMENTATIONS = ("scale", "translation", "flip")
+AUTO: Mapping[str, str | None] = MappingProxyType(
+    {
+        "delta": "mask_delta",
+        "attention": "mask_attention",
+        "normalization": "mask_normalization",
+        "second_pass": None,
+    }
+)
+"""Fields of stage 1 that can be `auto`, and those that say the same of the masks."""
 PARTS_SIZE = 72
 """Side in px at which the data set `parts` is generated; the networks see a crop of it."""
 
@@ -76,11 +86,15 @@ class InitializationConfig:
     """Stage 1 (Algorithm 1, Eq. 1-3 and 7)."""
 
     epochs: Annotated[int, changes("classifier", "localizer"), within("1..1000000")] = 40
-    delta: Annotated[float, changes("teacher"), within("(0, 1)")] = 0.7
-    """Foreground threshold on the normalised attention (Eq. 1)."""
+    delta: Annotated[Literal["auto"] | float, changes("teacher", "teacher_boxes"), within("(0, 1)", "auto")] = 0.7
+    """Foreground threshold on the normalised attention (Eq. 1), of the boxes; and of the masks, unless mask_delta is
+    given. `auto`: chosen on training images by a score that reads class labels and no box (see auto_after)."""
+    mask_delta: Annotated[float | None, changes("masks"), within("(0, 1)", None), Since(4, None)] = None
+    """Threshold of the masks that the classifier learns on (Eq. 2), apart from that of the boxes; None: delta, as in
+    the paper. Where it is given, the finished epochs' teachers make the boxes in a link of its own."""
     alpha: Annotated[float, changes("l_reg"), within("[0, 1e+06]")] = 20.0
     """Weight of the box regression in L_init (Eq. 3)."""
-    beta: Annotated[float, changes("teacher", "refinement"), within("[0, 1)")] = 0.9
+    beta: Annotated[float, changes("teacher", "masks", "refinement"), within("[0, 1)")] = 0.9
     """Decay of the teacher's moving average (Eq. 7)."""
     lr: Annotated[float, changes("classifier"), POSITIVE] = 2e-3
     """Learning rate of the classifier."""
@@ -93,24 +107,53 @@ class InitializationConfig:
     """Of the localizer's rate; the paper keeps it constant."""
     momentum: Annotated[float, changes("classifier", "localizer"), within("[0, 1)")] = 0.9
     weight_decay: Annotated[float, changes("classifier", "localizer"), within("[0, 1]")] = 1e-5
-    attention: Annotated[Literal["attention_maps", "features"], changes("teacher"), Open(2)] = "attention_maps"
-    """What A averages: the M BAP maps, or the trunk's features."""
-    normalization: Annotated[Literal["max", "minmax"], changes("teacher"), Open(1)] = "max"
-    """A as a fraction of its maximum, or stretched to its range, before it is compared with delta."""
-    boxes: Annotated[Literal["merged", "single"], changes("teacher"), Open(6)] = "merged"
+    attention: Annotated[
+        Literal["attention_maps", "features", "auto"],
+        changes("teacher", "teacher_boxes"),
+        Open(2, ("attention_maps", "features")),
+    ] = "attention_maps"
+    """What A averages: the M BAP maps, or the trunk's features; `auto` as for delta."""
+    mask_attention: Annotated[Literal["attention_maps", "features"] | None, changes("masks"), Since(4, None)] = None
+    """The same of the masks; None: attention."""
+    normalization: Annotated[
+        Literal["max", "minmax", "auto"], changes("teacher", "teacher_boxes"), Open(1, ("max", "minmax"))
+    ] = "max"
+    """A as a fraction of its maximum, or stretched to its range, before it is compared with delta; `auto` likewise."""
+    mask_normalization: Annotated[Literal["max", "minmax"] | None, changes("masks"), Since(4, None)] = None
+    """The same of the masks; None: normalization."""
+    boxes: Annotated[Literal["merged", "single"], changes("teacher", "teacher_boxes"), Open(6)] = "merged"
     """Pseudo box: merge of L_r and L_m (Algorithm 1), or L_r alone (the single-pass ablation)."""
-    merge: Annotated[Literal["enclosing"], changes("teacher"), Since(2, "enclosing")] = "enclosing"
+    merge: Annotated[Literal["enclosing"], changes("teacher", "teacher_boxes"), Since(2, "enclosing")] = "enclosing"
     """Merge of L_r and L_m: the smallest box around both."""
-    second_pass: Annotated[Literal["own", "raw"], changes("teacher"), Open(4)] = "own"
-    """Range by which A_m is normalised: its own, or A_r's."""
-    resolution: Annotated[Literal["input", "native"], changes("teacher"), Open(14)] = "input"
+    second_pass: Annotated[
+        Literal["own", "raw", "auto"], changes("teacher", "teacher_boxes"), Open(4, ("own", "raw"))
+    ] = "own"
+    """Range by which A_m is normalised: its own, or A_r's; `auto` likewise."""
+    auto_after: Annotated[int, changes("teacher_boxes"), within("0..1000000"), Since(4, 0)] = 0
+    """Epochs of the classifier after which `auto` chooses, by the teacher of then, which also makes the boxes of the
+    epochs before; 0: after the last. (Up to 8 teachers are kept, so of many epochs the next that is.)"""
+    resolution: Annotated[Literal["input", "native"], changes("teacher", "masks", "teacher_boxes"), Open(14)] = "input"
     """Threshold the attention upsampled to the input (bilinear), or at the trunk's own resolution."""
-    mask: Annotated[Literal["mean", "black"], changes("teacher", "predictions"), Open(13)] = "mean"
+    mask: Annotated[Literal["mean", "black"], changes("teacher", "masks", "teacher_boxes", "predictions"), Open(13)] = (
+        "mean"
+    )
     """What fills L_r in I_m: 0 after input normalisation (the mean colour), or raw black."""
-    teacher_buffers: Annotated[Literal["copied", "averaged"], changes("teacher"), Open(15)] = "copied"
+    teacher_buffers: Annotated[Literal["copied", "averaged"], changes("teacher", "masks"), Open(15)] = "copied"
     """BatchNorm buffers of the teacher: the student's, or averaged like the weights."""
     localizer_start: Annotated[int, changes("l_reg"), within("0..999999")] = 0
     """First epoch in which the localizer trains; before it only the classifier and the teacher learn."""
+
+    @property
+    def threshold(self) -> float:
+        """delta, of a config in which it is a number: its own, or what `auto` became (see `lchp.method.choice`)."""
+        if isinstance(self.delta, str):
+            raise ValueError("initialization.delta = 'auto' has not been chosen yet")
+        return self.delta
+
+    @property
+    def auto_fields(self) -> tuple[str, ...]:
+        """The fields that are `auto`."""
+        return tuple(name for name in AUTO if getattr(self, name) == "auto")
 
 
 @dataclass(frozen=True)
@@ -282,6 +325,9 @@ def _contradictions(config: TrainConfig) -> Iterator[str]:
         yield f"{given}: expected None, since model.pretrained = False starts from random weights"
     if start >= stage1.epochs:
         yield f"initialization.localizer_start = {start}: expected less than initialization.epochs = {stage1.epochs}"
+    if stage1.auto_after > stage1.epochs:
+        after = f"initialization.auto_after = {stage1.auto_after}"
+        yield f"{after}: expected at most initialization.epochs = {stage1.epochs}"
     if method.refine and not method.localizer:
         yield "method.refine = True: expected False, or method.localizer True, whose boxes it refines"
     if method.name == "lchp" and method.localizer:
@@ -319,7 +365,14 @@ what `auto` becomes on it, `compile` changes results by rounding alone.)"""
 MEASURED: tuple[Part, ...] = ("measures", "predictions")
 """The parts that change what is recorded of a result, and not the result."""
 
-SHAPE = ("method.name", "method.localizer", "method.refine", "refinement.labeller", "model.pretrained")
+SHAPE = (
+    "method.name",
+    "method.localizer",
+    "method.refine",
+    "refinement.labeller",
+    "model.pretrained",
+    "initialization.mask_delta",
+)
 """The fields that decide which links a run has, and which other fields these depend on."""
 
 _values = operator.attrgetter(*FIELDS)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lchp.config.about import as_given, quoted, suggest
-from lchp.config.fields import FIELDS, MEANING_BEFORE, SECTIONS, TrainConfig, changed
+from lchp.config.fields import AUTO, FIELDS, MEANING_BEFORE, SECTIONS, TrainConfig, changed
 from lchp.errors import ConfigError
 
 
@@ -62,4 +62,24 @@ def override(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
     for name in flat:
         if name not in FIELDS:
             raise ConfigError(f"{as_given(name)}: no such field{suggest(str(name), FIELDS)}")
-    return dataclasses.replace(config, **changed(config, flat))
+    return masked_as(dataclasses.replace(config, **changed(config, flat)), config)
+
+
+def masked_as(config: TrainConfig, before: TrainConfig) -> TrainConfig:
+    """`config`, in which a field of the boxes that has become `auto` leaves the masks what they were `before`."""
+    first, then = config.initialization, before.initialization
+    if not first.auto_fields or first.auto_fields == then.auto_fields:
+        return config
+    kept = {
+        mask: getattr(then, name)
+        for name, mask in AUTO.items()
+        if mask is not None and getattr(first, mask) is None and getattr(then, name) != "auto"
+    }
+    return dataclasses.replace(config, initialization=dataclasses.replace(first, **kept))
+
+
+def as_chosen(config: TrainConfig, chosen: Mapping[str, Any] | None) -> TrainConfig:
+    """A config with what its run's summary says was chosen (see `lchp.method.choice.Choice.record`), if anything was."""
+    if chosen is None:
+        return config
+    return override(config, {f"initialization.{name}": value for name, value in chosen["values"].items()})

@@ -43,12 +43,13 @@ CHECKPOINTS = "checkpoints"
 SECOND_CLASSIFIER = "second_classifier.json"
 SWEEP, DONE = "sweep.json", "DONE"
 """Of a sweep's folder, and of a run folder in a sweep's store."""
-Kind = Literal["classifier", "boxes", "localizer", "labels", "refinement"]
-KINDS: tuple[Kind, ...] = ("classifier", "boxes", "localizer", "labels", "refinement")
+Kind = Literal["classifier", "choice", "boxes", "localizer", "labels", "refinement"]
+KINDS: tuple[Kind, ...] = ("classifier", "choice", "boxes", "localizer", "labels", "refinement")
 
 STAGES: Mapping[Kind, str] = MappingProxyType(
     {
         "classifier": "initialization",
+        "choice": "choice",
         "boxes": "boxes",
         "localizer": "regression",
         "labels": "labels",

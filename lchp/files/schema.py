@@ -144,6 +144,33 @@ class KeptFields(TypedDict, total=False):
     by_tau: dict[str, KeptAt]
 
 
+class ChosenSettings(TypedDict):
+    """Fields of stage 1 that were `auto`, as they were chosen."""
+
+    delta: NotRequired[Annotated[float, Field(gt=0, lt=1)]]
+    attention: NotRequired[Literal["attention_maps", "features"]]
+    normalization: NotRequired[Literal["max", "minmax"]]
+    second_pass: NotRequired[Literal["own", "raw"]]
+
+
+class Candidate(ChosenSettings):
+    """Some settings, and the parts of their score on some training images."""
+
+    crop: Percent
+    masked: Percent
+    area: Percent
+    score: UnboxedScore
+    images: Count
+
+
+class Chosen(TypedDict):
+    """See `lchp.method.choice.Choice.record`."""
+
+    values: ChosenSettings
+    after: Count
+    candidates: Annotated[list[Candidate], Field(min_length=1)]
+
+
 def _whole(kept: KeptFields) -> KeptFields:
     lacking = [name for name in ("tau", "total", "count") if kept and name not in kept]
     if lacking:
@@ -162,6 +189,7 @@ class SummaryFields(TypedDict):
     consistency: NotRequired[dict[ResultName, Percent]]
     score_maps: NotRequired[ScoreMapFields]
     validation: NotRequired[Validation | None]
+    chosen: NotRequired[Chosen]
 
 
 def _boxes_or_none(summary: SummaryFields) -> SummaryFields:

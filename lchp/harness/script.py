@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from lchp.config import PRESETS, Preset, TrainConfig, override, show, to_flat
+from lchp.config import PRESETS, Preset, TrainConfig, masked_as, override, preset, show, to_flat
 from lchp.console import guarded, parse, preset_config
 from lchp.errors import ConfigError
 from lchp.harness.cells import Overrides, Sweep
@@ -42,6 +42,9 @@ class Flags:
     """Train only the first N cells, in the order that --dry-run prints (what is worth most comes first)."""
     dry_run: bool = False
     """Print the cells and what is to be trained, and stop."""
+
+    def __post_init__(self) -> None:
+        self.config = masked_as(self.config, preset(self.preset))
 
     def sweep(self, name: str, cells: Cells) -> Sweep:
         """The sweep that these flags ask for. Raises ConfigError."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,18 +22,19 @@ ScoreMap = Callable[[nn.Module, Tensor, Tensor], Tensor]
 object of that class is; not normalised."""
 
 
-def _nothing() -> None:
+def _nothing(*_: Any) -> None:
     pass
 
 
 @dataclass(frozen=True)
 class Teaching:
-    """A classifier's training that has more than a loss: its step, what follows the optimizer's step (Eq. 7), and the
-    modules that are kept beside the classifier, by name; `boxes` among them holds those of the training views."""
+    """A classifier's training that has more than a loss: its step, what follows the optimizer's step (Eq. 7) and an
+    epoch, and the modules that are kept beside the classifier, by name."""
 
     step: Step
     modules: Mapping[str, nn.Module] = field(default_factory=dict)
-    updated: Callable[[], None] = _nothing
+    updated: Callable[[], object] = _nothing
+    ended: Callable[[int], object] = _nothing
 
 
 Teach = Callable[[nn.Module, TrainConfig, int], Teaching]

@@ -2,8 +2,9 @@
 
 import copy
 import functools
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -60,7 +61,7 @@ def attention_boxes(
     where one of about 2 h of its H pixels does, and a row likewise. The boxes are those of the whole map.
     """
     if config.resolution == "native":
-        return enclosing_boxes(foreground(attention, config.delta, config.normalization, reference))
+        return enclosing_boxes(foreground(attention, config.threshold, config.normalization, reference))
     rows, columns = (_lines(n, to, attention.device) for n, to in zip(attention.shape[1:], size, strict=True))
     with torch.autocast(attention.device.type, enabled=False):  # positions must not be rounded to bf16
         attention = attention.float()
@@ -70,7 +71,7 @@ def attention_boxes(
         of = attention if reference is None else reference.float()
         low, high = attention_range(rows.ends @ of @ columns.ends.T, config.normalization)
     low, high = low[:, :, 0], high[:, :, 0]
-    return _ends(above(in_columns, config.delta, low, high), above(in_rows, config.delta, low, high))
+    return _ends(above(in_columns, config.threshold, low, high), above(in_rows, config.threshold, low, high))
 
 
 class _Lines(NamedTuple):
@@ -133,6 +134,17 @@ def algorithm_1(
     return Pseudo(merge(l_r, l_m), l_r, l_m, i_m, a_r)
 
 
+def of_masks(config: InitializationConfig) -> InitializationConfig:
+    """How Algorithm 1 finds L_r of the masks I_m, where that is not how it finds the boxes: one pass suffices."""
+    return replace(
+        config,
+        delta=config.mask_delta if config.mask_delta is not None else config.delta,
+        attention=config.mask_attention or config.attention,
+        normalization=config.mask_normalization or config.normalization,
+        boxes="single",
+    )
+
+
 def make_teacher(student: Network) -> Network:
     """theta_2: a copy of the student in eval mode, without gradients."""
     return copy.deepcopy(student).requires_grad_(False).eval()
@@ -149,3 +161,38 @@ def update_teacher(teacher: nn.Module, student: nn.Module, beta: float, buffers:
             torch._foreach_lerp_(ours, theirs, 1 - beta)  # pyright: ignore
         elif ours:
             torch._foreach_copy_(ours, theirs)  # pyright: ignore
+
+
+class Snapshots(nn.Module):
+    """A network's state after some epochs of its training: all, up to MOST, else that many at equal distances, the last
+    among them. `values`: snapshots x numbers, float32."""
+
+    MOST = 8
+    values: Tensor
+
+    def __init__(self, network: nn.Module, epochs: int) -> None:
+        super().__init__()
+        number = min(epochs, self.MOST)
+        self.epochs = tuple(math.ceil((n + 1) * epochs / number) for n in range(number))
+        self.register_buffer("values", torch.zeros(number, sum(t.numel() for t in _floats(network))))
+
+    def note(self, epoch: int, network: nn.Module) -> None:
+        """Notes the state at the end of an epoch (counted from 0), where it is one of those that are kept."""
+        if epoch + 1 in self.epochs:
+            self.values[self.epochs.index(epoch + 1)] = torch.cat([t.detach().flatten() for t in _floats(network)])
+
+    def after(self, epochs: int) -> int:
+        """The number of epochs after which the first state was kept that had trained for as many, or more."""
+        return next(kept for kept in self.epochs if kept >= epochs)
+
+    def load(self, network: nn.Module, epochs: int) -> None:
+        """Gives a network the state that was kept after `epochs` epochs."""
+        there = _floats(network)
+        parts = self.values[self.epochs.index(epochs)].split([t.numel() for t in there])
+        with torch.no_grad():
+            for tensor, part in zip(there, parts, strict=True):
+                tensor.copy_(part.view_as(tensor))
+
+
+def _floats(network: nn.Module) -> list[Tensor]:
+    return [t for t in (*network.parameters(), *network.buffers()) if t.is_floating_point()]

@@ -34,12 +34,18 @@ def predict_boxes(localizer: nn.Module, images: Tensor) -> Tensor:
 
 
 def classifier_step(
-    classifier: nn.Module, teacher: Classifier, boxes: ViewTable, batch: Batch, epoch: int, config: InitializationConfig
+    classifier: nn.Module,
+    teacher: Classifier,
+    boxes: ViewTable | None,
+    batch: Batch,
+    epoch: int,
+    config: InitializationConfig,
 ) -> tuple[Tensor, Scalars]:
-    """theta_1 on a batch (Algorithm 1, Eq. 1-2); the teacher's pseudo boxes are noted in `boxes`."""
+    """theta_1 on a batch (Algorithm 1, Eq. 1-2); the teacher's pseudo boxes are noted in `boxes`, where there are."""
     i_r, y = batch.images, batch.labels
     pseudo = pseudo_boxes(teacher, i_r, config)  # L = L_r merged with L_m; I_m
-    boxes.note(epoch, batch.index, pseudo.box)
+    if boxes is not None:
+        boxes.note(epoch, batch.index, pseudo.box)
     # raw and masked in one pass: BatchNorm sees both, as the teacher's inference does
     logits = classifier(torch.cat([i_r, pseudo.masked])).logits.float()  # 2B x classes
     logits_r, logits_m = logits.chunk(2)

@@ -1,12 +1,13 @@
 """The batches that a stage trains on, in an order and with views that follow from the epoch's generator alone."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
 
-from lchp.data.images import batches, in_order, shuffled
+from lchp.data.images import batches, shuffled
 from lchp.evaluation.frames import Frame, to_float
+from lchp.files.schema import FrameName
 from lchp.method.batch import Batch
 from lchp.method.steps import views_of
 from lchp.method.views import AxisMap, StrongParameters, general_view, sample_general, sample_strong
@@ -45,14 +46,14 @@ def taught_batches(context: Context, epoch: int, generator: torch.Generator, sta
         yield replace(batch, generator=draws, progress=(epoch + n / steps) / config.initialization.epochs)
 
 
-def whole_batches(context: Context, start: int = 0) -> Iterator[Batch]:
-    """The training images in order, each as a whole (the frame full_image), from batch number `start` on; of several
-    workers each has every n-th batch."""
+def plain_batches(context: Context, frame: FrameName, order: Sequence[int], start: int = 0) -> Iterator[Batch]:
+    """Training images at the positions `order` as a frame shows them, from batch number `start` on; of several workers
+    each has every n-th batch."""
     data, device = context.config.data, context.device
-    frame = Frame.of("full_image", data)
-    order = distributed.dealt(in_order(len(context.images), data.batch_size)[start:])
-    for batch in batches(context.images, order, workers=data.workers, pin=device.type == "cuda"):
-        x = frame.see(batch.images.to(device, non_blocking=True))
+    seen, size = Frame.of(frame, data), data.batch_size
+    mine = distributed.dealt([list(order[i : i + size]) for i in range(0, len(order), size)][start:])
+    for batch in batches(context.images, mine, workers=data.workers, pin=device.type == "cuda"):
+        x = seen.see(batch.images.to(device, non_blocking=True))
         yield Batch(x, batch.labels.to(device, non_blocking=True), index=batch.index.to(device, non_blocking=True))
 
 

@@ -1,10 +1,10 @@
-"""A run as a chain of links: classifier -> boxes -> localizer -> labels -> refinement.
+"""A run as a chain of links: classifier -> choice -> boxes -> localizer -> labels -> refinement.
 
 Each link trains or computes one thing and is named by the hash of all that it depends on. Trainings, the harness, the
 checks of a resumed run, estimates and reports read the chain; nothing else decides what is trained, shared or resumed.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from types import MappingProxyType
@@ -12,10 +12,11 @@ from typing import Any
 
 from lchp.backbones import weights_identity
 from lchp.baselines import METHODS, Method, method
-from lchp.config import FIELDS, MEASURED, TrainConfig, fields_of, override, to_flat
+from lchp.config import AUTO, FIELDS, MEASURED, TrainConfig, fields_of, override, to_flat
 from lchp.errors import ConfigError
 from lchp.files import runs
 from lchp.files.runs import KINDS, STAGES, Kind
+from lchp.method.choice import ROUNDS
 from lchp.method.steps import views_of
 from lchp.system.devices import resolve_device, resolve_precision
 
@@ -25,6 +26,7 @@ RECIPE_VERSION = 4
 PARTS: Mapping[Kind, tuple[str, ...]] = MappingProxyType(
     {
         "classifier": ("views", "trunk", "classifier"),
+        "choice": ("teacher_boxes",),
         "boxes": (),
         "localizer": ("localizer",),
         "labels": ("labels",),
@@ -117,7 +119,37 @@ def method_of(config: TrainConfig) -> Method:
         raise ConfigError(
             "initialization.attention = 'attention_maps': a GAP head has none; use features, or model.head bap"
         )
+    if found.boxes == "teacher":
+        _require_masks(config)
     return found
+
+
+def _require_masks(config: TrainConfig) -> None:
+    """Raises ConfigError where what the boxes go by is `auto`, and nothing is said of the masks."""
+    first = config.initialization
+    for name in first.auto_fields:
+        mask = AUTO[name]
+        lacking = next((m for m in ("mask_delta", mask) if m is not None and getattr(first, m) is None), None)
+        if lacking is not None:
+            raise ConfigError(
+                f"initialization.{lacking} = None: expected {FIELDS[f'initialization.{lacking}'].allowed}, since "
+                f"initialization.{name} = 'auto' chooses for the boxes alone, and not for the masks"
+            )
+    if first.mask_delta is None:
+        for name in filter(None, AUTO.values()):
+            if getattr(first, name) is not None:
+                raise ConfigError(
+                    f"initialization.{name} = {getattr(first, name)!r}: expected None, or initialization.mask_delta too"
+                )
+    elif config.model.head == "gap" and first.mask_attention == "attention_maps":
+        raise ConfigError(
+            "initialization.mask_attention = 'attention_maps': a GAP head has none; use features, or model.head bap"
+        )
+
+
+def boxes_apart(config: TrainConfig) -> bool:
+    """Whether links of their own make the boxes, and not the classifier's training."""
+    return method_of(config).boxes != "teacher" or config.initialization.mask_delta is not None
 
 
 def label(config: TrainConfig) -> str:
@@ -136,7 +168,8 @@ def kinds_of(config: TrainConfig) -> tuple[Kind, ...]:
     found, asked = method_of(config), config.method
     wanted: dict[Kind, bool] = {
         "classifier": True,
-        "boxes": found.boxes != "teacher",
+        "choice": found.boxes == "teacher" and bool(config.initialization.auto_fields),
+        "boxes": boxes_apart(config),
         "localizer": found.complete or asked.localizer,
         "labels": (found.complete or asked.refine) and config.refinement.labeller == "frozen",
         "refinement": found.complete or asked.refine,
@@ -159,9 +192,9 @@ def epochs_of(config: TrainConfig) -> dict[str, int]:
 
 def results_of(config: TrainConfig, first: Kind | None = None) -> tuple[str, ...]:
     """The results of a run (those of its link `first` and later ones), by their names in records, in order."""
-    found, kinds = method_of(config), kinds_of(config)
+    apart, kinds = boxes_apart(config), kinds_of(config)
     kinds = kinds if first is None else kinds[kinds.index(first) :]
-    return tuple(r for kind in kinds if (r := _result(found, kind)) is not None)
+    return tuple(r for kind in kinds if (r := _result(apart, kind)) is not None)
 
 
 def stage1_kinds(config: TrainConfig) -> tuple[Kind, ...]:
@@ -188,7 +221,7 @@ def chain_of(config: TrainConfig, data: str, *, last: Kind | None = None) -> Cha
     kinds = kinds_of(config)
     for kind in kinds if last is None else kinds[: kinds.index(last) + 1]:
         needs = tuple(links)
-        fields = {name: flat[name] for name in _own_fields(config, found, kind)}
+        fields = _values(flat, _own_fields(config, found, kind))
         about = {"kind": kind, "fields": fields, "needs": [links[need].key for need in needs]}
         key = runs.digest(about | _beside(config, found, kind, data))
         links[kind] = Link(
@@ -199,7 +232,7 @@ def chain_of(config: TrainConfig, data: str, *, last: Kind | None = None) -> Cha
             key,
             _passes(config, found, kind),
             _first(config, found, kind),
-            _result(found, kind),
+            _result(boxes_apart(config), kind),
         )
     end = tuple(links.values())[-1]
     recorded = fields_of(*_recorded(end.kind)) if end.result else ()
@@ -208,15 +241,29 @@ def chain_of(config: TrainConfig, data: str, *, last: Kind | None = None) -> Cha
     return Chain(config, found, data, tuple(links.values()), record)
 
 
+def _values(flat: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Values of fields by dotted name. One that came after links had keys is left out where it says nothing; what a
+    field of the masks leaves to that of the boxes is said."""
+    values = {name: flat[name] for name in names if (name, flat[name]) not in _UNSAID}
+    if flat["initialization.mask_delta"] is not None and "initialization.mask_delta" in values:
+        for box, mask in AUTO.items():
+            if mask is not None and flat[f"initialization.{mask}"] is None:
+                values[f"initialization.{mask}"] = flat[f"initialization.{box}"]
+    return values
+
+
+_UNSAID = frozenset((name, f.since.meant) for name, f in FIELDS.items() if f.since and f.since.recipe >= 4)
+
+
 def _own_fields(config: TrainConfig, found: Method, kind: Kind) -> tuple[str, ...]:
     """The fields, by dotted name, that a link depends on beside those of its needs."""
     parts = list(PARTS[kind])
     if kind == "classifier":
-        parts += ["teacher"] if found.boxes == "teacher" else []
+        parts += [] if found.boxes != "teacher" else ["masks"] if boxes_apart(config) else ["teacher"]
         parts += ["head"] if found.head is None else []
         parts += ["ratio"] if found.scheme.teach is None and config.model.pretrained else []
     elif kind == "boxes":
-        parts += ["map"] if found.boxes == "map" else []
+        parts += {"map": ["map"], "teacher": ["teacher_boxes"], "ddt": []}[found.boxes]
     elif kind == "localizer":
         parts += ["l_reg"] if found.complete else []
     more = ("refinement.temperature",) if kind == "labels" else ()
@@ -259,20 +306,28 @@ def _first(config: TrainConfig, found: Method, kind: Kind) -> int:
 
 
 def _epochs(config: TrainConfig, kind: Kind) -> int:
-    if kind == "boxes":
+    if kind == "choice":
+        return len(ROUNDS)
+    if kind == "boxes" and method_of(config).boxes != "teacher":
         return 1
     return config.refinement.epochs if kind in ("labels", "refinement") else config.initialization.epochs
 
 
 def _passes(config: TrainConfig, found: Method, kind: Kind) -> int:
-    if kind == "classifier":  # raw and masked, and the teacher's own two
-        return 3 if found.scheme.teach is None else 6 + (1 if config.initialization.boxes == "single" else 2)
-    return {"boxes": 1, "localizer": 3, "labels": 2}.get(kind, 3 if config.refinement.labeller == "frozen" else 5)
+    teachers = 1 if config.initialization.boxes == "single" else 2
+    if kind == "classifier":  # raw and masked, and the teacher's own
+        return 3 if found.scheme.teach is None else 6 + (1 if boxes_apart(config) else teachers)
+    if kind == "boxes" and found.boxes == "teacher":
+        return teachers
+    # a choice looks at some hundred images, however many there are
+    return {"choice": 0, "boxes": 1, "localizer": 3, "labels": 2}.get(
+        kind, 3 if config.refinement.labeller == "frozen" else 5
+    )
 
 
-def _result(found: Method, kind: Kind) -> str | None:
+def _result(apart: bool, kind: Kind) -> str | None:
     if kind == "classifier":
-        return "pseudo_label" if found.boxes == "teacher" else None
+        return None if apart else "pseudo_label"
     return {"boxes": "pseudo_label", "localizer": "lchp_i", "refinement": "lchp_r"}.get(kind)
 
 
@@ -287,8 +342,10 @@ def config_until(chain: Chain, kind: Kind) -> TrainConfig:
             break
     same = (n for n, m in METHODS.items() if m.scheme.name == found.scheme.name)
     kept["method.name"] = next(same) if kind == "classifier" else found.name
-    kept["method.localizer"] = not found.complete and kind not in ("classifier", "boxes")
+    kept["method.localizer"] = not found.complete and KINDS.index(kind) > KINDS.index("boxes")
     kept["method.refine"] = not found.complete and kind in ("labels", "refinement")
+    if kind == "classifier" and "initialization.mask_delta" in kept:  # a GAP head has no attention maps
+        kept["initialization.attention"] = kept["initialization.mask_attention"]
     if kind == "labels":
         kept |= {"refinement.labeller": "frozen", "refinement.views": views_of(config.refinement)}
     return override(TrainConfig(), kept)

@@ -16,17 +16,19 @@ from lchp.backbones import Trunk
 from lchp.baselines import Method
 from lchp.baselines.psol import localizer_loss
 from lchp.boxes import area
-from lchp.config import InitializationConfig, RefinementConfig, TrainConfig
+from lchp.config import InitializationConfig, RefinementConfig, TrainConfig, show
 from lchp.errors import ConfigError, RunError
 from lchp.evaluation.inference import BoxSource, Models, predicting
 from lchp.method.batch import Batch, Step
+from lchp.method.choice import ROUNDS, Choice, candidate_boxes, known_by, parted
+from lchp.method.definition import Teaching
 from lchp.method.networks import Classifier, Localizer
-from lchp.method.pseudo_boxes import update_teacher
+from lchp.method.pseudo_boxes import Snapshots, make_teacher, update_teacher
 from lchp.method.steps import Labels, freeze_batch_norm, label_views, localizer_step, pseudo_boxes, refinement_step
 from lchp.method.view_table import Boxes, ViewTable
 from lchp.system import distributed
 from lchp.system.distributed import share_batch_statistics
-from lchp.training.batches import epoch_order, general_batches, images_of, strong_batches, taught_batches, whole_batches
+from lchp.training.batches import epoch_order, general_batches, images_of, plain_batches, strong_batches, taught_batches
 from lchp.training.chain import Chain, Kind, Link
 from lchp.training.context import Context
 from lchp.training.fit import Chunks, Metrics, Training, epoch_seed, make_schedule
@@ -110,17 +112,21 @@ def training_of(work: Work, link: Link) -> Training:
 
 def boxes_of(work: Work) -> Boxes:
     """The pseudo boxes of the training images, wherever they come from."""
-    if "boxes" in work.chain:
-        return Boxes(work.done["boxes"]["boxes"], whole=True)
-    return Boxes(work.done["classifier"]["boxes"], whole=False)
+    made_by = "boxes" if "boxes" in work.chain else "classifier"
+    return Boxes(work.done[made_by]["boxes"], whole=work.chain.method.boxes != "teacher")
+
+
+def boxes_config(work: Work) -> InitializationConfig:
+    """How LCHP's teacher makes boxes: as the config says, or as was chosen."""
+    return work.done["choice"]["choice"].config() if "choice" in work.chain else work.context.config.initialization
 
 
 def pseudo_source(work: Work) -> BoxSource:
     """The boxes of any images by what made the pseudo boxes: images, class ids -> B x 4."""
     config, found = work.context.config, work.chain.method
     if found.boxes == "teacher":
-        teacher = work.done["classifier"]["teacher"]
-        return lambda images, _labels: pseudo_boxes(teacher, images, config.initialization).box.float()
+        teacher, how = work.done["classifier"]["teacher"], boxes_config(work)
+        return lambda images, _labels: pseudo_boxes(teacher, images, how).box.float()
     maps = map_source(found, work.nets.classifier)
     if maps is not None:
         return of_map(config, maps)
@@ -133,16 +139,12 @@ def _classifier(work: Work, link: Link) -> Training:
     config, first, scheme = context.config, context.config.initialization, found.scheme
     classifier.train().requires_grad_(True)
     modules: dict[str, nn.Module] = {"classifier": classifier}
-    updated: Callable[[], object] = lambda: None  # noqa: E731
-    if scheme.teach is not None:
-        teaching = scheme.teach(classifier, config, len(context.images))
-        step, updated = teaching.step, teaching.updated
-        modules |= {name: module.to(context.device) for name, module in teaching.modules.items()}
-        if config.compile:
-            teaching.modules["teacher"].compile()
-    else:
-        step = _by_loss(found)
-    table = modules.get("boxes")
+    teaching = (
+        Teaching(_by_loss(found)) if scheme.teach is None else scheme.teach(classifier, config, len(context.images))
+    )
+    modules |= {name: module.to(context.device) for name, module in teaching.modules.items()}
+    if config.compile and "teacher" in modules:
+        modules["teacher"].compile()
     training = _training(
         work,
         link,
@@ -151,15 +153,10 @@ def _classifier(work: Work, link: Link) -> Training:
         first,
         first.schedule,
         modules,
-        step,
+        teaching.step,
         lambda epoch, generator, start: taught_batches(context, epoch, generator, start, scheme.name),
     )
-    return replace(
-        training,
-        updated=updated,
-        ended=table.exchange if isinstance(table, ViewTable) else training.ended,
-        describe=lambda m: _said(m, link),
-    )
+    return replace(training, updated=teaching.updated, ended=teaching.ended, describe=lambda m: _said(m, link))
 
 
 def _by_loss(found: Method) -> Step:
@@ -167,7 +164,93 @@ def _by_loss(found: Method) -> Step:
     return lambda net, batch, _epoch: (loss(net, batch), {})
 
 
+def _choice(work: Work, link: Link) -> Training:
+    """How LCHP's teacher is to make boxes: candidates scored on some hundred training images (see `lchp.method.choice`)."""
+    context, teacher = work.context, work.done["classifier"]["teacher"]
+    config, first = context.config, context.config.initialization
+    choice = Choice(first, config.model.head).to(context.device)
+    kept: Snapshots = work.done["classifier"]["teachers"]
+    scorer = make_teacher(teacher)
+    fill = teacher.mean if first.mask == "mean" else torch.zeros_like(teacher.mean)
+    # the same images whatever the seed of the training: what a seed changes is then not what was looked at
+    rounds = parted(torch.randperm(len(context.images), generator=torch.Generator().manual_seed(0)).tolist())
+
+    def batches(epoch: int, _generator: torch.Generator, start: int) -> Iterator[Batch]:
+        kept.load(scorer, kept.after(first.auto_after or first.epochs))
+        return plain_batches(context, "center_crop", rounds[epoch], start)
+
+    def step(_net: None, batch: Batch, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
+        running, x = choice.running(epoch), batch.images
+        with predicting(len(x)):
+            found = candidate_boxes(scorer, x, [choice.configs[n] for n in running])
+            for n, (_, boxes) in zip(running, found, strict=True):
+                known = known_by(scorer, x, batch.labels, boxes, fill, config.refinement.crop_margin)
+                choice.note(epoch, n, *known, boxes)
+        score = choice.scores(epoch)[running].max()
+        return score, {"score": score}
+
+    def describe(metrics: Metrics) -> str:
+        n, of_round = choice.best(), metrics["epoch"] - 1
+        if of_round + 1 < len(ROUNDS):
+            return f"{_said(metrics, link)}  {len(choice.running(of_round))} candidates for the boxes"
+        values = ", ".join(f"{name} {show(getattr(choice.configs[n], name))}" for name in first.auto_fields)
+        score, images = float(choice.scores(of_round)[n]), sum(map(len, rounds))
+        return f"boxes by {values}: score {score:.1f} on {images} training images, no box read"
+
+    return Training(
+        link.stage,
+        link.epochs,
+        max(map(len, rounds)),
+        {"choice": choice},
+        step,
+        batches,
+        autocast=lambda: context.autocast,
+        ended=choice.exchange,
+        describe=describe,
+    )
+
+
 def _boxes(work: Work, link: Link) -> Training:
+    """The boxes of the training images, where no classifier's training notes them."""
+    return _teacher_boxes(work, link) if work.chain.method.boxes == "teacher" else _whole_boxes(work, link)
+
+
+def _teacher_boxes(work: Work, link: Link) -> Training:
+    """Boxes of the views of each epoch by LCHP's teacher as it was after that epoch."""
+    context, how = work.context, boxes_config(work)
+    first = context.config.initialization
+    kept: Snapshots = work.done["classifier"]["teachers"]
+    teacher = make_teacher(work.done["classifier"]["teacher"])
+    table = ViewTable(link.epochs, len(context.images), 4).to(context.device)
+    # boxes of before a choice teach nobody
+    least = (first.auto_after or first.epochs) if first.auto_fields else 0
+
+    def batches(epoch: int, generator: torch.Generator, start: int) -> Iterator[Batch]:
+        kept.load(teacher, kept.after(max(epoch + 1, least)))
+        return general_batches(context, generator, start)
+
+    def step(_net: None, batch: Batch, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
+        boxes = pseudo_boxes(teacher, batch.images, how).box
+        table.note(epoch, batch.index, boxes)
+        mean = 100 * area(boxes).mean()
+        return mean, {"pseudo_area": mean}
+
+    return Training(
+        link.stage,
+        link.epochs,
+        len(epoch_order(context, torch.Generator())) * min(context.config.data.batch_size, len(context.images)),
+        {"boxes": table},
+        step,
+        batches,
+        draws="initialization",  # the localizer's views
+        autocast=lambda: context.autocast,
+        ended=table.exchange,
+        describe=lambda m: _said(m, link),
+        chunks=_chunks(context.config),
+    )
+
+
+def _whole_boxes(work: Work, link: Link) -> Training:
     """Boxes of whole training images by a map of the classifier, or by DDT: computed once."""
     context, classifier = work.context, work.nets.classifier
     classifier.eval()
@@ -184,7 +267,7 @@ def _boxes(work: Work, link: Link) -> Training:
         if directions is not None:  # every worker, also one that no batch is left for
             with predicting(at_a_time):
                 directions.find(context)
-        return whole_batches(context, start)
+        return plain_batches(context, "full_image", range(len(context.images)), start)
 
     def step(_net: None, batch: Batch, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
         with predicting(at_a_time):
@@ -328,6 +411,7 @@ def _refinement(work: Work, link: Link) -> Training:
 _TRAININGS: Mapping[Kind, Callable[[Work, Link], Training]] = MappingProxyType(
     {
         "classifier": _classifier,
+        "choice": _choice,
         "boxes": _boxes,
         "localizer": _localizer,
         "labels": _labels,
@@ -394,7 +478,7 @@ def by_rate(classifier: nn.Module, config: TrainConfig, found: Method) -> list[d
 def _said(metrics: Metrics, link: Link) -> str:
     """An epoch on one line: its scalars, its rate and its speed."""
     names = {"l_cls": "L_cls {:.4f}", "loss": "loss {:.4f}", "l_reg": "L_reg {:.5f}", "top1": "train top-1 {:.1f} %"}
-    names |= {"confidence": "confidence {:.1f} %", "pseudo_area": "pseudo box area {:.1f} %"}
+    names |= {"confidence": "confidence {:.1f} %", "pseudo_area": "pseudo box area {:.1f} %", "score": "score {:.1f}"}
     if link.kind == "refinement":
         names |= {"loss": "L_refine {:.5f}", "kept": "kept {:.1f} %", "vanished": "vanished {:.2f} %"}
     if "l_cls" in metrics or "l_reg" in metrics:

@@ -184,11 +184,12 @@ def _train(
 @dataclass(frozen=True)
 class _Trained:
     """What a chain has come to: the models of all its results, what they predict (a table of predictions.parquet; None
-    where no link has a result), and the kept boxes of LCHP-I."""
+    where no link has a result), the kept boxes of LCHP-I, and what was chosen (see `lchp.method.choice`)."""
 
     models: Models
     table: Any
     kept: dict[str, Any]
+    chosen: dict[str, Any] | None
 
 
 def _train_each(work: Work, session: Session, run: Path, found: Mapping[Kind, Path], board: Any) -> _Trained:
@@ -218,9 +219,9 @@ def _train_each(work: Work, session: Session, run: Path, found: Mapping[Kind, Pa
         if link.kind == "localizer" and config.evaluation.kept_by_tau:
             known = distributed.from_first(partial(known_kept, taken, config))
             kept = known or kept_boxes(classifier, own.localizers["lchp_i"], context)
-    if chain.last.kind == "boxes":
+    if chain.last.kind == "boxes" and chain.method.boxes != "teacher":
         models = replace(models, score_maps=map_source(chain.method, classifier))
-    return _Trained(models, table, kept)
+    return _Trained(models, table, kept, work.done["choice"]["choice"].record() if "choice" in chain else None)
 
 
 def _summary(chain: Chain, trained: _Trained, context: Context) -> dict[str, Any]:
@@ -228,6 +229,8 @@ def _summary(chain: Chain, trained: _Trained, context: Context) -> dict[str, Any
     if chain.last.result is None:
         return {}
     summary = summary_of(trained.table, trained.models, context) | {"kept": trained.kept}
+    if trained.chosen is not None:
+        summary["chosen"] = trained.chosen
     if context.held_out is not None:
         summary["validation"] = validate(trained.models, context, context.held_out)
     return summary
@@ -317,7 +320,9 @@ def probe(config: TrainConfig, last: Kind | None = None, batches: int = 3) -> di
     with tempfile.TemporaryDirectory() as folder:
         for link in chain:
             training = training_of(work, link)
-            if link.kind == "boxes":  # they cost little; DDT's would need images of every class
+            if (
+                link.kind == "boxes" and chain.method.boxes != "teacher"
+            ):  # they cost little; DDT's would need images of every class
                 _whole_images(training)
                 found[link.stage] = 0.0
             else:

@@ -9,10 +9,11 @@ from typing import Any, Literal, get_args
 
 import pandas as pd
 
-from lchp.config import PRESETS, Preset, TrainConfig, override, preset, suggest
+from lchp.config import PRESETS, Preset, TrainConfig, as_chosen, override, preset, suggest
 from lchp.data import DataSet, load
 from lchp.errors import ConfigError, DataError, LchpError, RunError
 from lchp.evaluation.metrics import FRAMES
+from lchp.files.runs import read_summary
 from lchp.report.dependence import is_complete, results
 from lchp.report.figures.curves import against_iou, over_delta, over_tau, over_threshold, training
 from lchp.report.figures.grids import Against, Pick, grid, pick_images
@@ -131,7 +132,7 @@ class Material:
         """A sentence on the setting of all `rows`."""
         row = self.rows.iloc[0]
         versions = ", ".join(sorted({str(v) for v in self.rows["version"]}))
-        method = f"delta {row['initialization.delta']:g}, tau {row['refinement.tau']:g}"
+        method = f"delta {show(row['initialization.delta'])}, tau {show(row['refinement.tau'])}"
         if not is_complete(row):
             method = f"{row[METHOD]} ({', '.join(OF_COMPARED[r] for r in results(row))})"
         away = differences(row, self.recipe.config) if self.wanted.run is None else {}
@@ -161,8 +162,9 @@ def _panel(material: Material) -> Drawing:
         close = suggest(wanted.image, predicted.image_ids)
         raise ConfigError(f"--image {wanted.image}: no test image of {material.run}{close}")
     pixels = read_pixels(material.dataset, material.config, predicted, [position])[0]
-    steps = follow(material.run, material.config, pixels, wanted.seed)
-    return panel(steps, material.config, predicted, position, f"panel_{wanted.frame}", material.about)
+    config = as_chosen(material.config, read_summary(material.run).get("chosen"))
+    steps = follow(material.run, config, pixels, wanted.seed)
+    return panel(steps, config, predicted, position, f"panel_{wanted.frame}", material.about)
 
 
 def _iou(material: Material) -> Drawing:

@@ -51,8 +51,8 @@ class Steps:
 def follow(run: Path, config: TrainConfig, pixels: np.ndarray, seed: int) -> Steps:
     """Takes one picture (H x W x 3 uint8, the whole of its frame) through both stages on the CPU.
 
-    seed: of the strong view. Raises RunError where the run's checkpoints, or those of its stage 1, are missing or
-    damaged.
+    config: the run's, with what was chosen; seed: of the strong view. Raises RunError where the run's checkpoints, or
+    those of its stage 1, are missing or damaged.
     """
     import copy
 
@@ -87,8 +87,8 @@ def follow(run: Path, config: TrainConfig, pixels: np.ndarray, seed: int) -> Ste
         pseudo = pseudo_boxes(teacher, i_r, first)
         a_r, a_m = (upsample(a, size) for a in (pseudo.attention, teacher(pseudo.masked).attention(first.attention)))
         reference = a_r if first.second_pass == "raw" else None
-        found_r = foreground(a_r, first.delta, first.normalization)
-        found_m = foreground(a_m, first.delta, first.normalization, reference)
+        found_r = foreground(a_r, first.threshold, first.normalization)
+        found_m = foreground(a_m, first.threshold, first.normalization, reference)
         b = predict_boxes(lchp_i, i_r)
         cropped = crop(i_r, b, second.crop_margin)
         view = strong_view(i_r, strong, padding(trained.localizer.mean, second), second.augmenter)
@@ -162,10 +162,10 @@ def panel(steps: Steps, config: TrainConfig, predicted: Predicted, position: int
             ax.set_ylabel(stage, fontweight="bold")
     caption = (
         f"One test image's way through LCHP (image {predicted.image_ids[position]}, frame {predicted.frame}). Above, "
-        f"Algorithm 1 by the teacher at delta {first.delta:g}: attention (bright), its part above delta (outlined), "
-        "the box around that, the same again with that box masked, and the pseudo box. Below, stage 2: LCHP-I's box b, "
-        f"which by the confidence of its crop ({steps.confidence:.2f}; tau {second.tau:g}) {taught}; the strong view "
-        f"with b in it as target; LCHP-R's box of that view, and of the image. {about}"
+        f"Algorithm 1 by the teacher at delta {first.threshold:g}: attention (bright), its part above delta "
+        "(outlined), the box around that, the same again with that box masked, and the pseudo box. Below, stage 2: "
+        f"LCHP-I's box b, which by the confidence of its crop ({steps.confidence:.2f}; tau {second.tau:g}) {taught}; "
+        f"the strong view with b in it as target; LCHP-R's box of that view, and of the image. {about}"
     )
     return Drawing(name, caption, figure)
 

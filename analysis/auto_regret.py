@@ -1,0 +1,190 @@
+"""Is `auto` right? Each candidate's score, which reads no box, beside GT-Known of its boxes, which is an oracle.
+
+python -m analysis.auto_regret RUN [RUN ...]                # teachers after the last epoch
+python -m analysis.auto_regret RUN --after 2 4 8 --csv FILE
+
+RUN is a run folder that holds stage 1 of LCHP (lchp train --stage init is enough). A row per run, number of epochs and
+frame: GT-Known of Pseudo Label by the candidate that `auto` chooses on training images, by the best of all (the oracle:
+it reads the test boxes), by the median, and by the preset's own setting; `regret` = oracle - auto.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+import torch
+import tyro
+from scipy.stats import spearmanr
+from tabulate import tabulate
+
+from analysis.teacher_boxes import boxes
+from lchp.config import AUTO, PRESETS, InitializationConfig, TrainConfig, override
+from lchp.console import guarded, parse
+from lchp.errors import RunError
+from lchp.evaluation.frames import FRAMES, Frame
+from lchp.evaluation.metrics import best_iou, gt_known
+from lchp.files.runs import CHECKPOINTS, link_folder, read_config, write_atomically
+from lchp.files.targets import holding, require_file
+from lchp.method.choice import PARTS, ROUNDS, candidate_boxes, candidates, known_by
+from lchp.method.pseudo_boxes import Snapshots, make_teacher
+from lchp.training.batches import plain_batches
+from lchp.training.chain import STAGES, method_of
+from lchp.training.checkpoints import load_checkpoint
+from lchp.training.context import Context, open_context
+from lchp.training.links import build_classifier
+
+
+@dataclass
+class Flags:
+    """Candidates of auto, by their score and by the oracle."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders that hold LCHP's classifier."""
+    after: tuple[int, ...] = ()
+    """Epochs of the classifier after which the teacher is looked at; by default the last. More than one needs a run
+    with initialization.mask_delta, which keeps its teachers."""
+    images: int = sum(ROUNDS)
+    """Training images that score the candidates."""
+    test: int = 0
+    """Test images that the oracle reads; 0: all."""
+    csv: Path | None = None
+    """File for a row per candidate."""
+    data_root: Annotated[Path | None, tyro.conf.arg(name="data-root")] = None
+    """Where the data set lies; by default where the run read it."""
+    threads: int = 0
+    """CPU threads of torch; 0 leaves torch's choice."""
+
+
+def own_setting(config: TrainConfig) -> InitializationConfig:
+    """What the boxes of a config go by without `auto`: its own fields, or those of its masks."""
+    first = config.initialization
+    masks = {n: getattr(first, m) if m else "own" for n, m in AUTO.items() if getattr(first, n) == "auto"}
+    named = next((p.config.initialization for p in PRESETS.values() if _alike(p.config, config)), None)
+    if named is not None and "second_pass" in masks and named.second_pass != "auto":
+        masks["second_pass"] = named.second_pass
+    return replace(first, **masks)
+
+
+def _alike(preset: TrainConfig, config: TrainConfig) -> bool:
+    return preset.model.classifier == config.model.classifier and preset.data.image_size == config.data.image_size
+
+
+@torch.inference_mode()
+def scored(teacher: Any, context: Context, configs: Sequence[InitializationConfig], images: int) -> torch.Tensor:
+    """Candidates x PARTS in percent, over training images as `auto` sees them."""
+    config = context.config
+    order = torch.randperm(len(context.images), generator=torch.Generator().manual_seed(0)).tolist()[:images]
+    fill = teacher.mean if config.initialization.mask == "mean" else torch.zeros_like(teacher.mean)
+    sums = torch.zeros(len(configs), len(PARTS), dtype=torch.float64)
+    for batch in plain_batches(context, "center_crop", order):
+        with context.autocast:
+            for n, (_, b) in enumerate(candidate_boxes(teacher, batch.images, configs)):
+                crop, masked = known_by(teacher, batch.images, batch.labels, b, fill, config.refinement.crop_margin)
+                area = (b[:, 2:] - b[:, :2]).clamp(min=0).prod(1)
+                sums[n] += torch.stack([crop, masked, area]).sum(1).double().cpu()
+    return 100 * sums / len(order)
+
+
+def look(run: Path, flags: Flags) -> pd.DataFrame:
+    """A row per number of epochs, candidate and frame: its fields, the parts of its score, and GT-Known. Raises an
+    LchpError."""
+    config = read_config(run)
+    found = method_of(config)
+    if found.boxes != "teacher":
+        raise RunError(f"{run}: a run of {found.title}, which has no teacher")
+    places = {"data.root": str(flags.data_root)} if flags.data_root else {}
+    config = override(
+        config, {"model.pretrained": False, "model.weights_dir": None, "threads": flags.threads, **places}
+    )
+    context = open_context(config, show_progress=False)
+    if context.test.split.boxes is None:
+        raise RunError(f"{run}: its test images have no boxes, which the oracle reads")
+    if flags.test:
+        some = torch.randperm(len(context.test), generator=torch.Generator().manual_seed(0))[: flags.test].sort()[0]
+        context = replace(context, test=context.test.select(some.numpy()))
+    first = config.initialization
+    teacher = make_teacher(build_classifier(config, found, len(context.dataset.class_names)))
+    teacher.to(device=context.device, memory_format=torch.channels_last)  # pyright: ignore
+    state = load_checkpoint(link_folder(run, "classifier") / CHECKPOINTS / f"{STAGES['classifier']}.pt")["modules"]
+    teacher.load_state_dict(state["teacher"])
+    kept = None
+    if "teachers" in state:
+        kept = Snapshots(teacher, first.epochs).to(context.device)
+        kept.load_state_dict(state["teachers"])
+    masks = {m: getattr(first, m) or getattr(first, n) for n, m in AUTO.items() if m}
+    asked = replace(first, **dict.fromkeys(AUTO, "auto"), **{m: v for m, v in masks.items() if v != "auto"})
+    configs, own = candidates(asked, config.model.head), own_setting(config)
+    own = replace(asked, **{name: getattr(own, name) for name in AUTO})
+    every = [*configs, *([own] if own not in configs else [])]
+    rows = []
+    for after in flags.after or (first.epochs,):
+        if kept is not None:
+            kept.load(teacher, kept.after(after))
+        elif after != first.epochs:
+            raise RunError(f"{run}: keeps the last teacher alone; train it with initialization.mask_delta")
+        parts = scored(teacher, context, every, flags.images)
+        for name in FRAMES:
+            frame = Frame.of(name, config.data)
+            truth = frame.truth(context.test.split.boxes, context.test.sizes())
+            for n, (c, b) in enumerate(zip(every, boxes(teacher, context, frame, every), strict=True)):  # pyright: ignore
+                crop, masked, area = parts[n].tolist()
+                fields = {field: getattr(c, field) for field in AUTO}
+                rows.append(
+                    {"run": str(run), "after": after, "frame": name, **fields, "crop": crop, "masked": masked}
+                    | {"area": area, "score": crop - masked - area, "gt_known": gt_known(best_iou(b[:, 1], truth))}
+                    | {"own": c == own, "candidate": c in configs}
+                )
+    return pd.DataFrame(rows)
+
+
+def summary(found: pd.DataFrame) -> pd.DataFrame:
+    """A row per run, number of epochs and frame."""
+    rows = []
+    for (run, after, frame), part in found.groupby(["run", "after", "frame"], sort=False):
+        mine = part[part["candidate"]]
+        best, oracle = mine.loc[mine["score"].idxmax()], mine.loc[mine["gt_known"].idxmax()]
+        correlate: Any = spearmanr
+        rows.append(
+            {
+                "run": Path(str(run)).name,
+                "after": after,
+                "frame": frame,
+                "auto": " ".join(str(best[name]) for name in AUTO),
+                "auto GT-Known": best["gt_known"],
+                "preset": part.loc[part["own"], "gt_known"].iloc[0],
+                "median": mine["gt_known"].median(),
+                "oracle GT-Known": oracle["gt_known"],
+                "oracle": " ".join(str(oracle[name]) for name in AUTO),
+                "regret": oracle["gt_known"] - best["gt_known"],
+                "rho": correlate(mine["score"], mine["gt_known"]).statistic,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints the rows; the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+
+    def body() -> int:
+        flags: Flags = parse(Flags, arguments, "auto_regret")
+        if flags.csv:
+            require_file(flags.csv, "csv", holding(b"run,after,frame,delta"), "table of this script")
+        found = pd.concat([look(run, flags) for run in flags.runs])
+        print(tabulate(summary(found), headers="keys", showindex=False, floatfmt=".2f"))
+        print(
+            "GT-Known of Pseudo Label on test images, percent; the oracle reads their boxes, auto and score read none."
+        )
+        if flags.csv:
+            text = found.round(3).to_csv(index=False)
+            write_atomically(flags.csv, lambda file: file.write(text.encode()))
+        return 0
+
+    return guarded(body)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
