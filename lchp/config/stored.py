@@ -79,7 +79,7 @@ def masked_as(config: TrainConfig, before: TrainConfig) -> TrainConfig:
 
 
 def as_chosen(config: TrainConfig, chosen: Mapping[str, Any] | None) -> TrainConfig:
-    """A config with what its run's summary says was chosen (see `lchp.method.choice.Choice.record`), if anything was."""
+    """A config with what its run's summary says was chosen (`lchp.method.choice.Choice.record`), if anything was."""
     if chosen is None:
         return config
     return override(config, {f"initialization.{name}": value for name, value in chosen["values"].items()})

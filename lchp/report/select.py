@@ -45,7 +45,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Selection:
     """The group of a table, or None; and in words what other runs there are (empty where there are none)."""
 
     group: Group | None
@@ -122,7 +122,7 @@ def differences(values: Mapping[str, Any], config: TrainConfig, *, besides: Sequ
     }
 
 
-def choose(records: Records, preset: Preset, axis: str | None, where: Mapping[str, Any] | None = None) -> Choice:
+def choose(records: Records, preset: Preset, axis: str | None, where: Mapping[str, Any] | None = None) -> Selection:
     """The group whose base is the preset's recipe; where there is none, the one with most values of the axis.
 
     Of the preset's data set only; `where` demands values of fields, and a run that has them is no less the recipe's.
@@ -140,7 +140,7 @@ def choose(records: Records, preset: Preset, axis: str | None, where: Mapping[st
         return bool(away), -len(group.values()), len(away), newer, -len(group.runs), str(sorted(group.base.items()))
 
     chosen = min(split(wanted, axis), key=order, default=None)
-    return Choice(None if chosen is None else _once(chosen), _others(chosen, split(runs, axis)))
+    return Selection(None if chosen is None else _once(chosen), _others(chosen, split(runs, axis)))
 
 
 def _of_preset(records: Records, preset: Preset) -> pd.DataFrame:
@@ -154,7 +154,7 @@ def _of_preset(records: Records, preset: Preset) -> pd.DataFrame:
 @dataclass(frozen=True)
 class Around:
     """A recipe and what differs from it in one field. recipe: its own runs, of which there may be none; groups: field
-    -> these with the runs that differ in that field only; runs: all of them; others: as of `Choice`."""
+    -> these with the runs that differ in that field only; runs: all of them; others: as of `Selection`."""
 
     recipe: Group
     groups: Mapping[str, Group]

@@ -165,7 +165,7 @@ def _by_loss(found: Method) -> Step:
 
 
 def _choice(work: Work, link: Link) -> Training:
-    """How LCHP's teacher is to make boxes: candidates scored on some hundred training images (see `lchp.method.choice`)."""
+    """How LCHP's teacher is to make boxes: candidates scored on some hundred training images (`lchp.method.choice`)."""
     context, teacher = work.context, work.done["classifier"]["teacher"]
     config, first = context.config, context.config.initialization
     choice = Choice(first, config.model.head).to(context.device)

@@ -28,7 +28,7 @@ from lchp.report.select import (
     LOCALIZER,
     SUBSET,
     TAU,
-    Choice,
+    Selection,
     Group,
     canonical,
     choose,
@@ -365,7 +365,7 @@ def _ranks(values: Sequence[float | None]) -> list[int]:
     return [there.index(v) + 1 if v is not None and v in there[:2] else 0 for v in values]
 
 
-def lost_cells(records: Records, choice: Choice, preset: Preset, axis: str | None) -> pd.DataFrame:
+def lost_cells(records: Records, choice: Selection, preset: Preset, axis: str | None) -> pd.DataFrame:
     """Failed cells of the sweeps that belong to a group and have no result in it."""
     failures, group = canonical(records.failures), choice.group
     base = to_flat(preset.config) if group is None else group.base
@@ -378,7 +378,7 @@ def lost_cells(records: Records, choice: Choice, preset: Preset, axis: str | Non
     return mine.drop_duplicates("key")
 
 
-def notes_on(choice: Choice, lost: pd.DataFrame, axis: Axis | None) -> list[str]:
+def notes_on(choice: Selection, lost: pd.DataFrame, axis: Axis | None) -> list[str]:
     """Of a table's group: floors, runs whose training failed, results found twice; failed cells; other runs."""
     notes, group = [], choice.group
     if group is not None:
@@ -406,7 +406,7 @@ def lost_notes(lost: pd.DataFrame, axis: Axis | None) -> list[str]:
     return notes
 
 
-def other_notes(choice: Choice) -> list[str]:
+def other_notes(choice: Selection) -> list[str]:
     """What other runs there are."""
     if not choice.others:
         return []
@@ -446,7 +446,7 @@ def _shortened(lines: list[str], most: int = 8) -> list[str]:
     return lines if len(lines) <= most else [*lines[:most], f"and {len(lines) - most} more"]
 
 
-def caption_of(records: Records, choice: Choice, preset: Preset, paper_preset: Preset, axis: str | None) -> str:
+def caption_of(records: Records, choice: Selection, preset: Preset, paper_preset: Preset, axis: str | None) -> str:
     """Data set, protocol, seeds, version, date and command; and what differs from the paper."""
     group = choice.group
     if group is None:

@@ -15,7 +15,7 @@ from lchp.evaluation.predictions import METRICS, TITLES
 from lchp.report.dependence import result_of
 from lchp.report.paper import Paper
 from lchp.report.read import METHOD, Records
-from lchp.report.select import FINGERPRINT, LOCALIZER, Choice, Group, canonical, choose, differences, show
+from lchp.report.select import FINGERPRINT, LOCALIZER, Selection, Group, canonical, choose, differences, show
 from lchp.report.select import rows as rows_of
 from lchp.report.tables.grid import (
     DATA,
@@ -54,7 +54,7 @@ class Line:
     """A row to be. title: the method's; result: of its runs, None where there is nothing of ours; group: the runs, None
     without any; base: the config (by dotted name) of the runs, or of the cells that failed; lost: failed cells without
     a run; first: of the method's rows, beside which the paper's values stand; compared: whether there are runs or
-    failed cells of another method than the recipe's in it; others: see `Choice`."""
+    failed cells of another method than the recipe's in it; others: see `Selection`."""
 
     title: str
     result: str | None = None
@@ -89,7 +89,7 @@ class Found:
     run, that of the first; elsewhere: how many runs of compared methods are on other images."""
 
     recipe: Preset
-    choice: Choice
+    choice: Selection
     lost: pd.DataFrame
     compared: tuple[Line, ...]
     failed: pd.DataFrame
@@ -192,7 +192,7 @@ def recipe_table(
             ranked = ranked_rows(rows, here, paper, number)
             sections.append(Section(DATA[name], frame, ranked, part_of(of_data.all)))
             about += _below_the_floor(lines, rows, METRICS_OF[number].index("gt_known"), frame)
-        captioned = Choice(of_data.all, of_data.choice.others)
+        captioned = Selection(of_data.all, of_data.choice.others)
         texts.append(
             caption_of(records, captioned, of_data.recipe, PRESETS[name] if known else PRESETS["cub"], axis=None)
         )
@@ -283,5 +283,5 @@ def _about(line: Line, found: Found) -> list[str]:
     about = [f"with {away}"] if away else []
     if line.group is not None:
         failed = [] if line.maps or line.result is None else failed_runs(line.group, None, (line.result,))
-        about += [*failed_notes(failed), *line.group.notes, *other_notes(Choice(None, line.others))]
+        about += [*failed_notes(failed), *line.group.notes, *other_notes(Selection(None, line.others))]
     return about

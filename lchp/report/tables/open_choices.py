@@ -12,7 +12,7 @@ from lchp.evaluation.metrics import FRAMES, RESULTS
 from lchp.evaluation.predictions import TITLES
 from lchp.report.paper import Paper
 from lchp.report.read import Records
-from lchp.report.select import IDENTITY, Around, Choice, Group, choose_around, rows
+from lchp.report.select import IDENTITY, Around, Selection, Group, choose_around, rows
 from lchp.report.tables.grid import (
     ALONE,
     DATA,
@@ -58,10 +58,10 @@ def choices_table(records: Records, preset: Preset, where: Mapping[str, Any] | N
     """Table 7, of the preset's data set: the recipe, then each value of each choice that is not the recipe's own.
     `where`: values of fields that the recipe's runs must have."""
     around = choose_around(records, preset, tuple(OPEN_CHOICES), where)
-    choice = Choice(None if around is None else replace(around.recipe, runs=around.runs), "")
+    choice = Selection(None if around is None else replace(around.recipe, runs=around.runs), "")
     base = to_flat(preset.config) | dict(where or {}) if around is None else around.recipe.base
     lost = {name: _lost(records, around, preset, name) for name in OPEN_CHOICES}
-    lost_recipe = lost_cells(records, Choice(None if around is None else around.recipe, ""), preset, None)
+    lost_recipe = lost_cells(records, Selection(None if around is None else around.recipe, ""), preset, None)
     listed = _values(preset, base, around, lost)
     sections = []
     for frame in FRAMES:
@@ -83,7 +83,7 @@ def choices_table(records: Records, preset: Preset, where: Mapping[str, Any] | N
         notes += [note for group in around.groups.values() for note in group.notes]
     notes += lost_notes(lost_recipe, None)
     notes += [note for name in OPEN_CHOICES for note in lost_notes(lost[name], _axis(name))]
-    notes += other_notes(Choice(None, "" if around is None else around.others))
+    notes += other_notes(Selection(None, "" if around is None else around.others))
     text = f"{caption_of(records, choice, preset, PRESETS['cub'], axis=None)} {_ABOUT} {ALONE}."
     columns = tuple(m.title for m in (*_KNOWN, _LESS_RECIPE))
     return Table(NUMBER, TITLE, text, HEAD, columns, tuple(sections), tuple(notes), compared=False)
@@ -108,7 +108,7 @@ def _lost(records: Records, around: Around | None, preset: Preset, name: str) ->
     """Failed cells that differ from the recipe in one field."""
     group = None if around is None else around.groups[name]
     own = to_flat(preset.config)[name] if around is None else around.recipe.base[name]
-    lost = lost_cells(records, Choice(group, ""), preset, name)
+    lost = lost_cells(records, Selection(group, ""), preset, name)
     return rows(lost, (value != own for value in lost[name]))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from lchp.config import PRESETS, Preset
 from lchp.report.paper import Paper
 from lchp.report.read import Records
-from lchp.report.select import Choice
+from lchp.report.select import Selection
 from lchp.report.tables.grid import DATA, Measure, Row, Section, Table, caption_of, finish, part_of, ranked_rows
 from lchp.report.tables.methods import Found, Line, find, name_of, notes_of_lines, together
 
@@ -62,7 +62,7 @@ def score_map_table(records: Records, preset: Preset, where: Mapping[str, Any] |
     fixed = ", ".join(sorted({f"{v:g}" for line in lines for v in _values(line, _FIXED)}))
     nothing = f"No record of {data} holds scored maps."
     about = [
-        nothing if group is None else caption_of(records, Choice(group, ""), preset, PRESETS["cub"], axis=None),
+        nothing if group is None else caption_of(records, Selection(group, ""), preset, PRESETS["cub"], axis=None),
         f"{_ABOUT}{fixed and f', {fixed}'}.",
         *([_ABOUT_HELD_OUT] if len(measures) > len(_MEASURES) else []),
         "Trained from class labels; the last epoch counts. In each cell mean ± standard deviation over seeds (n). The "
