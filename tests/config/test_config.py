@@ -17,6 +17,7 @@ import torch
 from lchp.cli import main
 from lchp.config import (
     FIELDS,
+    GONE,
     MEANING_BEFORE,
     OPEN_CHOICES,
     PLACES,
@@ -482,6 +483,18 @@ def test_an_older_record_means_what_it_was_made_with() -> None:
     assert from_dict(record | {"refinement.bn_statistics": "general"}).refinement.bn_statistics == "general"
 
 
+def test_an_older_record_may_hold_fields_that_are_gone() -> None:
+    record = to_dict(preset("cub"))
+    for name, value in GONE.items():
+        section, _, leaf = name.rpartition(".")
+        assert leaf not in record[section]
+        record[section][leaf] = value
+    assert from_dict(record) == preset("cub")
+    record["refinement"]["scorer"] = "teacher"
+    with pytest.raises(ConfigError, match=r"^refinement\.scorer: no such field"):
+        from_dict(record)
+
+
 def test_unknown_preset() -> None:
     with pytest.raises(ConfigError, match=r"did you mean parts\?"):
         preset("part")
@@ -519,10 +532,8 @@ def test_every_field_says_all_about_itself() -> None:
 
 def test_what_older_records_mean() -> None:
     meant = {
-        "initialization.merge": "enclosing",
         "refinement.vanished": "dropped",
         "refinement.crop_margin": 0.0,
-        "refinement.scorer": "classifier",
         "refinement.temperature": 0.4,
         "refinement.views": 0,
         "refinement.bn_statistics": "strong",

@@ -148,12 +148,12 @@ def test_a_run_that_goes_on_is_named(tmp_path: Path) -> None:
 
 def test_an_older_record_is_read_as_what_it_was_made_with(tmp_path: Path) -> None:
     run = store(tmp_path, preset("parts"))
-    edit(run / "config.json", refinement__vanished=None, initialization__merge=None)
+    edit(run / "config.json", refinement__vanished=None, refinement__views=None)
     seal(run)
     records = collect([tmp_path])
     assert records.runs.iloc[0]["refinement.vanished"] == "dropped"
     (note,) = records.notes
-    assert "initialization.merge, refinement.vanished existed; read as enclosing, dropped" in note
+    assert "refinement.vanished, refinement.views existed; read as dropped, 0" in note
 
 
 def test_what_a_record_without_a_field_means_is_what_the_default_means() -> None:

@@ -15,7 +15,7 @@ from lchp.evaluation.predictions import METRICS, TITLES
 from lchp.report.dependence import result_of
 from lchp.report.paper import Paper
 from lchp.report.read import METHOD, Records
-from lchp.report.select import FINGERPRINT, LOCALIZER, Selection, Group, canonical, choose, differences, show
+from lchp.report.select import FINGERPRINT, LOCALIZER, Group, Selection, canonical, choose, differences, show
 from lchp.report.select import rows as rows_of
 from lchp.report.tables.grid import (
     DATA,

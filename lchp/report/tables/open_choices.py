@@ -12,7 +12,7 @@ from lchp.evaluation.metrics import FRAMES, RESULTS
 from lchp.evaluation.predictions import TITLES
 from lchp.report.paper import Paper
 from lchp.report.read import Records
-from lchp.report.select import IDENTITY, Around, Selection, Group, choose_around, rows
+from lchp.report.select import IDENTITY, Around, Group, Selection, choose_around, rows
 from lchp.report.tables.grid import (
     ALONE,
     DATA,
