@@ -122,7 +122,7 @@ class InitializationConfig:
     mask_normalization: Annotated[Literal["max", "minmax"] | None, changes("masks"), Since(4, None)] = None
     """The same of the masks; None: normalization."""
     boxes: Annotated[Literal["merged", "single"], changes("teacher", "teacher_boxes"), Open(6)] = "merged"
-    """Pseudo box: the smallest box around L_r and L_m (Algorithm 1's Merge), or L_r alone (the single-pass ablation)."""
+    """Pseudo box: the smallest box around L_r and L_m (Algorithm 1), or L_r alone (the single-pass ablation)."""
     second_pass: Annotated[
         Literal["own", "raw", "auto"], changes("teacher", "teacher_boxes"), Open(4, ("own", "raw"))
     ] = "own"
