@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import pandas as pd
 import torch
@@ -105,7 +105,8 @@ def look(run: Path, flags: Flags) -> pd.DataFrame:
     if flags.test:
         some = torch.randperm(len(context.test), generator=torch.Generator().manual_seed(0))[: flags.test].sort()[0]
         context = replace(context, test=context.test.select(some.numpy()))
-    first = config.initialization
+    known, first = context.test.split.boxes, config.initialization
+    assert known is not None
     teacher = make_teacher(build_classifier(config, found, len(context.dataset.class_names)))
     teacher.to(device=context.device, memory_format=torch.channels_last)  # pyright: ignore
     state = load_checkpoint(link_folder(run, "classifier") / CHECKPOINTS / f"{STAGES['classifier']}.pt")["modules"]
@@ -128,7 +129,7 @@ def look(run: Path, flags: Flags) -> pd.DataFrame:
         parts = scored(teacher, context, every, flags.images)
         for name in FRAMES:
             frame = Frame.of(name, config.data)
-            truth = frame.truth(context.test.split.boxes, context.test.sizes())
+            truth = frame.truth(known, context.test.sizes())
             for n, (c, b) in enumerate(zip(every, boxes(teacher, context, frame, every), strict=True)):  # pyright: ignore
                 crop, masked, area = parts[n].tolist()
                 fields = {field: getattr(c, field) for field in AUTO}
@@ -143,13 +144,15 @@ def look(run: Path, flags: Flags) -> pd.DataFrame:
 def summary(found: pd.DataFrame) -> pd.DataFrame:
     """A row per run, number of epochs and frame."""
     rows = []
-    for (run, after, frame), part in found.groupby(["run", "after", "frame"], sort=False):
+    correlate: Any = spearmanr
+    for at, rows_there in found.groupby(["run", "after", "frame"], sort=False):
+        run, after, frame = cast("tuple[str, int, str]", at)
+        part: Any = rows_there.reset_index(drop=True)
         mine = part[part["candidate"]]
         best, oracle = mine.loc[mine["score"].idxmax()], mine.loc[mine["gt_known"].idxmax()]
-        correlate: Any = spearmanr
         rows.append(
             {
-                "run": Path(str(run)).name,
+                "run": Path(run).name,
                 "after": after,
                 "frame": frame,
                 "auto": " ".join(str(best[name]) for name in AUTO),

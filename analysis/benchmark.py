@@ -153,7 +153,7 @@ class Networks:
     localizer: Localizer
     boxes: ViewTable
     step: Step
-    updated: Callable[[], None]
+    updated: Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -294,7 +294,7 @@ def check_that_both_agree(bench: Bench) -> str:
     size, first, second = bench.flags.size, bench.config.initialization, bench.config.refinement
     attention = torch.rand(64, 28, 28, generator=generator(1)) ** 4
     ours = attention_boxes(attention.to(bench.device), (size, size), first)[0].cpu() * size
-    theirs = torch.tensor(baseline.attention_boxes(attention, size, first.delta), dtype=torch.float32)
+    theirs = torch.tensor(baseline.attention_boxes(attention, size, first.threshold), dtype=torch.float32)
     assert (ours - theirs).abs().max() < 1e-3, "boxes of the attention differ"
     strong = sample_strong(64, second, generator(2))
     boxes = torch.rand(64, 2, 2, generator=generator(3)).sort(1).values.flatten(1)
@@ -356,7 +356,7 @@ def plain_stage1(bench: Bench, nets: Networks) -> Plain:
         x,
         y,
         source=first.attention,
-        delta=first.delta,
+        delta=first.threshold,
         alpha=first.alpha,
         beta=first.beta,
         fill=nets.teacher.mean,
@@ -482,7 +482,7 @@ def measure(bench: Bench) -> dict[str, Any]:
     pairs: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
         "boxes": (
             lambda: attention_boxes(attention, (size, size), first),
-            lambda: baseline.attention_boxes(attention, size, first.delta),
+            lambda: baseline.attention_boxes(attention, size, first.threshold),
         ),
         "strong_augmentation": (
             lambda: strong_view(x, strong, black, second.augmenter),

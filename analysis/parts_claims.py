@@ -24,7 +24,7 @@ from lchp.files import runs
 from lchp.files.targets import as_path
 
 PRESET = PRESETS["parts"]
-DELTA = PRESET.config.initialization.delta
+DELTA = PRESET.config.initialization.threshold
 LOW = min(PRESET.deltas)
 CEILING = 97.0
 MARGIN = 5.0

@@ -22,6 +22,15 @@ from PIL import Image
 from lchp import TrainConfig, override, preset
 from lchp.training.run import train
 
+LONG = ["test_harness_ray", "test_harness_programs", "test_train", "test_export", "test_backbones", "test_faults"]
+"""The files that take longest, in the order in which they are begun: the first two, which start Ray and wait much, side
+by side."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The order in which pytest-xdist hands out files: whole, since the tests of one share what they train."""
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
@@ -109,6 +118,7 @@ def squares_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def squares_config(squares_root: Path) -> TrainConfig:
     """A run of seconds: tiny networks at 32 px, one epoch each."""
     values = {
+        "data.name": "folder",
         "data.root": str(squares_root),
         "data.cache": "off",
         "data.resize": 40,
@@ -122,7 +132,7 @@ def squares_config(squares_root: Path) -> TrainConfig:
         "precision": "fp32",
         "device": "cpu",
     }
-    return override(preset("folder"), values)
+    return override(preset("cub"), values)
 
 
 @pytest.fixture(scope="session")

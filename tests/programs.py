@@ -1,5 +1,6 @@
 """Sweeps as programs of their own: what tests start, kill and look at."""
 
+import contextlib
 import subprocess
 import sys
 import textwrap
@@ -60,12 +61,26 @@ def of_session(session: int) -> list[str]:
     return found
 
 
-def wait_until_gone(session: int, seconds: float = 30, *, besides: str | None = None) -> None:
+def wait_until_gone(session: int, seconds: float = 100, *, besides: str | None = None) -> None:
     """Waits until no process of a session lives, or none without the word `besides` in its command line."""
     deadline = time.monotonic() + seconds
     while left := [line for line in of_session(session) if besides is None or besides not in line]:
         assert time.monotonic() < deadline, left
         time.sleep(0.2)
+
+
+def finished_epochs(storage: Path) -> int:
+    """Epochs that a storage's trainings have finished so far. A result that is being published is counted or not."""
+    count = 0
+    for metrics in [*storage.glob("sweeps/*/work/*/metrics.jsonl"), *storage.glob("store/*/*/metrics.jsonl")]:
+        with contextlib.suppress(OSError):
+            count += metrics.read_bytes().count(b"\n")
+    return count
+
+
+def lines_of(err: str) -> list[str]:
+    """Lines of a sweep's standard error, without what it says where a machine is slow."""
+    return [line for line in err.splitlines() if line.strip() and not line.startswith("no training has begun for ")]
 
 
 def result_of(storage: Path, name: str = "grid") -> dict[str, bytes]:
@@ -74,7 +89,7 @@ def result_of(storage: Path, name: str = "grid") -> dict[str, bytes]:
     return {c["key"]: (storage / c["run"] / runs.PREDICTIONS).read_bytes() for c in record["cells"]}
 
 
-def wait_for(condition: Any, process: subprocess.Popen[str], seconds: float = 200) -> None:
+def wait_for(condition: Any, process: subprocess.Popen[str], seconds: float = 400) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()

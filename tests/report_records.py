@@ -40,7 +40,7 @@ def analysis_script(name: str) -> ModuleType:
 def known(config: TrainConfig) -> dict[str, float]:
     """GT-Known per result in center_crop: best at delta 0.5, better with tau and with more augmentations."""
     c, seed = config, config.seed
-    first = 50 - 60 * abs(c.initialization.delta - 0.5) + 2 * seed + (3 if c.model.localizer == "tiny_deep" else 0)
+    first = 50 - 60 * abs(c.initialization.threshold - 0.5) + 2 * seed + (3 if c.model.localizer == "tiny_deep" else 0)
     second = first + 6 + 10 * c.refinement.tau + len(c.refinement.augmentations) - 3 + seed
     return {"pseudo_label": round(first - 7, 2), "lchp_i": round(first, 2), "lchp_r": round(second, 2)}
 

@@ -25,6 +25,7 @@ class Rule:
     fits: Callable[[Any], bool]
     words: str
     is_path: bool = False  # a pathlib.Path is taken as well, and kept as text
+    others: tuple[Any, ...] = ()  # values that `words` names beside those of the kind
 
 
 def within(interval: str, *others: Any) -> Rule:
@@ -36,7 +37,7 @@ def within(interval: str, *others: Any) -> Rule:
     def fits(v: Any) -> bool:
         return v in others or ((low < v if above else low <= v) and (v < high if under else v <= high))
 
-    return Rule(fits, f"in {interval}" + "".join(f", or {other}" for other in others))
+    return Rule(fits, f"in {interval}" + "".join(f", or {other}" for other in others), others=others)
 
 
 def _can_be_path(value: str | None) -> bool:
@@ -112,7 +113,8 @@ class Field:
     @property
     def allowed(self) -> str:
         """What it takes, in words: `a number, in (0, 1)`."""
-        return f"{_described(self.type)}, {self.rule.words}" if self.rule else _described(self.type)
+        kind = _described(self.type, self.rule.others if self.rule else ())
+        return f"{kind}, {self.rule.words}" if self.rule else kind
 
     def read(self, value: Any) -> Any:
         """A value as the field's type: lists become tuples, whole numbers floats where one is asked for, numpy's values
@@ -172,14 +174,18 @@ def _typed(value: Any, kind: Any) -> Any:
     raise TypeError
 
 
-def _described(kind: Any) -> str:
+def _described(kind: Any, said: tuple[Any, ...] = ()) -> str:
+    """A type in words, without the values that are `said` elsewhere."""
     origin, args = _parts(kind)
+    if origin in (Union, UnionType):
+        arms = [a for a in args if not (a is NoneType and None in said) and set(get_args(a)).isdisjoint(said)]
+        return " or ".join(map(_described, arms))
     if origin is Literal:
-        return ", ".join(args) if len(args) == 1 else "one of " + ", ".join(args)
+        return "one of " + ", ".join(args)
     if origin is tuple:
         return f"a list of {_described(args[0])}" if args[-1] is Ellipsis else f"{len(args)} values"
     named = {float: "a number", int: "a whole number", bool: "True or False", str: "text", NoneType: "None"}
-    return " or ".join(map(_described, args)) if args else named[kind]
+    return named[kind]
 
 
 def show(value: Any) -> str:

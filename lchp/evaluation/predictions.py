@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tabulate import tabulate
 
+from lchp.config import show
 from lchp.errors import RunError, printable
 from lchp.evaluation.frames import FRAMES, GroundTruth
 from lchp.evaluation.metrics import (
@@ -312,7 +313,7 @@ def summary_table(summary: dict[str, Any]) -> str:
         _results_table(summary, *rows),
         f"\nclassification (center_crop): top-1 {top['top1']:.2f} %, top-5 {top['top5']:.2f} %",
     ]
-    lines.append("selection: none; thresholds are the config's, and the last epoch counts (no box chose anything)")
+    lines += _selection_lines(summary)
     lines += [*_below_floor(summary), *_score_map_lines(summary)]
     kept = summary.get("kept") or {}
     if kept.get("share") is not None:
@@ -322,6 +323,28 @@ def summary_table(summary: dict[str, Any]) -> str:
             share + ("" if known is None else f", their GT-Known {known:.2f} % (diagnostic, reads training boxes)")
         )
     return "\n".join(lines)
+
+
+def _selection_lines(summary: dict[str, Any]) -> list[str]:
+    """What was chosen and on which images; and whether stage 2 helped, as far as that can be said without a box."""
+    lines, chosen = [], summary.get("chosen")
+    if chosen is None:
+        lines.append("selection: none; thresholds are the config's, and the last epoch counts (no box chose anything)")
+    else:
+        values = ", ".join(f"{name} {show(value)}" for name, value in chosen["values"].items())
+        images = max(c["images"] for c in chosen["candidates"])
+        lines.append(
+            f"selection: {values}, of {len(chosen['candidates'])} candidates by class labels of {images} training "
+            "images; the last epoch counts (no box chose anything)"
+        )
+    if stage2 := summary.get("stage2"):
+        gain, error = stage2["gain"], stage2["error"]
+        word = "helped" if gain > 2 * error else "made the boxes worse" if gain < -2 * error else "changed little"
+        lines.append(
+            f"stage 2 {word}, by a score that reads no box, on {stage2['images']} training images: LCHP-I "
+            f"{stage2['lchp_i']:.1f}, LCHP-R {stage2['lchp_r']:.1f} ({gain:+.1f}, standard error {error:.1f})"
+        )
+    return lines
 
 
 def _below_floor(summary: dict[str, Any]) -> list[str]:
@@ -367,6 +390,7 @@ def _table_without_boxes(summary: dict[str, Any]) -> str:
         "No ground-truth boxes: only what needs none.",
         tabulate(rows, ["", "consistency (mean IoU with flipped and scaled views, %)"], floatfmt=".2f"),
         f"\nclassification (center_crop): top-1 {summary['classification']['top1']:.2f} %",
+        *_selection_lines(summary),
     ]
     if kept.get("share") is not None:
         mean = kept.get("mean_confidence")

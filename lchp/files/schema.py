@@ -171,6 +171,16 @@ class Chosen(TypedDict):
     candidates: Annotated[list[Candidate], Field(min_length=1)]
 
 
+class Stage2(TypedDict):
+    """See `lchp.training.measure.stage2_gain`."""
+
+    images: Count
+    lchp_i: UnboxedScore
+    lchp_r: UnboxedScore
+    gain: float
+    error: Annotated[float, Field(ge=0)]
+
+
 def _whole(kept: KeptFields) -> KeptFields:
     lacking = [name for name in ("tau", "total", "count") if kept and name not in kept]
     if lacking:
@@ -190,6 +200,7 @@ class SummaryFields(TypedDict):
     score_maps: NotRequired[ScoreMapFields]
     validation: NotRequired[Validation | None]
     chosen: NotRequired[Chosen]
+    stage2: NotRequired[Stage2]
 
 
 def _boxes_or_none(summary: SummaryFields) -> SummaryFields:

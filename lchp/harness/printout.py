@@ -36,7 +36,7 @@ def counts(plan: Plan) -> str:
     for kind in KINDS:
         states = [p.state for p in plan.schedule.jobs.values() for link in p.job.links if link.kind == kind]
         if states:
-            work = "to compute" if kind in ("boxes", "labels") else "to train"
+            work = "to compute" if kind in ("choice", "boxes", "labels") else "to train"
             lines.append(f"{kind}: {states.count('waiting')} {work}, {states.count('done')} in store")
     return "\n".join(lines)
 

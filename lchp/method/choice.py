@@ -38,6 +38,12 @@ def candidates(config: InitializationConfig, head: str) -> tuple[InitializationC
     return tuple(replace(config, **dict(zip(lists, values, strict=True))) for values in product(*lists.values()))
 
 
+def looked_at(images: int) -> list[int]:
+    """Positions of the training images that scores are taken on, out of so many: the same whatever the seed of the
+    training, so that what a seed changes is not what was looked at."""
+    return torch.randperm(images, generator=torch.Generator().manual_seed(0)).tolist()[: sum(ROUNDS)]
+
+
 def parted(order: Sequence[int]) -> tuple[Sequence[int], ...]:
     """The images of each round, out of those in `order`."""
     whole = min(len(order), sum(ROUNDS))

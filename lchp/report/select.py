@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 import numpy as np
 import pandas as pd
 
-from lchp.config import AUGMENTATIONS, PRESETS, SHAPE, Preset, TrainConfig, field_types, show, suggest, to_flat
+from lchp.config import AUGMENTATIONS, FIELDS, PRESETS, SHAPE, Preset, TrainConfig, field_types, show, suggest, to_flat
 from lchp.errors import ConfigError
 from lchp.report.dependence import WITHOUT_EFFECT, counts
 from lchp.report.read import Records
@@ -88,6 +88,12 @@ def _typed(name: str, text: str, hint: Any) -> Any:
     except (ValueError, KeyError):
         kind = {int: "a whole number", bool: "True or False"}.get(hint, "a number")
         raise ConfigError(f"--where {name}={text}: expected {kind}") from None
+    if name == "initialization.delta" or (NoneType in args and float in args):  # a number, or a word beside
+        try:
+            return float(text)
+        except ValueError:
+            if text not in ("auto", "None") or (text == "auto") != (name == "initialization.delta"):
+                raise ConfigError(f"--where {name}={text}: expected {FIELDS[name].allowed}") from None
     if origin is Literal and text not in args:
         raise ConfigError(f"--where {name}={text}: expected one of {', '.join(args)}")
     return None if text == "None" and NoneType in args else text

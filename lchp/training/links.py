@@ -20,7 +20,7 @@ from lchp.config import InitializationConfig, RefinementConfig, TrainConfig, sho
 from lchp.errors import ConfigError, RunError
 from lchp.evaluation.inference import BoxSource, Models, predicting
 from lchp.method.batch import Batch, Step
-from lchp.method.choice import ROUNDS, Choice, candidate_boxes, known_by, parted
+from lchp.method.choice import ROUNDS, Choice, candidate_boxes, known_by, looked_at, parted
 from lchp.method.definition import Teaching
 from lchp.method.networks import Classifier, Localizer
 from lchp.method.pseudo_boxes import Snapshots, make_teacher, update_teacher
@@ -172,8 +172,7 @@ def _choice(work: Work, link: Link) -> Training:
     kept: Snapshots = work.done["classifier"]["teachers"]
     scorer = make_teacher(teacher)
     fill = teacher.mean if first.mask == "mean" else torch.zeros_like(teacher.mean)
-    # the same images whatever the seed of the training: what a seed changes is then not what was looked at
-    rounds = parted(torch.randperm(len(context.images), generator=torch.Generator().manual_seed(0)).tolist())
+    rounds = parted(looked_at(len(context.images)))
 
     def batches(epoch: int, _generator: torch.Generator, start: int) -> Iterator[Batch]:
         kept.load(scorer, kept.after(first.auto_after or first.epochs))

@@ -7,16 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from lchp.boxes import area
 from lchp.config import TrainConfig
 from lchp.data.images import Images
 from lchp.evaluation.frames import FRAMES, Frame, GroundTruth
-from lchp.evaluation.inference import Models, Predictions, each_score_map, predict, view_boxes
+from lchp.evaluation.inference import Models, Predictions, Rows, each_score_map, predict, predicting, view_boxes
 from lchp.evaluation.metrics import RESULTS, best_iou, consistency, gt_known, percent, unboxed
 from lchp.evaluation.predictions import frame_table, rows_in, summarize
 from lchp.files import runs
 from lchp.files.runs import SUMMARY
+from lchp.method.choice import known_by, looked_at
+from lchp.method.steps import predict_boxes
 from lchp.system import distributed
+from lchp.training.batches import plain_batches
 from lchp.training.context import Context
 from lchp.training.fit import DivergedError
 
@@ -176,6 +181,33 @@ def validate(models: Models, context: Context, images: Images) -> dict[str, floa
     }
     ious = evaluation.ious(name) if context.config.evaluation.oracle else None
     return out if ious is None else out | {"oracle_gt_known": gt_known(ious)}
+
+
+@torch.inference_mode()
+def stage2_gain(models: Models, context: Context) -> dict[str, float]:
+    """How much better LCHP-R's boxes of some training images are than LCHP-I's, by the score that reads class labels
+    and no box (see `lchp.method.choice`), in center_crop and percent: the score of each, the mean difference and its standard
+    error over the images."""
+    models.eval()
+    pair = {name: models.localizers[name] for name in ("lchp_i", "lchp_r")}
+    mean, rows = models.classifier.mean, Rows()
+    fill = mean if models.config.mask == "mean" else torch.zeros_like(mean)
+    with predicting(context.config.data.batch_size):
+        for batch in plain_batches(context, "center_crop", looked_at(len(context.images))):
+            found = {}
+            with context.autocast:
+                for name, localizer in pair.items():
+                    boxes = predict_boxes(localizer, batch.images)
+                    crop, masked = known_by(
+                        models.classifier, batch.images, batch.labels, boxes, fill, models.crop_margin
+                    )
+                    found[name] = crop - masked - area(boxes)
+            rows.accumulate(found)
+    first, second = (100 * v.astype(np.float64) for v in rows.compute().values())
+    gain = second - first
+    error = float(gain.std(ddof=1) / len(gain) ** 0.5) if len(gain) > 1 else 0.0
+    figures = {"lchp_i": float(first.mean()), "lchp_r": float(second.mean()), "gain": float(gain.mean())}
+    return {"images": len(gain), **figures, "error": error}
 
 
 def kept_boxes(classifier: Any, localizer: Any, context: Context) -> dict[str, Any]:

@@ -42,7 +42,7 @@ from lchp.training.context import Context, describe_environment, open_context
 from lchp.training.fit import Metrics, Session, Training, fill, fit
 from lchp.training.links import Work, build, pseudo_source, require_whole_batches, training_of
 from lchp.training.map_boxes import map_source
-from lchp.training.measure import kept_boxes, known_kept, predictions_of, summary_of, validate
+from lchp.training.measure import kept_boxes, known_kept, predictions_of, stage2_gain, summary_of, validate
 
 log = logging.getLogger(__name__)
 
@@ -231,6 +231,8 @@ def _summary(chain: Chain, trained: _Trained, context: Context) -> dict[str, Any
     summary = summary_of(trained.table, trained.models, context) | {"kept": trained.kept}
     if trained.chosen is not None:
         summary["chosen"] = trained.chosen
+    if {"lchp_i", "lchp_r"} <= trained.models.localizers.keys():
+        summary["stage2"] = stage2_gain(trained.models, context)
     if context.held_out is not None:
         summary["validation"] = validate(trained.models, context, context.held_out)
     return summary

@@ -17,7 +17,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def flags(root: Path) -> list[str]:
     """The small config as command-line flags."""
-    out = ["--preset", "folder"]
+    out = ["--preset", "cub"]
     for name, value in {**small_values(root), "initialization.epochs": 1, "refinement.epochs": 1}.items():
         flag = name.replace("_", "-")
         section, _, leaf = flag.rpartition(".")

@@ -225,6 +225,10 @@ OUT_OF_RANGE: dict[str, tuple[Any, ...]] = {
     "model.weights_dir": PATHS,
     "initialization.epochs": (0,),
     "initialization.delta": (0.0, 1.0, 1.5),
+    "initialization.mask_delta": ("0.5", True, [0.5], 0.0, 1.0, INF),
+    "initialization.mask_attention": ("auto", "maps", 3, True),
+    "initialization.mask_normalization": ("auto", "range", 3, True),
+    "initialization.auto_after": (41,),
     "initialization.alpha": (-1e-9, 1e7),
     "initialization.beta": (1.0, -0.1),
     "initialization.lr": (0.0, -1e-3),
@@ -260,6 +264,7 @@ OUT_OF_RANGE: dict[str, tuple[Any, ...]] = {
 
 def bad_values(name: str) -> tuple[Any, ...]:
     hint = field_types()[name]
+    hint = float if name == "initialization.delta" else hint  # or `auto`
     of_another_kind = {int: WHOLE, float: REAL, bool: FLAGS, str: TEXTS if name != "data.cache" else ()}
     return (*(CHOICES if get_origin(hint) is Literal else of_another_kind.get(hint, ())), *OUT_OF_RANGE.get(name, ()))
 
@@ -523,7 +528,7 @@ def test_every_field_says_all_about_itself() -> None:
     for name, field in FIELDS.items():
         assert field.read(default[name]) == default[name]
         assert field.since is None or field.read(field.since.meant) == field.since.meant
-        assert field.since is None or field.since.recipe in (2, 3)
+        assert field.since is None or field.since.recipe in (2, 3, 4)
         assert set(field.changes) <= set(get_args(Part))
         for value in () if field.open is None else OPEN_CHOICES[name]:
             assert field.read(value) == value
@@ -532,6 +537,10 @@ def test_every_field_says_all_about_itself() -> None:
 
 def test_what_older_records_mean() -> None:
     meant = {
+        "initialization.auto_after": 0,
+        "initialization.mask_delta": None,
+        "initialization.mask_attention": None,
+        "initialization.mask_normalization": None,
         "refinement.vanished": "dropped",
         "refinement.crop_margin": 0.0,
         "refinement.temperature": 0.4,
@@ -566,6 +575,6 @@ def test_fields_of_a_part() -> None:
     assert fields_of("predictions") == ("initialization.mask", "refinement.crop_margin")
     assert fields_of("labels") == ("refinement.epochs", "refinement.crop_margin", "refinement.augmenter")
     assert {n for n in FIELDS if n.startswith("refinement.")} | {"initialization.beta"} == set(fields_of("refinement"))
-    stage1 = fields_of("teacher", "classifier", "localizer", "l_reg")
+    stage1 = fields_of("teacher", "masks", "teacher_boxes", "classifier", "localizer", "l_reg")
     assert {n for n in FIELDS if n.startswith("initialization.")} == {n for n in stage1 if not n.startswith("model.")}
     assert fields_of() == ()

@@ -171,7 +171,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @fuzz(40)
 @given(values=TRAINED)
 def test_any_config_trains_both_stages_or_is_refused_by_name(root: Path, values) -> None:
-    base = preset("folder")
+    base = preset("cub")
     threads = torch.get_num_threads()
     small = small_values(root) | {"initialization.epochs": 1, "refinement.epochs": 1, "threads": 1}
     try:
@@ -206,5 +206,5 @@ def test_what_was_no_line_once(root: Path, tmp_path: Path, values, said) -> None
     """One value per channel for BatchNorm; weights so large, though finite, that the boxes are not; an empty share."""
     small = small_values(root) | {"initialization.epochs": 1, "refinement.epochs": 1}
     with pytest.raises(LchpError) as error:
-        train(override(preset("folder"), small | values), output=tmp_path / "run")
+        train(override(preset("cub"), small | values), output=tmp_path / "run")
     assert said in one_line(error.value)

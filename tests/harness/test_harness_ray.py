@@ -14,7 +14,8 @@ from typing import Any, cast
 
 import pytest
 import small
-from programs import program, result_of, start
+from drained import drain, planned
+from programs import finished_epochs, program, result_of, start
 
 from lchp.config import override
 from lchp.errors import RunError
@@ -24,7 +25,7 @@ from lchp.harness import Options, Sweep, SweepResult, grid, run
 from lchp.harness.cells import Cell, expand, jobs_of, pinned
 from lchp.harness.cluster import cluster
 from lchp.harness.store import Store
-from lchp.harness.sweep import make_plan
+from lchp.harness.sweep import make_plan, outcomes_of
 from lchp.training.chain import Kind
 from lchp.training.run import train
 
@@ -41,7 +42,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def on_ray() -> Iterator[None]:
     """Ray for the tests that run in this process; the GPUs are only counted."""
-    with cluster(num_cpus=4, num_gpus=2, dashboard=True):
+    with cluster(num_cpus=4, num_gpus=2):
         yield
 
 
@@ -89,14 +90,6 @@ def test_a_cell_equals_the_single_run(straight: SweepResult, tmp_path: Path) -> 
     assert alone.summary == outcome.summary
 
 
-def test_without_sharing_the_records_are_the_same(straight: SweepResult, root: Path, tmp_path: Path) -> None:
-    cells = CELLS[:2]
-    result = run(Sweep("alone", small.config(root), cells), Options(tmp_path, share=False))
-    assert set(jobs(result)) == {f"refinement-{c.cell.key}-alone" for c in result.cells}
-    shared = predictions(straight)
-    assert predictions(result) == {k: shared[k] for k in predictions(result)}
-
-
 def test_another_sweep_takes_what_is_in_the_store(straight: SweepResult, root: Path) -> None:
     storage = straight.folder.parents[1]
     result = run(Sweep("again", small.config(root), CELLS), Options(storage))
@@ -112,6 +105,7 @@ def copied(straight: SweepResult, storage: Path) -> Path:
 def test_a_resumed_sweep_trains_what_is_new_or_damaged_and_loses_no_cell(
     straight: SweepResult, root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Of a sweep that Ray ran, in this process."""
     store = Store(copied(straight, tmp_path / "results"))
     cell = straight.cells[0].cell
     table = store.path("refinement", cell.key) / runs.PREDICTIONS
@@ -122,8 +116,10 @@ def test_a_resumed_sweep_trains_what_is_new_or_damaged_and_loses_no_cell(
     sweep = Sweep("straight", small.config(root), [CELLS[3], new])
     with pytest.raises(RunError, match="--resume"):
         run(sweep, Options(store.storage))
-    more = run(sweep, Options(store.storage, resume=True))
+    plan = planned(store.storage, sweep.base, sweep.cells, sweep.name)
     assert "checksum differs" in caplog.text
+    drain(plan)
+    more = SweepResult(plan.folder, outcomes_of(plan))
     assert [c.cell.overrides for c in more.cells] == [*CELLS, new]
     added = more.cells[-1].cell
     assert {n for n, j in jobs(more).items() if not j["found"]} == {
@@ -165,7 +161,9 @@ def test_what_fails_leaves_the_rest_and_a_failed_link_is_run_again_on_resume(
     assert done[f"classifier-{key(cell, 'classifier')}"]["attempts"] == 1
     assert done[f"localizer-{key(cell, 'localizer')}"]["attempts"] == 0
     blocked.rmdir()
-    mended = run(sweep, Options(tmp_path, max_concurrent=2, resume=True)).cells
+    again = planned(tmp_path, sweep.base, cells, sweep.name)
+    drain(again)
+    mended = outcomes_of(again)
     assert [c.state for c in mended] == ["failed", "failed", "done", "done"]
     assert mended[2].run == failed.cells[2].run
     assert mended[3].run is not None
@@ -219,12 +217,13 @@ def test_a_killed_worker_is_tried_again_from_its_checkpoint(root: Path, tmp_path
 
 
 def kill_at_random(storage: Path, killed: list[int]) -> None:
-    """SIGKILLs a process that trains, drawn at random, within half a second of the start and of the second result."""
+    """SIGKILLs a process that trains, drawn at random, at the start and once the trainings have got half-way; each time
+    as many epochs later as is drawn."""
     draw = random.Random(0)
-    for results in (0, 2):
-        while len(list(storage.glob("store/*/*/DONE"))) < results:
-            time.sleep(0.01)
-        time.sleep(draw.random() / 2)
+    for epochs in (0, 8):
+        epochs += draw.randrange(4)
+        while finished_epochs(storage) < epochs:
+            time.sleep(0.005)
         living: list[int] = []
         while not living:
             living = sorted(holders(storage.glob("sweeps/*/work/*.lock")) - {*killed})
@@ -344,7 +343,7 @@ def test_search_without_boxes_stops_bad_trials_and_keeps_an_optuna_study(root: P
     assert (
         len({key(c.cell, "localizer") for c in result.cells}) == 1
     )  # the learning rate of stage 2 leaves stage 1 alone
-    more = search(Search("s", base, space, trials=4), Options(tmp_path, resume=True))
+    more = search(Search("s", base, space, trials=4), Options(tmp_path, max_concurrent=1, resume=True))
     trials = optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path / 'optuna.db'}").trials
     assert [t.state.name for t in trials][:3] == states
     assert trials[3].state.name in ("COMPLETE", "PRUNED")

@@ -18,6 +18,7 @@ from lchp.harness.sweep import Plan, outcomes_of
 from lchp.training import run as training
 from lchp.training.run import train
 
+APART = {"initialization.mask_delta": 0.5}
 PSOL = {"method.name": "psol", "method.localizer": True}
 CELLS: list[Overrides] = [
     {},
@@ -30,6 +31,9 @@ CELLS: list[Overrides] = [
     PSOL,
     {**PSOL, "refinement.tau": 0.5},
     {**PSOL, "method.refine": True},
+    {**APART, "initialization.delta": 0.3},
+    {**APART, "initialization.delta": 0.6},
+    {**APART, "initialization.delta": "auto"},
 ]
 
 
@@ -82,11 +86,12 @@ def storage(swept: Swept, tmp_path: Path) -> Path:
 
 def test_every_link_is_trained_once_for_all_methods(swept: Swept) -> None:
     assert trained(swept.names, swept.plan) == {
-        "classifier": 3,  # two deltas, and the one of all maps
-        "boxes": 3,  # CAM's, LayerCAM's, DDT's
-        "localizer": 4,  # two deltas, CAM's, PSOL's
-        "labels": 4,  # two deltas, a margin, PSOL's
-        "refinement": 5,
+        "classifier": 4,  # two deltas, the one of all maps, the one with masks of its own
+        "choice": 1,
+        "boxes": 6,  # CAM's, LayerCAM's, DDT's, three of the teacher
+        "localizer": 7,  # two deltas, CAM's, PSOL's, three of the teacher
+        "labels": 7,  # two deltas, a margin, PSOL's, three of the teacher
+        "refinement": 8,
     }
     assert len(swept.names) == len(set(swept.names))
     assert all(p.state == "done" for p in swept.plan.schedule.jobs.values())
@@ -95,9 +100,9 @@ def test_every_link_is_trained_once_for_all_methods(swept: Swept) -> None:
 def test_a_link_predicts_once(swept: Swept) -> None:
     """But where more is recorded of it for a cell."""
     assert swept.predicted == {
-        "pseudo_label": 2 + 3 + 1,  # each link; what is recorded of CAM's cell
-        "lchp_i": 4 + 2,  # of PSOL's two cells
-        "lchp_r": 5,
+        "pseudo_label": 2 + 6 + 1,  # each link; what is recorded of CAM's cell
+        "lchp_i": 7 + 2,  # of PSOL's two cells
+        "lchp_r": 8,
     }
 
 

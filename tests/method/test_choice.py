@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import report_records
 import torch
 from squares import small_config, write_images
 
 from lchp.config import TrainConfig, as_chosen, from_dict, override, preset, to_dict
 from lchp.errors import ConfigError
+from lchp.evaluation.predictions import summary_table
 from lchp.files.runs import read_summary
 from lchp.method.choice import KEPT, ROUNDS, Choice, candidate_boxes, candidates, known_by, parted
 from lchp.method.networks import ClassifierOutput
@@ -135,7 +137,7 @@ def test_auto_leaves_the_masks_as_they_were() -> None:
     ("values", "said"),
     [
         ({"initialization.mask_delta": 1.5}, "initialization.mask_delta = 1.5: expected in (0, 1), or None"),
-        ({"initialization.delta": "some"}, "initialization.delta = 'some': expected auto or a number, in (0, 1)"),
+        ({"initialization.delta": "some"}, "initialization.delta = 'some': expected a number, in (0, 1), or auto"),
         ({"initialization.auto_after": 9}, "initialization.auto_after = 9: expected at most initialization.epochs = 3"),
         ({"initialization.mask_attention": "features"}, "expected None, or initialization.mask_delta too"),
         (AUTO | {"initialization.mask_delta": None}, "initialization.mask_delta = None: expected"),
@@ -180,14 +182,16 @@ def test_cells_with_other_boxes_share_a_classifier_of_its_own_masks(root: Path) 
 
 
 def test_snapshots_give_back_the_network_of_an_epoch() -> None:
-    net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    linear, norm = torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2)
+    net = torch.nn.Sequential(linear, norm)
+    assert norm.running_mean is not None
     kept = Snapshots(net, 40)
     assert kept.epochs == (5, 10, 15, 20, 25, 30, 35, 40)
     assert Snapshots(net, 3).epochs == (1, 2, 3)
     states = {}
     for epoch in range(40):
-        torch.nn.init.constant_(net[0].weight, epoch)
-        net[1].running_mean.fill_(-epoch)  # pyright: ignore
+        torch.nn.init.constant_(linear.weight, epoch)
+        norm.running_mean.fill_(-epoch)
         kept.note(epoch, net)
         states[epoch + 1] = {k: v.clone() for k, v in net.state_dict().items()}
     assert [kept.after(n) for n in (1, 5, 6, 40)] == [5, 5, 10, 40]
@@ -201,7 +205,7 @@ def test_a_run_that_chooses_its_boxes(root: Path, tmp_path: Path, caplog: pytest
     caplog.set_level("INFO", logger="lchp")
     config = override(config_of(root, {"initialization.delta": 0.5}), AUTO)
     run = train(config, output=tmp_path / "auto").run
-    chosen = read_summary(run)["chosen"]  # pyright: ignore
+    chosen: Any = json.loads((run / "summary.json").read_text())["chosen"]
     assert chosen["values"].keys() == set(FIELDS)
     best = max(chosen["candidates"], key=lambda c: (c["images"], c["score"]))
     assert chosen["values"] == {name: best[name] for name in FIELDS}
@@ -230,3 +234,64 @@ def test_no_ground_truth_box_is_read_by_a_choice(root: Path, tmp_path: Path) -> 
         config = override(config_of(images, {"initialization.epochs": 1}), AUTO)
         found.append(read_summary(train(config, output=tmp_path / str(n), stage="init").run)["chosen"])  # pyright: ignore
     assert found[0] == found[1]
+
+
+def test_a_run_goes_on_from_every_link_and_is_taken_by_another(root: Path, tmp_path: Path) -> None:
+    """Bitwise: interrupted after each epoch of each link and resumed; stage 2 alone from another run's stage 1."""
+    config = override(config_of(root, {"initialization.auto_after": 2}), AUTO)
+    straight = train(config, output=tmp_path / "straight")
+    stops = len((straight.run / "metrics.jsonl").read_text().splitlines())
+    assert stops == 3 + len(ROUNDS) + 3 + 3 + 2 + 2
+
+    class Stopped(Exception):
+        pass
+
+    def stop(_: dict[str, Any]) -> None:
+        raise Stopped
+
+    for n in range(stops):
+        with pytest.raises(Stopped):
+            train(config, stop, output=tmp_path / "run", resume=n > 0)
+    resumed = train(config, output=tmp_path / "run", resume=True)
+    taken = train(config, output=tmp_path / "second", stage="refine", source=straight.run)
+    for other in (resumed, taken):
+        assert (other.run / "predictions.parquet").read_bytes() == (straight.run / "predictions.parquet").read_bytes()
+        assert other.summary == straight.summary
+
+
+def test_boxes_of_before_a_choice_are_those_of_its_teacher(root: Path, tmp_path: Path) -> None:
+    """With a fixed setting each epoch has its own teacher; with auto_after 2 the first has the second's."""
+    fixed = config_of(root, {"initialization.mask_delta": 0.5, "initialization.delta": 0.3})
+    run = train(fixed, output=tmp_path / "fixed", stage="init").run
+    kept = modules(run, "initialization")["teachers"]["values"]
+    assert kept.shape[0] == 3
+    assert not torch.equal(kept[0], kept[1])
+    one = override(config_of(root, {"initialization.auto_after": 2}), {"initialization.delta": "auto"})
+    chosen = train(one, output=tmp_path / "auto", stage="init")
+    again = as_chosen(one, chosen.summary["chosen"])
+    own = train(again, output=tmp_path / "again", stage="init").run
+    a, b = (modules(r, "boxes")["boxes"]["values"] for r in (chosen.run, own))
+    assert torch.equal(a[1:], b[1:])
+    assert not torch.equal(a[0], b[0])
+
+
+def test_a_run_says_whether_stage_2_helped(root: Path, tmp_path: Path) -> None:
+    """Its score is that of `known_by` on training images; no box of theirs is read; a stage 2 that moves nothing gains
+    nothing."""
+    still = config_of(root, {"initialization.delta": 0.5, "refinement.lr": 1e-30, "refinement.freeze_bn": True})
+    found = train(still, output=tmp_path / "still").summary["stage2"]
+    assert found["images"] == 24
+    assert found["gain"] == pytest.approx(0, abs=1e-4)
+    assert found["lchp_i"] == pytest.approx(found["lchp_r"], abs=1e-4)
+    text = summary_table(json.loads((tmp_path / "still" / "summary.json").read_text()))
+    assert "stage 2 " in text
+    assert "by a score that reads no box, on 24 training images" in text
+
+
+@pytest.mark.parametrize(
+    ("gain", "error", "word"), [(3.0, 1.0, "helped"), (-3.0, 1.0, "made the boxes worse"), (1.9, 1.0, "changed little")]
+)
+def test_the_closing_words_weigh_the_difference_by_its_error(gain: float, error: float, word: str) -> None:
+    summary: Any = report_records.summary({"pseudo_label": 1.0, "lchp_i": 2.0, "lchp_r": 3.0}, 0.9)
+    summary["stage2"] = {"images": 384, "lchp_i": 1.0, "lchp_r": 1.0 + gain, "gain": gain, "error": error}
+    assert f"stage 2 {word}, by a score" in summary_table(summary)

@@ -10,7 +10,8 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 import pytest
 from report_records import GOLDEN, PAPER, golden_texts, known, store, write_grid, write_run, write_sweep
@@ -18,6 +19,7 @@ from report_records import GOLDEN, PAPER, golden_texts, known, store, write_grid
 from lchp.config import PRESETS, SHAPE, Preset, field_types, override, preset, to_flat
 from lchp.errors import ConfigError, DataError
 from lchp.report.dependence import WITHOUT_EFFECT, counts, results
+from lchp.report.figures.curves import points
 from lchp.report.paper import Paper, read_paper
 from lchp.report.read import Records, collect
 from lchp.report.select import DELTA, IDENTITY, choose, differences, parse_where, preset_of, require
@@ -126,6 +128,8 @@ def test_paper_values_are_found_by_number_too(paper: Paper) -> None:
 def other_value(name: str, value: Any) -> Any:
     """Another value that the field may have; None if there is only one."""
     hint = field_types()[name]
+    if get_origin(hint) in (Union, UnionType) and name.startswith("initialization."):
+        return {"initialization.delta": 0.3}.get(name)  # masks apart from boxes are another chain
     if get_origin(hint) is Literal:
         return next((v for v in get_args(hint) if v not in (value, "auto", "cuda")), None)
     if isinstance(value, bool):
@@ -142,12 +146,14 @@ def other_value(name: str, value: Any) -> Any:
 def test_fields_that_count_are_those_of_the_training_identity() -> None:
     """Of LCHP's runs; those of compared methods follow."""
     fixed = {"model.pretrained": False, "model.localizer": "tiny", "model.classifier": "tiny"}
-    base = override(preset("folder"), fixed | {"initialization.attention": "features"})
+    base = override(preset("cub"), fixed | {"data.name": "folder", "initialization.attention": "features"})
     before = chain_of(base, "data").last.key
     for name, value in to_flat(base).items():
         values: dict[str, Any] = {name: other_value(name, value)}
         # there are no weights to choose without pretrained ones
         if values[name] is None or name == "model.weights_dir" or name.startswith("method."):
+            continue
+        if name == "initialization.auto_after":  # of what is chosen
             continue
         if name == "data.name":
             values = {name: "cub"}
@@ -176,7 +182,7 @@ def test_fields_that_count_are_those_of_the_training_identity() -> None:
 def test_fields_that_a_table_speaks_of_are_those_of_the_chain(whose: dict[str, Any]) -> None:
     """Whatever else a config says: what its method, its links and its weights are decides."""
     fixed = {"model.pretrained": False, "model.localizer": "tiny", "model.classifier": "tiny", **whose}
-    base = override(preset("folder"), {"initialization.attention": "features", "data.image_size": 64, **fixed})
+    base = override(preset("cub"), {"initialization.attention": "features", "data.image_size": 64, **fixed})
     expected = depends_on(base)
     for name in IDENTITY:
         own = name == "data.name" or (name.startswith("method.") and name in SHAPE)  # these tell all runs apart
@@ -196,6 +202,21 @@ def test_the_recipe_is_chosen_and_the_rest_is_named(grid: Records) -> None:
     assert set(choice.group.runs["refinement.tau"]) == {0.9}
     assert "refinement.tau 0, 0.5, 0.6, 0.7, 0.8 (9 runs)" in choice.others
     assert "model.localizer tiny_deep (1 run)" in choice.others
+
+
+def test_auto_is_the_last_row_of_table_3_and_no_point_of_its_curve(tmp_path: Path) -> None:
+    figures = {"pseudo_label": 40.0, "lchp_i": 50.0, "lchp_r": 60.0}
+    for delta in (0.3, "auto", 0.5):
+        masks = {"initialization.mask_delta": 0.5, "initialization.mask_attention": "attention_maps"}
+        masks |= {"initialization.mask_normalization": "max", "initialization.delta": delta}
+        write_run(tmp_path / str(delta), override(preset("parts"), masks), figures)
+    made = table(collect([tmp_path]), 3, PARTS, read_paper(PAPER))
+    labels = [row.labels[0] for row in made.sections[0].rows]
+    assert labels[-1] == "auto"
+    assert {"0.3", "0.5"} <= set(labels)
+    assert cell(made, "auto", "LCHP-R").mean == 60
+    assert list(points(made, "center_crop", "LCHP-R").x) == [0.3, 0.5]
+    to_html(made), to_latex(made), to_csv(made)
 
 
 def test_where_chooses_another_group(grid: Records) -> None:

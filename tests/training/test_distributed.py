@@ -7,8 +7,9 @@ import pytest
 import small
 import torch
 import torch.distributed as dist
+from killed import CONTEXT
 from torch import nn
-from torch.multiprocessing.spawn import spawn as start_processes
+from torch.multiprocessing.spawn import start_processes
 
 from lchp.config import override, to_dict
 from lchp.errors import ConfigError
@@ -19,7 +20,8 @@ from lchp.training.fit import Training, stepper, take_step
 
 def spawn(work: Any, folder: Path, *arguments: Any, workers: int = 2) -> list[Any]:
     """Runs work(rank, folder, *arguments) in gloo workers; returns what each left in RANK.json."""
-    start_processes(_start, (work, workers, str(folder), arguments), nprocs=workers)
+    # forked from one that has imported what a training imports
+    start_processes(_start, (work, workers, str(folder), arguments), workers, start_method=CONTEXT.get_start_method())
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(workers)]
 
 

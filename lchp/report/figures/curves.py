@@ -129,10 +129,10 @@ class Points:
 
 
 def points(made: Table, frame: str, column: str) -> Points:
-    """A column of Table 3 or 4 in one frame as a curve over the row's value."""
+    """A column of Table 3 or 4 in one frame as a curve over the row's value, where that is a number."""
     section = next(s for s in made.sections if s.frame == frame)
     at = made.columns.index(column)
-    cells = {float(row.labels[0]): row.cells[at] for row in section.rows}
+    cells = {float(row.labels[0]): row.cells[at] for row in section.rows if row.labels[0] != "auto"}
     there = {x: c for x, c in sorted(cells.items()) if c.mean is not None}
     return Points(
         np.array(list(there)),

@@ -233,7 +233,7 @@ def axis_table(records: Records, number: int, preset: Preset, paper: Paper, wher
             "center_crop; nothing is chosen by it"
         )
     notes += notes_on(choice, lost, axis)
-    shown = {float(v) if axis.field in (DELTA, TAU) else axis.label(v) for v in values}
+    shown = {v if axis.field in (DELTA, TAU) else axis.label(v) for v in values}
     hidden = [r for r in paper.rows(number) if (float(r) if axis.field in (DELTA, TAU) else r) not in shown]
     if hidden:
         each = [
@@ -250,7 +250,7 @@ def _ordered(values: Iterable[Any], axis: Axis, preset: Preset) -> list[Any]:
     """Numbers by size; names in the grid's order, then as they come by name."""
     distinct = list(dict.fromkeys(values))
     if axis.field in (DELTA, TAU):
-        return sorted(distinct)
+        return sorted(distinct, key=lambda v: (isinstance(v, str), v))  # `auto` last
     grid = list(dict.fromkeys(axis.values(preset)))
     return grid + sorted((v for v in distinct if v not in grid), key=str)
 
