@@ -61,3 +61,7 @@ class Batch:
 
 Step = Callable[[Any, Batch, int], tuple[Tensor, dict[str, Tensor]]]
 """(network in training mode, batch, epoch) to the loss that is minimised and scalars that are recorded."""
+
+
+def nothing(*_: Any) -> None:
+    """What a training calls where there is nothing to do."""

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from lchp.config import ModelConfig, TrainConfig
-from lchp.method.batch import Batch, Step
+from lchp.method.batch import Batch, Step, nothing
 from lchp.method.losses import attention_range
 from lchp.method.networks import Classifier
 
@@ -22,10 +22,6 @@ ScoreMap = Callable[[nn.Module, Tensor, Tensor], Tensor]
 object of that class is; not normalised."""
 
 
-def _nothing(*_: Any) -> None:
-    pass
-
-
 @dataclass(frozen=True)
 class Teaching:
     """A classifier's training that has more than a loss: its step, what follows the optimizer's step (Eq. 7) and an
@@ -33,8 +29,8 @@ class Teaching:
 
     step: Step
     modules: Mapping[str, nn.Module] = field(default_factory=dict)
-    updated: Callable[[], object] = _nothing
-    ended: Callable[[int], object] = _nothing
+    updated: Callable[[], object] = nothing
+    ended: Callable[[int], object] = nothing
 
 
 Teach = Callable[[nn.Module, TrainConfig, int], Teaching]

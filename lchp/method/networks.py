@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lchp.backbones import Normalize, build_trunk
+from lchp.backbones.modes import inference_mode_of
 from lchp.boxes import CENTRE_BOX
 from lchp.config import ModelConfig
 from lchp.errors import ConfigError
@@ -170,12 +171,10 @@ def _mean(trunk: nn.Module) -> Tensor:
 
 def _output_shape(trunk: nn.Module, name: str, size: int) -> tuple[int, int, int]:
     """C, h, w of a trunk's features for a size x size image, by one forward pass in eval mode."""
-    training = trunk.training
     try:
-        with torch.no_grad():
-            shape = trunk.eval()(torch.zeros(1, 3, size, size)).shape[1:]
+        with inference_mode_of(trunk), torch.no_grad():
+            shape = trunk(torch.zeros(1, 3, size, size)).shape[1:]
     except RuntimeError as error:  # a pooling or convolution larger than what is left to it
         reason = str(error).splitlines()[0]
         raise ConfigError(f"data.image_size = {size}: too small for {name} ({reason})") from None
-    trunk.train(training)
     return shape[0], shape[1], shape[2]

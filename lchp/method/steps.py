@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lchp.backbones.modes import inference_mode_of
 from lchp.boxes import area, order
 from lchp.config import InitializationConfig, RefinementConfig
 from lchp.method.batch import Batch
@@ -126,12 +127,8 @@ def views_of(config: RefinementConfig) -> int:
 
 def label_boxes(labeller: nn.Module, i_r: Tensor) -> Tensor:
     """The boxes b that teach, by the labeller in inference mode; its modes are put back."""
-    modes = [(m, m.training) for m in labeller.modules()]
-    labeller.eval()
-    b = predict_boxes(labeller, i_r)
-    for module, training in modes:
-        module.training = training
-    return b
+    with inference_mode_of(labeller):
+        return predict_boxes(labeller, i_r)
 
 
 def padding(mean: Tensor, config: RefinementConfig) -> Tensor:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
+from lchp.backbones.modes import inference_mode_of
 from lchp.data.images import Images
 from lchp.errors import ConfigError
 from lchp.evaluation.frames import Frame
@@ -101,17 +102,13 @@ def sample_grid(
     back as they were.
     """
     nets = [models.classifier, *models.localizers.values()]
-    modes = [(m, m.training) for net in nets for m in net.modules()]
     device = next(models.classifier.parameters()).device
-    models.eval()
     batch = images.batch(shown.tolist())
     frame = Frame("full_image", images.resize, size)
     x = frame.see(batch.images.to(device))
-    with autocast:
+    with inference_mode_of(*nets), autocast:
         found = predict_batch(models, x, batch.labels.to(device)).boxes
     boxes = {name: b.cpu().numpy()[:, None] for name, b in found.items()}
-    for module, training in modes:
-        module.training = training
     split = images.split.select(shown)
     layers: dict[str, Sequence[np.ndarray]] = {name: list(b) for name, b in boxes.items()}
     if split.boxes is not None:

@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import ConstantLR, ExponentialLR, LRScheduler, One
 from tqdm import tqdm
 
 from lchp.errors import LchpError, RunError, lacked_memory
-from lchp.method.batch import Batch, Step
+from lchp.method.batch import Batch, Step, nothing
 from lchp.system import distributed
 from lchp.system.interrupt import Stop
 from lchp.training.checkpoints import load_checkpoint, newest_checkpoint, previous, save_checkpoint
@@ -73,10 +73,6 @@ class PartialEpoch:
     generators: dict[str, Any]
 
 
-def _nothing(*_: Any) -> None:
-    pass
-
-
 @dataclass(frozen=True)
 class Training:
     """What `fit` runs: one network trained by one optimizer, or (without a network) something computed by epochs.
@@ -104,13 +100,13 @@ class Training:
     steps_per_epoch: int = 1
     draws: str | None = None
     autocast: Callable[[], AbstractContextManager[None]] = nullcontext
-    updated: Callable[[], object] = _nothing
-    ended: Callable[[int], object] = _nothing
+    updated: Callable[[], object] = nothing
+    ended: Callable[[int], object] = nothing
     images: Callable[[int, int], Sequence[str]] | None = None
     describe: Callable[[Metrics], str] = str
     evaluate: Callable[[], dict[str, float]] = dict
-    judge: Callable[[Metrics], object] = _nothing
-    finish: Callable[[], object] = _nothing
+    judge: Callable[[Metrics], object] = nothing
+    finish: Callable[[], object] = nothing
     chunks: Chunks = field(default_factory=Chunks)
 
 
@@ -126,8 +122,8 @@ class Session:
 
     seed: int
     resume: bool = False
-    record: Callable[[Metrics], object] = _nothing
-    on_epoch: Callable[[Metrics], object] = _nothing
+    record: Callable[[Metrics], object] = nothing
+    on_epoch: Callable[[Metrics], object] = nothing
     show_progress: bool = True
     stop: Stop | None = None
 

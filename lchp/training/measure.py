@@ -186,8 +186,8 @@ def validate(models: Models, context: Context, images: Images) -> dict[str, floa
 @torch.inference_mode()
 def stage2_gain(models: Models, context: Context) -> dict[str, float]:
     """How much better LCHP-R's boxes of some training images are than LCHP-I's, by the score that reads class labels
-    and no box (see `lchp.method.choice`), in center_crop and percent: the score of each, the mean difference and its standard
-    error over the images."""
+    and no box (see `lchp.method.choice`), in center_crop and percent: the score of each, the mean difference and its
+    standard error over the images."""
     models.eval()
     pair = {name: models.localizers[name] for name in ("lchp_i", "lchp_r")}
     mean, rows = models.classifier.mean, Rows()

@@ -23,6 +23,7 @@ from lchp.evaluation.predictions import joined, read_predictions, write_predicti
 from lchp.files import runs
 from lchp.files.locks import LOCK, Claim, HeldError, locked
 from lchp.files.runs import CHECKPOINTS, ENVIRONMENT, SUMMARY
+from lchp.method.batch import nothing
 from lchp.system import distributed
 from lchp.system.devices import peak_memory_mb
 from lchp.system.interrupt import Stop
@@ -90,12 +91,8 @@ def train(
         raise ConfigError("--resume needs --output DIR, the run folder to go on with")
     last = stage1_kinds(config)[-1] if stage == "init" else None
     found: dict[Kind, Path] = {} if source is None else dict.fromkeys(taken_kinds(config), Path(source))
-    how = Session(config.seed, resume, on_epoch=on_epoch or _nothing, show_progress=show_progress, stop=stop)
+    how = Session(config.seed, resume, on_epoch=on_epoch or nothing, show_progress=show_progress, stop=stop)
     return train_links(config, None if output is None else Path(output), how, last=last, found=found)
-
-
-def _nothing(_: Metrics) -> None:
-    pass
 
 
 def train_links(
