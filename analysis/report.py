@@ -39,9 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def body() -> int:
         f: Flags = parse(Flags, arguments, "report.py")
-        return make_page(
-            PageOptions(f.source.storage, f.output, f.source.preset, f.source.where, f.figures, f.data_root), PAPER
+        source = f.source
+        asked = PageOptions(
+            source.storage, f.output, source.preset, source.where, figures=f.figures, data_root=f.data_root
         )
+        return make_page(asked, PAPER)
 
     return guarded(body)
 
