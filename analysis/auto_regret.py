@@ -21,6 +21,7 @@ from scipy.stats import spearmanr
 from tabulate import tabulate
 
 from analysis.teacher_boxes import boxes
+from lchp.boxes import area
 from lchp.config import AUTO, PRESETS, InitializationConfig, TrainConfig, override
 from lchp.console import guarded, parse
 from lchp.errors import RunError
@@ -28,7 +29,7 @@ from lchp.evaluation.frames import FRAMES, Frame
 from lchp.evaluation.metrics import best_iou, gt_known
 from lchp.files.runs import CHECKPOINTS, link_folder, read_config, write_atomically
 from lchp.files.targets import holding, require_file
-from lchp.method.choice import PARTS, ROUNDS, candidate_boxes, candidates, known_by
+from lchp.method.choice import PARTS, ROUNDS, candidate_boxes, candidates, known_by, score
 from lchp.method.pseudo_boxes import Snapshots, make_teacher
 from lchp.training.batches import plain_batches
 from lchp.training.chain import STAGES, method_of
@@ -83,8 +84,8 @@ def scored(teacher: Any, context: Context, configs: Sequence[InitializationConfi
         with context.autocast:
             for n, (_, b) in enumerate(candidate_boxes(teacher, batch.images, configs)):
                 crop, masked = known_by(teacher, batch.images, batch.labels, b, fill, config.refinement.crop_margin)
-                area = (b[:, 2:] - b[:, :2]).clamp(min=0).prod(1)
-                sums[n] += torch.stack([crop, masked, area]).sum(1).double().cpu()
+                parts = crop, masked, area(b), score(crop, masked, b)
+                sums[n] += torch.stack(parts).sum(1).double().cpu()
     return 100 * sums / len(order)
 
 
@@ -131,12 +132,11 @@ def look(run: Path, flags: Flags) -> pd.DataFrame:
             frame = Frame.of(name, config.data)
             truth = frame.truth(known, context.test.sizes())
             for n, (c, b) in enumerate(zip(every, boxes(teacher, context, frame, every), strict=True)):  # pyright: ignore
-                crop, masked, area = parts[n].tolist()
                 fields = {field: getattr(c, field) for field in AUTO}
+                figures = dict(zip(PARTS, parts[n].tolist(), strict=True))
                 rows.append(
-                    {"run": str(run), "after": after, "frame": name, **fields, "crop": crop, "masked": masked}
-                    | {"area": area, "score": crop - masked - area, "gt_known": gt_known(best_iou(b[:, 1], truth))}
-                    | {"own": c == own, "candidate": c in configs}
+                    {"run": str(run), "after": after, "frame": name, **fields, **figures}
+                    | {"gt_known": gt_known(best_iou(b[:, 1], truth)), "own": c == own, "candidate": c in configs}
                 )
     return pd.DataFrame(rows)
 

@@ -11,11 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from lchp.system import imports  # isort: skip  (before the packages whose failure it explains)
+
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from lchp.config import FIELDS, TrainConfig, preset, suggest
-from lchp.errors import ConfigError, LchpError, lacked_memory, printable
+from lchp.errors import ConfigError, LchpError, is_of_threads, lacked_memory, printable
 from lchp.files.targets import as_path
 from lchp.system import streams
 from lchp.system.interrupt import Interrupted, on_signals
@@ -76,16 +78,24 @@ def _answered(body: Callable[[], int], stopped: str, error: str) -> int:
         return stop.status if isinstance(stop, Interrupted) else INTERRUPTED
     except BrokenPipeError:
         raise
-    except (MemoryError, RuntimeError) as fault:
-        lacking = lacked_memory(fault)
-        if lacking is None:
+    except Exception as fault:
+        said = imports.failed_import(fault) or _what_to_mend(fault)
+        if said is None:
             raise
-        print(f"{error}: {lacking}; lower --data.batch-size or --data.image-size", file=sys.stderr)
+        print(f"{error}: {said}", file=sys.stderr)
         return 2
-    except OSError as fault:  # a full disk, a folder that vanished
-        said = f"{fault.filename or 'file or standard output'}: {fault.strerror or fault}"
-        print(f"{error}: {printable(said)}", file=sys.stderr)
-        return 2
+
+
+def _what_to_mend(fault: Exception) -> str | None:
+    """What the user can mend of an error that is not ours; None where that is nothing."""
+    if is_of_threads(fault):
+        return "no more threads or processes may be started here; raise the limit (ulimit -u, or the container's)"
+    if isinstance(fault, (MemoryError, RuntimeError)):
+        lacking = lacked_memory(fault)
+        return None if lacking is None else f"{lacking}; lower --data.batch-size or --data.image-size"
+    if isinstance(fault, OSError):  # a full disk, a folder that vanished
+        return printable(f"{fault.filename or 'file or standard output'}: {fault.strerror or fault}")
+    return None
 
 
 def preset_config(arguments: list[str]) -> TrainConfig:

@@ -1,5 +1,6 @@
 """Errors that a user can mend: each carries one line that names the field, file or line and what to do."""
 
+import errno
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,6 +44,13 @@ def lacked_memory(error: BaseException) -> str | None:
         return None
     whose = "the GPU's" if "CUDA" in said or "CUDNN" in said else "the machine's"
     return f"{whose} memory ran out ({said.rpartition('err == 0. ')[2][:160]})"
+
+
+def is_of_threads(error: BaseException) -> bool:
+    """Whether an error says that no thread or process could be started, for a limit on their number."""
+    if isinstance(error, OSError):
+        return error.errno == errno.EAGAIN and error.filename is None
+    return isinstance(error, RuntimeError) and "can't start new thread" in str(error)
 
 
 @contextmanager

@@ -5,14 +5,17 @@ classifier finds its class in the box and not outside, and how small the box is.
 optuna-dashboard sqlite:///results/optuna.db
 """
 
-import optuna
+from typing import TYPE_CHECKING
 
 from lchp.config import Preset
 from lchp.harness import Overrides, exit_program
 from lchp.harness.search_script import main
 
+if TYPE_CHECKING:
+    import optuna
 
-def space(preset: Preset, trial: optuna.Trial) -> Overrides:
+
+def space(preset: Preset, trial: "optuna.Trial") -> Overrides:
     """One cell; learning rates within a factor of 4 of the recipe's."""
     first, second = preset.config.initialization, preset.config.refinement
     low, high = min(preset.deltas), max(preset.deltas)

@@ -42,6 +42,7 @@ WITHOUT_TORCH = (
     "console",
     "cli",
     "system/streams",
+    "system/imports",
     "system/interrupt",
     "evaluation/frames",
     "evaluation/metrics",

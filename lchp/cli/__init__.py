@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import lchp.system.imports  # noqa: F401  (before all that it explains)
 from lchp import __version__
 from lchp.cli.data import DataCheck, DataDownload
 from lchp.cli.evaluate import Evaluate

@@ -306,7 +306,7 @@ def changed(config: TrainConfig, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _contradictions(config: TrainConfig) -> Iterator[str]:
     """Fields that do not go together."""
-    data, model, stage1, method = config.data, config.model, config.initialization, config.method
+    data, model, stage1 = config.data, config.model, config.initialization
     size, resize, start = data.image_size, data.resize, stage1.localizer_start
     if data.name == "parts" and data.root is not None:
         yield f"data.root = {quoted(data.root)}: expected None, since parts is generated; name the data by --data.name"
@@ -324,12 +324,6 @@ def _contradictions(config: TrainConfig) -> Iterator[str]:
     if stage1.auto_after > stage1.epochs:
         after = f"initialization.auto_after = {stage1.auto_after}"
         yield f"{after}: expected at most initialization.epochs = {stage1.epochs}"
-    if method.refine and not method.localizer:
-        yield "method.refine = True: expected False, or method.localizer True, whose boxes it refines"
-    if method.name == "lchp" and method.localizer:
-        yield "method.localizer = True: expected False, since method.name = 'lchp' always has one"
-    if method.name == "lchp" and model.head == "gap" and stage1.attention == "attention_maps":
-        yield "initialization.attention = 'attention_maps': a GAP head has none; use features, or model.head bap"
 
 
 def _fields(kind: type, prefix: str = "") -> Iterator[Field]:

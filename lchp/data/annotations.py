@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from lchp.data.base import DataSet, Problem, Split, WrittenBox, WrittenSize, require_regular
-from lchp.data.decode import EXTENSIONS, PICTURES
+from lchp.data.decode import EXTENSIONS, PICTURES, is_image
 from lchp.errors import DataError, printable
 
 IMAGE_EXTENSIONS = EXTENSIONS
@@ -159,9 +159,8 @@ def outside(boxes: Iterable[WrittenBox], width: int, height: int, image_id: str)
 
 
 def list_images(folder: Path, problems: list[Problem]) -> list[str]:
-    """Sorted names of the image files directly in `folder`, by extension; hidden files are passed over."""
-    entries = _scan(folder, problems)
-    return sorted(e.name for e in entries if e.name.lower().endswith(IMAGE_EXTENSIONS) and not _is_folder(e))
+    """Sorted names of the image files directly in `folder` (see `is_image`); hidden files are passed over."""
+    return sorted(e.name for e in _scan(folder, problems) if not _is_folder(e) and is_image(folder / e.name))
 
 
 def list_folders(folder: Path, problems: list[Problem]) -> list[str]:
@@ -171,11 +170,12 @@ def list_folders(folder: Path, problems: list[Problem]) -> list[str]:
 
 @dataclass
 class PassedOver:
-    """Files that are not taken for images, by kind -> number."""
+    """Files that are not taken for images, by kind -> number; `folders`: that are neither classes nor splits."""
 
     undecodable: Counter[str] = field(default_factory=Counter)
     system: Counter[str] = field(default_factory=Counter)
     other: Counter[str] = field(default_factory=Counter)
+    folders: Counter[str] = field(default_factory=Counter)
 
     def count(self, folder: Path) -> Counter[str]:
         """Counts what `list_images` and `list_folders` pass over in a folder; its pictures that cannot be decoded."""
@@ -189,10 +189,8 @@ class PassedOver:
             lower, kind = name.lower(), os.path.splitext(name)[1].lower()
             if lower.startswith(".") or lower in (SYSTEM_FOLDERS if is_folder else _LEFT_BY_SYSTEMS):
                 self.system["._*" if lower.startswith("._") else name] += 1
-            elif not is_folder and kind in PICTURES and not lower.endswith(IMAGE_EXTENSIONS):
-                pictures[kind] += 1
-            elif not is_folder and not lower.endswith(IMAGE_EXTENSIONS):
-                self.other[kind or name] += 1
+            elif not is_folder and not is_image(folder / name):
+                (pictures if kind in PICTURES else self.other)[kind or name] += 1
         self.undecodable += pictures
         return pictures
 
@@ -205,6 +203,7 @@ class PassedOver:
                 "; convert them to JPEG or PNG",
             ),
             (self.other, "files that are no images", ""),
+            (self.folders, "folders beside those of the splits", ""),
             (self.system, "hidden files and what systems leave (thumbnails)", ""),
         )
         return tuple(

@@ -1,5 +1,6 @@
 """From an image file to pixels: the one place where images are decoded."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -27,6 +28,8 @@ _EXTENSIONS = {
     "QOI": (".qoi",),
     "AVIF": (".avif", ".avifs"),
 }
+# Formats without a mark of their own in the file, or seldom: read where the name says so alone.
+_BY_NAME = {".tga": "TGA", ".ico": "ICO", ".pcx": "PCX", ".psd": "PSD", ".sgi": "SGI", ".ras": "SUN"}
 _BUILT = {"WEBP": "webp", "JPEG2000": "jpg_2000", "AVIF": "avif"}
 """Formats that a build of Pillow may lack, by the feature's name."""
 
@@ -38,16 +41,17 @@ def _formats() -> tuple[str, ...]:
 
 
 FORMATS = _formats()
-EXTENSIONS = tuple(extension for name in FORMATS for extension in _EXTENSIONS[name])
+EXTENSIONS = (*(extension for name in FORMATS for extension in _EXTENSIONS[name]), *_BY_NAME)
 """Of the files that are taken for images, in lower case."""
 # fmt: off
 PICTURES = frozenset([
     *(extension for some in _EXTENSIONS.values() for extension in some),
-    ".heic", ".heif", ".hif", ".jxl", ".jxr", ".tga", ".psd", ".svg", ".ico", ".exr", ".hdr", ".pfm", ".eps", ".xcf",
+    *_BY_NAME, ".heic", ".heif", ".hif", ".jxl", ".jxr", ".svg", ".exr", ".hdr", ".pfm", ".eps", ".xcf",
     ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw",
 ])
 # fmt: on
-"""Extensions of pictures, of which those that are not among `EXTENSIONS` cannot be decoded here."""
+"""Extensions of pictures. What has one that is not among `EXTENSIONS` is an image if its content can be decoded here,
+as that of an AVIF called .heic."""
 
 _WHITE_16 = 65535
 
@@ -140,6 +144,28 @@ def header(path: Path, exif: bool = False, content: bytes | None = None) -> Head
         return Header(image.width, image.height, _orientation(image) if exif else 1)
 
 
+def is_turned(path: Path) -> bool:
+    """Whether a picture that is no JPEG lies in its file turned, by its EXIF orientation: few readers but Pillow heed
+    that (OpenCV reads WebP as it lies, and some TIFFs not at all). Raises DataError naming the file."""
+    with _opened(path) as image:
+        try:
+            return image.format not in ("JPEG", "MPO") and image.getexif().get(0x0112) in _TURNS
+        except Exception:  # as in `_orientation`
+            return False
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file is taken for an image: by its name, which says of some kinds less than the content does."""
+    name = path.name.lower()
+    if name.endswith(EXTENSIONS) or os.path.splitext(name)[1] not in PICTURES:
+        return name.endswith(EXTENSIONS)
+    try:
+        header(path)
+    except DataError:
+        return False
+    return True
+
+
 def image_size(path: Path, exif: bool = False) -> tuple[int, int]:
     """Width and height in px, read from the header; `exif` as in `decode`. Raises DataError naming the file."""
     return header(path, exif).upright()
@@ -162,7 +188,9 @@ def _opened(path: Path, content: bytes | None = None) -> Iterator[ImageFile.Imag
     with _named(path):
         if content is None:
             require_regular(path)
-        with Image.open(path if content is None else BytesIO(content), formats=FORMATS) as image:
+        named = _BY_NAME.get(path.suffix.lower())
+        formats = FORMATS if named is None else (*FORMATS, named)
+        with Image.open(path if content is None else BytesIO(content), formats=formats) as image:
             _refuse_bomb(image)
             yield image
 

@@ -99,14 +99,20 @@ def _list_splits(root: Path, problems: list[Problem], passed: PassedOver) -> tup
         for name in (train, held_out):
             if not list_folders(root / name, problems):
                 raise DataError(f"{root}: no class folders in {name}/; expected {EXPECTED}")
+        passed.folders.update(f"{name}/" for name in folders if name not in (train, held_out))
         return _list_classes(root, f"{train}/", problems, passed), _list_classes(root, f"{held_out}/", problems, passed)
-    # A class may itself be called "train": then images lie directly in it.
+    # A class may itself be called "train" or "test": then images lie directly in it.
     if train and not list_images(root / train, problems):
         raise DataError(f"{root}: {train}/ but neither test/ nor val/ beside it; expected {EXPECTED}")
-    if folders and {*folders} <= {test, val}:
+    if held_out and ({*folders} <= {test, val} or not list_images(root / held_out, problems)):
         raise DataError(f"{root}: {held_out}/ but no train/ beside it; expected {EXPECTED}")
     if not folders:
         raise DataError(f"{root}: no class folders; expected {EXPECTED}")
+    for name in folders:
+        below = list_folders(root / name, problems)
+        inner = [_of_split(root / name, below, names) for names in (TRAIN, TEST, VAL)]
+        if inner[0] and any(inner[1:]):
+            raise DataError(f"{root}: {name}/ is no class but holds {inner[0]}/ and {inner[1] or inner[2]}/; name it")
     everything = _list_classes(root, "", problems, passed)
     of_train, of_test = Listing(), Listing()
     by_class: dict[str, list[str]] = {}

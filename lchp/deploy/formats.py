@@ -18,7 +18,7 @@ from typing import Any, Literal, TextIO
 
 from PIL import Image
 
-from lchp.data.decode import decode
+from lchp.data.decode import decode, is_turned
 from lchp.files.filesystem import sync
 from lchp.files.targets import claim
 
@@ -65,8 +65,8 @@ def open_writer(format: Format, folder: Path | None, class_names: tuple[str, ...
 
     jsonl: predictions.jsonl. csv: predictions.csv. coco: annotations.json, where `score` is the confidence and category
     ids count from 1 and `segmentation` is the box. yolo: labels/*.txt with `class cx cy w h` in fractions, images/
-    (copies; as PNG those that detectors would not read), classes.txt and data.yaml, so that a detector trains on the
-    folder as it is. There a folder `images` of the source is called `_images`.
+    (copies; as PNG those that detectors would not read, or see turned), classes.txt and data.yaml, so that a detector
+    trains on the folder as it is. There a folder `images` of the source is called `_images`.
     """
     return _WRITERS[format](folder, class_names)
 
@@ -167,7 +167,7 @@ def _yolo(folder: Path | None, class_names: tuple[str, ...]) -> Iterator[Write]:
         values = ((x1 + x2) / 2 / w, (y1 + y2) / 2 / h, (x2 - x1) / w, (y2 - y1) / h)
         name = _IMAGES.sub(r"_\1", prediction.image)
         stem, suffix = os.path.splitext(name)
-        read = suffix.lower() in READ_BY_DETECTORS
+        read = suffix.lower() in READ_BY_DETECTORS and not is_turned(path)
         if not read:
             stem, suffix = name, ".png"
         label = claim(labels, stem, ".txt", suffix)  # a.jpg beside a.png: a label is named by the stem alone

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from lchp.config import TrainConfig
 from lchp.data.annotations import IMAGE_EXTENSIONS, SYSTEM_FOLDERS, PassedOver, by_kind
-from lchp.data.decode import decode, image_size
+from lchp.data.decode import decode, image_size, is_image
 from lchp.deploy.formats import Format, Prediction, open_writer
 from lchp.errors import ConfigError, DataError, RunError
 from lchp.evaluation.frames import Frame
@@ -267,7 +267,7 @@ def find_images(source: Path, skip: Path | None = None, others: PassedOver | Non
         if others is not None:
             others.count(here)
         for file in sorted(files):
-            if file.lower().endswith(IMAGE_EXTENSIONS) and not file.startswith("."):
+            if not file.startswith(".") and is_image(here / file):
                 yield (here / file).relative_to(source).as_posix(), here / file
 
 

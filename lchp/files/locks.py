@@ -21,6 +21,8 @@ from lchp.files.runs import unwritable
 log = logging.getLogger(__name__)
 
 LOCK = "lock"
+_SAME_TIME = 0.5
+"""Seconds by which what two processes do may be apart where it is meant to be at the same time."""
 _ORPHANED = 15.0
 """Seconds for which the forked children of a process that was killed, which have its locks too, may outlive it."""
 
@@ -31,8 +33,7 @@ class HeldError(RunError):
 
 @dataclass(frozen=True)
 class Claim:
-    """The folder of a held lock file. `mark` is what its holder wrote into it, empty where the file system has no
-    locks."""
+    """The folder of a held lock file. `mark` is what its holder wrote into it."""
 
     path: Path
     mark: str
@@ -45,7 +46,7 @@ class Claim:
         except OSError as error:
             why = f"{self.path.name}: {error.strerror or error}"
         else:
-            if not self.mark or there == self.mark:
+            if there == self.mark:
                 return
             why = f"its {self.path.name} is another's"
         raise RunError(
@@ -59,12 +60,16 @@ def locked(path: Path, *, wait: float = 0.0, remove: bool = False) -> Iterator[C
     """Holds the lock file `path`, in a folder that is there; `remove`: it goes when the block ends.
 
     Raises HeldError where another process has held it for `wait` seconds, RunError where it cannot be written. Where
-    the file system has no locks a warning says so, and nobody is kept away.
+    the file system has no locks a warning says so; then the file alone tells who holds it: a process of this machine is
+    kept away, and one of another machine takes the lock over, which `Claim.check` tells who had it.
     """
     begin, said = time.monotonic(), False
     while True:
         try:
             handle, held = lock(path)
+            if not held and _is_alive(path):
+                os.close(handle)
+                raise BlockingIOError
         except BlockingIOError:
             holder = _holder(path)
             dead = _is_dead(holder)
@@ -83,24 +88,27 @@ def locked(path: Path, *, wait: float = 0.0, remove: bool = False) -> Iterator[C
         try:
             if not _is_named(handle, path):  # whoever held it has removed it since it was opened here
                 continue
-            mark = f"pid {os.getpid()} on {socket.gethostname()}, {secrets.token_hex(8)}\n" if held else ""
-            if held:
-                try:
-                    path.write_text(mark)
-                except OSError as error:
-                    raise unwritable(path, error) from None
-            else:
-                with contextlib.suppress(OSError):
-                    path.touch()  # its time tells others when this began
+            mark = f"pid {os.getpid()} on {socket.gethostname()}, {_start_of(os.getpid())} {secrets.token_hex(8)}\n"
+            try:
+                path.write_text(mark)
+            except OSError as error:
+                raise unwritable(path, error) from None
+            if not held:
                 log.warning(
-                    "%s: this file system has no locks; start nothing else that writes into this folder", path.parent
+                    "%s: this file system has no locks; start nothing on another machine that writes into this folder",
+                    path.parent,
                 )
+                time.sleep(_SAME_TIME)
+                if not _has(path, mark):
+                    continue
             try:
                 yield Claim(path, mark)
             finally:
-                if held and remove and _is_named(handle, path):
-                    with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError):
+                    if remove and _is_named(handle, path) and (held or _has(path, mark)):
                         path.unlink()
+                    elif not held and _has(path, mark):
+                        path.write_text("")
             return
         finally:
             os.close(handle)
@@ -112,6 +120,35 @@ def _holder(path: Path) -> str:
         return path.read_text(errors="replace").partition(",")[0].strip()
     except OSError as error:
         return error.strerror or str(error)
+
+
+def _has(path: Path, mark: str) -> bool:
+    """Whether a lock file is as its holder wrote it."""
+    try:
+        return path.read_text(errors="replace") == mark
+    except OSError:
+        return False
+
+
+def _is_alive(path: Path) -> bool:
+    """Whether the process that a lock file names is one of this machine that runs, and no other that has got its number
+    since."""
+    try:
+        holder, _, more = path.read_text(errors="replace").partition(", ")
+    except OSError:
+        return False
+    words = holder.split()
+    if words[:1] != ["pid"] or words[-1] != socket.gethostname() or _is_dead(holder):
+        return False
+    return more.partition(" ")[0] == _start_of(words[1])
+
+
+def _start_of(pid: object) -> str:
+    """When a process of this machine began, in the system's own count; `?` where it does not say so."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return "?"
 
 
 def _is_named(handle: int, path: Path) -> bool:

@@ -14,6 +14,7 @@ A sweep is a base config, cells (overrides of it) and a name; `run` trains what 
 `main` makes the same a script with the flags that all sweeps share. Everything that imports Ray is in this package.
 """
 
+import lchp.system.imports  # noqa: F401  (before all that it explains)
 from lchp.harness.cells import Overrides, Sweep, grid
 from lchp.harness.script import exit_program, main, paper_tables
 from lchp.harness.sweep import Options, Outcome, SweepResult, run

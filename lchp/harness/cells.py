@@ -9,11 +9,15 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lchp.config import DataConfig, TrainConfig, flatten, from_dict, override, to_dict, to_flat
 from lchp.data import fingerprint, load
 from lchp.errors import ConfigError
 from lchp.system.devices import resolve_device, resolve_precision
-from lchp.training.chain import KINDS, Chain, Kind, Link, chain_of
+from lchp.training.chain import KINDS, Chain, Kind, Link, chain_of, method_of
+from lchp.training.context import held_out_images
+from lchp.training.map_boxes import require_every_class
 
 Overrides = dict[str, Any]
 """Dotted field name -> value, over the sweep's base config."""
@@ -165,8 +169,14 @@ def _length(values: Sized) -> int:
 
 
 def make_cell(base: TrainConfig, overrides: Overrides) -> Cell:
-    """One cell. Raises ConfigError for an override that does not fit."""
+    """One cell. Raises ConfigError for an override that does not fit, and DataError for data that its method cannot
+    take, which else a link late in its chain would say."""
     config = override(base, overrides)
+    if (found := method_of(config)).boxes == "ddt":
+        labels, image_ids, names = _training_images(config.data.name, config.data.root, config.data.skip_bad)
+        if config.data.validation:
+            labels = labels[~held_out_images(image_ids, config.data.validation, config.seed)]
+        require_every_class(found, labels, names)
     read = {name: to_flat(config)[name] for name in flatten(overrides)}  # numpy's numbers and paths are plain there
     return Cell(base, read, chain_of(config, data_fingerprint(config.data)))
 
@@ -180,11 +190,12 @@ def jobs_of(
     if not share:
         alone = (Job(c.chain.last.kind, c.key, c.config, c.chain.data, {}, alone=True) for c in cells)
         return {job.name: job for job in alone}
+    kept = {link.key for cell in cells if cell.config.evaluation.kept_by_tau for link in cell.chain}
     holders: dict[str, Chain] = {}  # a link's key -> whose result has it: what is recorded of it differs between cells
     for cell in cells:
         for link in cell.chain.links[:-1]:
             if link.key not in holders:
-                holders[link.key] = cell.chain.until(link.kind)
+                holders[link.key] = _shared(cell.chain, link, kept_boxes=link.key in kept)
     for cell in cells:
         holders.setdefault(cell.chain.last.key, cell.chain)
     holders = {key: stored(chain) or chain for key, chain in holders.items()}
@@ -197,6 +208,15 @@ def jobs_of(
         jobs.setdefault(job.name, job)
     order = sorted(jobs.values(), key=lambda job: (KINDS.index(job.kind), len(job.sources)))
     return {job.name: job for job in order}
+
+
+def _shared(chain: Chain, link: Link, *, kept_boxes: bool) -> Chain:
+    """The chain up to a link that cells share; whether one of them asks for the kept boxes of LCHP-I, which are a pass
+    over the training images."""
+    shared = chain.until(link.kind)
+    if kept_boxes or link.kind != "localizer":
+        return shared
+    return shared.recorded_as(override(shared.config, {"evaluation.kept_by_tau": False}))
 
 
 def pinned(config: TrainConfig, *, gpu: bool) -> TrainConfig:
@@ -223,6 +243,13 @@ def pinned(config: TrainConfig, *, gpu: bool) -> TrainConfig:
 def data_fingerprint(data: DataConfig) -> str:
     """Fingerprint of the data set of a config (read once; of its images, those that have changed since they were)."""
     return _fingerprint(data.name, data.root, data.skip_bad, data.cache)
+
+
+@cache
+def _training_images(name: Any, root: str | None, skip_bad: bool) -> tuple[np.ndarray, Sequence[str], Sequence[str]]:
+    """The class and the id of each training image of a data set, and the names of the classes."""
+    dataset = load(DataConfig(name=name, root=root, skip_bad=skip_bad))
+    return dataset.train.labels, dataset.train.image_ids, dataset.class_names
 
 
 @cache

@@ -25,6 +25,7 @@ from lchp.data import load
 from lchp.errors import ConfigError, RunError
 from lchp.files import runs
 from lchp.files.locks import LOCK, locked
+from lchp.files.schema import cell_key
 from lchp.harness.cells import MAX_CELLS, Cell, Job, Overrides, Sweep, make_cell, pinned
 from lchp.harness.database import DATABASE, open_study
 from lchp.harness.schedule import JobSchedule, Progress
@@ -196,13 +197,17 @@ class Study:
     fault: Exception | None = None
 
     def take_up(self) -> None:
-        """What an earlier start left: it is told of trials whose results came too late for it; the others that were
-        left running are asked again with the same values, so that they go on."""
-        store, cells = self.plan.store, {c.key: c for c in self.plan.cells}
+        """What an earlier start left: it is told of trials whose results came too late for it, and of those that the
+        scheduler had stopped when it could not be told; the others that were left running are asked again with the same
+        values, so that they go on."""
+        store, cells, stopped = self.plan.store, {c.key: c for c in self.plan.cells}, _recorded_as_stopped(self.plan)
         for key, trial in trials_of(self.study, TrialState.RUNNING):
             kind = Path(trial.user_attrs["run"]).parent.name
             there_is = kind in KINDS and store.find(cast("Kind", kind), key) is not None
             value = self._recorded_objective(cast("Kind", kind), key) if there_is else None
+            if value is None and key in stopped:
+                self.study.tell(trial.number, state=TrialState.PRUNED)
+                continue
             if value is None:
                 values = trial.system_attrs.get("fixed_params", {}) | trial.params
                 attrs = {k: v for k, v in trial.user_attrs.items() if k in ("run", "overrides")}
@@ -326,6 +331,13 @@ class Study:
 
     def _recorded_objective(self, kind: Kind, key: str) -> float | None:
         return measured(runs.read_summary(self.plan.store.path(kind, key)), self.spec.objective)
+
+
+def _recorded_as_stopped(plan: Plan) -> set[str]:
+    """The keys of the cells whose trial a scheduler had stopped when sweep.json was written."""
+    if not (plan.folder / runs.SWEEP).exists():
+        return set()
+    return {cell_key(cell) for cell in runs.read_sweep(plan.folder)["cells"] if cell["state"] == "stopped"}
 
 
 def _with_validation(base: TrainConfig, objective: str) -> TrainConfig:

@@ -13,8 +13,9 @@ import logging
 import os
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from lchp.errors import LchpError, RunError
@@ -77,18 +78,26 @@ class Store:
         log.warning("%s is damaged (%s): moved to %s, to be trained again", folder, fault, aside)
         return None
 
-    def holder(self, chain: Chain) -> Chain | None:
-        """The chain of a result, damaged or not, that has the last link of `chain`: its own, or one of which other
-        things are recorded."""
-        kind = chain.last.kind
-        own = self.path(kind, chain.record)
-        if own.is_dir() and _trained(own, kind):
-            return chain
-        for folder in sorted(self.path(kind, "").glob("*")):
-            made = _made(folder, kind)
-            if made is not None and made.last.key == chain.last.key and made.record == folder.name:
-                return chain.recorded_as(made.config)
-        return chain if own.is_dir() else None
+    def holders(self) -> Callable[[Chain], Chain | None]:
+        """Looks up the chain of a result, damaged or not, that has the last link of a chain: its own, or one of which
+        other things are recorded. For a few look-ups at a time: the results of a kind are listed once, at the first."""
+
+        @cache
+        def made(kind: Kind) -> dict[str, Chain]:
+            chains = ((folder, _made(folder, kind)) for folder in sorted(self.path(kind, "").glob("*"), reverse=True))
+            return {c.last.key: c for folder, c in chains if c is not None and c.record == folder.name}
+
+        def holder(chain: Chain) -> Chain | None:
+            kind = chain.last.kind
+            own = self.path(kind, chain.record)
+            if own.is_dir() and _trained(own, kind):
+                return chain
+            other = made(kind).get(chain.last.key)
+            if other is not None:
+                return chain.recorded_as(other.config)
+            return chain if own.is_dir() else None
+
+        return holder
 
     def publish(self, work: Path, kind: Kind, key: str) -> Path:
         """Moves a finished run folder into the store, without second copies of its checkpoints. Where another sweep was

@@ -163,7 +163,7 @@ class Plan:
     def jobs(self, cells: Sequence[Cell] | None = None) -> dict[str, Job]:
         """The jobs that cells need, by default all."""
         cells = self.cells if cells is None else cells
-        return jobs_of(cells, share=self.options.share, stored=self.store.holder)
+        return jobs_of(cells, share=self.options.share, stored=self.store.holders())
 
     def job_of(self, cell: Cell) -> str:
         """The name of the job whose result is a cell's."""

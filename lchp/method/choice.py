@@ -1,8 +1,10 @@
 """`auto`: how a teacher's attention becomes boxes, chosen by a score that reads class labels and no box.
 
 Of a good box the classifier knows the class from what is in it, and from nothing else, and the box is no larger than
-that: score = softmax of the class on the crop - the same with the box masked out - the box's area, in percent, averaged
-over training images. Ours, after the paper's masking.
+that: score = (softmax of the class on the crop - the same with the box masked out) x (1 - the box's area), in percent,
+averaged over training images. Ours, after the paper's masking. (A product: in the difference of the three, which
+`lchp.evaluation.metrics.unboxed` records, boxes around a part of the object and around everything weigh as much as good ones
+where the classifier knows the class from the background as well; analysis/FINDINGS.md.)
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,7 +29,7 @@ ROUNDS = (64, 128, 192)
 """Training images of each round, none in two of them; of fewer images the same shares."""
 KEPT = (24, 8)
 """Candidates that the second and the third round score further."""
-PARTS = ("crop", "masked", "area")
+PARTS = ("crop", "masked", "area", "score")
 
 
 def candidates(config: InitializationConfig, head: str) -> tuple[InitializationConfig, ...]:
@@ -84,20 +86,26 @@ def known_by(
     return of_class(crop(images, boxes, margin)), of_class(mask_out(images, boxes, fill))
 
 
+def score(crop: Tensor, masked: Tensor, boxes: Tensor) -> Tensor:
+    """The score of boxes B x 4, from what `known_by` says of them; B values in [-1, 1]."""
+    return (crop - masked) * (1 - area(boxes))
+
+
 class Choice(nn.Module):
-    """Scores of candidates, round by round; a module, so that it lies in a checkpoint. `sums`: rounds x candidates x 4:
-    over images, of the softmax on the crop, with the box masked, of the area; and the number of images."""
+    """Scores of candidates, round by round; a module, so that it lies in a checkpoint. `sums`: rounds x candidates x 5:
+    of PARTS over images, and the number of images."""
 
     sums: Tensor
 
     def __init__(self, config: InitializationConfig, head: str) -> None:
         super().__init__()
         self.of, self.configs = config, candidates(config, head)
-        self.register_buffer("sums", torch.zeros(len(ROUNDS), len(self.configs), 4, dtype=torch.float64))
+        self.register_buffer("sums", torch.zeros(len(ROUNDS), len(self.configs), len(PARTS) + 1, dtype=torch.float64))
 
     def note(self, of_round: int, candidate: int, crop: Tensor, masked: Tensor, boxes: Tensor) -> None:
         """Adds B images to a candidate's sums."""
-        values = torch.stack([crop, masked, area(boxes), torch.ones_like(crop)]).sum(1)
+        parts = crop, masked, area(boxes), score(crop, masked, boxes), torch.ones_like(crop)
+        values = torch.stack(parts).sum(1)
         self.sums[of_round, candidate] += values.to(self.sums)
 
     def exchange(self, of_round: int) -> None:
@@ -106,15 +114,14 @@ class Choice(nn.Module):
             dist.all_reduce(self.sums[of_round])
 
     def parts(self, of_round: int) -> Tensor:
-        """Candidates x 3 (PARTS) in percent, over the images of a round and those before it; NaN where a candidate was
+        """Candidates x 4 (PARTS) in percent, over the images of a round and those before it; NaN where a candidate was
         not scored."""
         sums = self.sums[: of_round + 1].sum(0)
-        return 100 * sums[:, :3] / sums[:, 3:]
+        return 100 * sums[:, :-1] / sums[:, -1:]
 
     def scores(self, of_round: int) -> Tensor:
-        """crop - masked - area of each candidate."""
-        crop, masked, size = self.parts(of_round).unbind(1)
-        return crop - masked - size
+        """The score of each candidate."""
+        return self.parts(of_round)[:, PARTS.index("score")]
 
     def running(self, of_round: int) -> list[int]:
         """Positions of the candidates that are scored in a round: all, then the KEPT best; of equals the first."""
@@ -137,13 +144,11 @@ class Choice(nn.Module):
         names, rows = self.of.auto_fields, []
         for n, config in enumerate(self.configs):
             last = max(r for r in range(len(ROUNDS)) if n in self.running(r))
-            figures = dict(zip(PARTS, self.parts(last)[n].tolist(), strict=True)) | {
-                "score": float(self.scores(last)[n])
-            }
+            figures = dict(zip(PARTS, self.parts(last)[n].tolist(), strict=True))
             rows.append(
                 {name: getattr(config, name) for name in names}
                 | {name: round(value, 2) for name, value in figures.items()}
-                | {"images": int(self.sums[: last + 1, n, 3].sum())}
+                | {"images": int(self.sums[: last + 1, n, -1].sum())}
             )
         values = {name: getattr(self.config(), name) for name in names}
         return {"values": values, "after": self.of.auto_after or self.of.epochs, "candidates": rows}

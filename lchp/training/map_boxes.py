@@ -1,5 +1,6 @@
 """Boxes of the compared methods: of a classifier's score map, or of what a class's images have in common (DDT)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -81,12 +82,24 @@ class Directions(nn.Module):
                     features = self.trunk[0](x)
                 descriptors = descriptors or Descriptors(features.shape[1], features.device)
                 descriptors.add(features)
-            if descriptors is None:
-                raise DataError(f"class {context.dataset.class_names[label]}: no training image is left for DDT")
+            assert descriptors is not None, "require_every_class"
             found.append(descriptors.principal())
         transform = Transform.of(found, context.device)
         self.mean.copy_(transform.mean)
         self.direction.copy_(transform.direction)
+
+
+def require_every_class(found: Method, labels: np.ndarray, class_names: Sequence[str]) -> None:
+    """Raises DataError where a method takes boxes from DDT, and a class has no training image (labels: of these, N)."""
+    lacking = (
+        [class_names[k] for k in np.setdiff1d(np.arange(len(class_names)), labels)] if found.boxes == "ddt" else []
+    )
+    if lacking:
+        more = f" and {len(lacking) - 1} more classes" if len(lacking) > 1 else ""
+        raise DataError(
+            f"class {lacking[0]}{more}: no training image, without which DDT (method.name = {found.name!r}) has no box "
+            "for it; add some, remove the class, or take another method"
+        )
 
 
 def ddt_trunk(classifier: nn.Module, context: Context) -> nn.Module:

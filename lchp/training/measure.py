@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from lchp.boxes import area
 from lchp.config import TrainConfig
 from lchp.data.images import Images
 from lchp.evaluation.frames import FRAMES, Frame, GroundTruth
@@ -18,7 +17,7 @@ from lchp.evaluation.metrics import RESULTS, best_iou, consistency, gt_known, pe
 from lchp.evaluation.predictions import frame_table, rows_in, summarize
 from lchp.files import runs
 from lchp.files.runs import SUMMARY
-from lchp.method.choice import known_by, looked_at
+from lchp.method.choice import known_by, looked_at, score
 from lchp.method.steps import predict_boxes
 from lchp.system import distributed
 from lchp.training.batches import plain_batches
@@ -201,7 +200,7 @@ def stage2_gain(models: Models, context: Context) -> dict[str, float]:
                     crop, masked = known_by(
                         models.classifier, batch.images, batch.labels, boxes, fill, models.crop_margin
                     )
-                    found[name] = crop - masked - area(boxes)
+                    found[name] = score(crop, masked, boxes)
             rows.accumulate(found)
     first, second = (100 * v.astype(np.float64) for v in rows.compute().values())
     gain = second - first

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import itertools
 import logging
+import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -23,6 +24,7 @@ from lchp.evaluation.predictions import joined, read_predictions, write_predicti
 from lchp.files import runs
 from lchp.files.locks import LOCK, Claim, HeldError, locked
 from lchp.files.runs import CHECKPOINTS, ENVIRONMENT, SUMMARY
+from lchp.files.targets import OF_A_RUN
 from lchp.method.batch import nothing
 from lchp.system import distributed
 from lchp.system.devices import peak_memory_mb
@@ -36,13 +38,14 @@ from lchp.training.chain import (
     chain_of,
     config_until,
     label,
+    method_of,
     stage1_kinds,
     taken_kinds,
 )
 from lchp.training.context import Context, describe_environment, open_context
 from lchp.training.fit import Metrics, Session, Training, fill, fit
 from lchp.training.links import Work, build, pseudo_source, require_whole_batches, training_of
-from lchp.training.map_boxes import map_source
+from lchp.training.map_boxes import map_source, require_every_class
 from lchp.training.measure import kept_boxes, known_kept, predictions_of, stage2_gain, summary_of, validate
 
 log = logging.getLogger(__name__)
@@ -106,6 +109,7 @@ def train_links(
     """Trains the links of a config up to `last`, but those that are found in other run folders (`found`), and writes
     the run folder; as `train`."""
     found = found or {}
+    method_of(config)  # fields that contradict it are said before the data is read
     name = f"{config.data.name}-seed{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     run = output or Path("runs") / name
     if output is not None:
@@ -139,6 +143,8 @@ def _train(
     }
     if "classifier" not in found:
         require_whole_batches(chain)
+    if "boxes" in chain and "boxes" not in found:
+        require_every_class(chain.method, context.images.split.labels, context.dataset.class_names)
     work = Work(context, chain, build(chain, len(context.dataset.class_names), context.device), {})
     if config.compile:
         for net in (work.nets.classifier, work.nets.loc):
@@ -374,6 +380,9 @@ def _claim(held: contextlib.ExitStack, run: Path, config: TrainConfig, *, made: 
                 if (folder / runs.CONFIG).exists():
                     raise FileExistsError
                 claim = mine.enter_context(locked(folder / LOCK, remove=True))
+                others = sorted(name for name in OF_A_RUN if os.path.lexists(folder / name))
+                if others and runs.CONFIG not in others:
+                    raise RunError(f"{folder}: holds {', '.join(others)}, but no run; move it or take another --output")
                 runs.write_config(folder, config, new=True)
             except FileExistsError:
                 if not unique:

@@ -18,10 +18,11 @@ from lchp.backbones import build_trunk
 from lchp.baselines import METHODS
 from lchp.baselines.cam import cam
 from lchp.cli import main
-from lchp.config import PRESETS, TrainConfig, override
+from lchp.config import PRESETS, TrainConfig, override, preset
+from lchp.data import load
 from lchp.deploy.predict import load_classifier, load_run
 from lchp.deploy.second_classifier import second_classifier, ten_crops
-from lchp.errors import ConfigError, RunError
+from lchp.errors import ConfigError, DataError, RunError
 from lchp.evaluation.frames import Frame
 from lchp.evaluation.inference import Models, predict, view_boxes
 from lchp.evaluation.metrics import FRAMES
@@ -34,7 +35,7 @@ from lchp.method.batch import Batch
 from lchp.report.read import collect, result_of
 from lchp.training import links, map_boxes
 from lchp.training.chain import Chain, Kind, chain_of, depends_on, epochs_of, label
-from lchp.training.context import open_context
+from lchp.training.context import held_out_images, open_context
 from lchp.training.fit import Session
 from lchp.training.links import build_classifier, by_rate, require_whole_batches
 from lchp.training.run import Result, train, train_links
@@ -502,10 +503,47 @@ def test_mistakes_are_one_line(root: Path) -> None:
         train(override(config_of(root, "cam"), small), output="never")
     with pytest.raises(ConfigError, match=r"stage = 'first': expected one of both, init, refine"):
         train(config_of(root, "cam"), output="never", stage="first")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ConfigError, match=r"method.refine = True: expected False, or method.localizer True"):
-        config_of(root, "cam", refine=True)
-    with pytest.raises(ConfigError, match=r"method.localizer = True: expected False, since method.name = 'lchp'"):
-        config_of(root, "lchp", localizer=True)
+
+
+CONTRADICTIONS = {
+    "method.refine = True: expected False, or method.localizer True": {"method.name": "cam", "method.refine": True},
+    "method.localizer = True: expected False, since method.name = 'lchp'": {"method.localizer": True},
+    "initialization.attention = 'attention_maps': a GAP head has none": {
+        "model.head": "gap",
+        "initialization.attention": "attention_maps",
+    },
+}
+
+
+@pytest.mark.parametrize("said", CONTRADICTIONS)
+def test_what_contradicts_the_method_is_said_before_the_data_is_read(said: str, tmp_path: Path) -> None:
+    config = override(preset("parts"), {"data.name": "cub", "data.root": str(tmp_path / "none")} | CONTRADICTIONS[said])
+    with pytest.raises(ConfigError, match=f"^{said}"):
+        train(config, output=tmp_path / "run")
+    with pytest.raises(ConfigError, match=f"^{said}"):
+        make_cell(override(preset("parts"), {}), CONTRADICTIONS[said])
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_class_without_training_images_is_said_before_ddt_trains(tmp_path: Path) -> None:
+    """All of it are held out."""
+    root = write_images(tmp_path / "data", train=2, test=1)
+    config = override(config_of(root, "psol"), {"data.validation": 0.5})
+    images = load(config.data).train
+
+    def is_lost(seed: int) -> bool:
+        left = images.labels[~held_out_images(images.image_ids, 0.5, seed)]
+        return 1 < len({*left}) < 3
+
+    config = override(config, {"seed": next(filter(is_lost, range(100)))})
+    said = r"^class c\d.*: no training image, without which DDT \(method.name = 'psol'\) has no box for it"
+    with pytest.raises(DataError, match=said):
+        train(config, output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(DataError, match=said):
+        make_cell(config, {"method.localizer": True})
+    make_cell(config, {"method.name": "cam"})
+    make_cell(config, {"data.validation": 0.0})
 
 
 def test_a_second_classifier_names_the_classes(psol: Result, root: Path, tmp_path: Path, capsys: Any) -> None:

@@ -1,5 +1,6 @@
 """`lchp train` from end to end, and what a user's mistakes are answered with: one line, status 2."""
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 from squares import small_values, write_images
 
 from lchp.cli import main
+from lchp.console import guarded
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +47,19 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     assert lines[0].startswith("lchp: error: ")
     assert "Traceback" not in err
     return lines[0]
+
+
+@pytest.mark.parametrize(
+    "fault", [RuntimeError("can't start new thread"), BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")]
+)
+def test_too_few_threads_are_one_line(fault: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    def body() -> int:
+        raise fault
+
+    assert guarded(body) == 2
+    assert capsys.readouterr().err == (
+        "error: no more threads or processes may be started here; raise the limit (ulimit -u, or the container's)\n"
+    )
 
 
 def test_train_prints_the_table_and_the_run_folder(root: Path, tmp_path: Path, capsys) -> None:

@@ -419,7 +419,6 @@ def test_options_of_other_commands_are_checked_as_well(
         ({"data.image_size": 513}, "data.image_size"),
         ({"data.resize": 449}, "data.image_size"),
         ({"initialization.localizer_start": 40}, "initialization.localizer_start"),
-        ({"model.head": "gap"}, "initialization.attention"),
         ({"data.name": "parts"}, "data.resize"),
         ({"data.name": "parts", "data.resize": 72, "data.image_size": 64, "data.root": "/data"}, "data.root"),
         ({"model.weights_dir": "w", "model.pretrained": False}, "model.weights_dir"),

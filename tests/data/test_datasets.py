@@ -524,7 +524,9 @@ def test_folder_splits_by_any_usual_name(tmp_path: Path, train: str, held_out: s
 def test_folder_prefers_the_test_split(tmp_path: Path) -> None:
     for part in ("Train", "Val", "Test"):
         picture(tmp_path / part / "x" / "0.jpg")
-    assert folder.load(tmp_path).test.image_ids == ("Test/x/0.jpg",)
+    dataset = folder.load(tmp_path)
+    assert dataset.test.image_ids == ("Test/x/0.jpg",)
+    assert dataset.notes == (f"{tmp_path}: passed over 1 folders beside those of the splits: Val/ 1",)
 
 
 @pytest.mark.parametrize(
@@ -537,12 +539,16 @@ def test_folder_prefers_the_test_split(tmp_path: Path) -> None:
         (["Train/0.jpg", "Test/0.jpg"], "no class folders in Train/"),
         (["Train/x/0.jpg", "Test/0.jpg"], "no class folders in Test/"),
         (["TRAINING/x/0.jpg", "x/0.jpg"], "TRAINING/ but neither test/ nor val/"),
+        (["cat/0.jpg", "dog/0.jpg", "Test/cat/0.jpg"], "Test/ but no train/ beside it"),
+        (["cat/0.jpg", "dog/0.jpg", "valid/dog/0.jpg"], "valid/ but no train/ beside it"),
+        (["data/Train/x/0.jpg", "data/test/x/0.jpg"], "data/ is no class but holds Train/ and test/; name it"),
+        (["images/train/x/0.jpg", "images/val2017/x/0.jpg"], "images/ is no class but holds train/ and val2017/; name"),
     ],
 )
 def test_folder_splits_that_are_refused(tmp_path: Path, files: list[str], message: str) -> None:
     for file in files:
         picture(tmp_path / file)
-    with pytest.raises(DataError, match=f"{message}.*expected|{message}; keep one") as error:
+    with pytest.raises(DataError, match=f"{message}.*expected|{message}; keep one|is no class.*name it") as error:
         folder.load(tmp_path)
     assert "\n" not in str(error.value)
 
@@ -554,7 +560,21 @@ def test_folder_classes_that_are_called_like_splits(tmp_path: Path) -> None:
     assert folder.load(tmp_path).class_names == ("invalid", "test tube", "trains", "valid")
 
 
-FORMATS = {"jfif": "JPEG", "JPE": "JPEG", "mpo": "MPO", "gif": "GIF", "jp2": "JPEG2000", "avif": "AVIF", "pbm": "PPM"}
+FORMATS = {
+    "jfif": "JPEG",
+    "JPE": "JPEG",
+    "mpo": "MPO",
+    "gif": "GIF",
+    "jp2": "JPEG2000",
+    "avif": "AVIF",
+    "pbm": "PPM",
+    "heic": "AVIF",
+    "HEIF": "AVIF",
+    "tga": "TGA",
+    "ico": "ICO",
+    "pcx": "PCX",
+    "sgi": "SGI",
+}
 
 
 def test_folder_formats(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -23,6 +24,7 @@ from lchp import TrainConfig, override
 from lchp.backbones import _move_strides, backbone, build_trunk
 from lchp.cli import main
 from lchp.config import MEANING_BEFORE
+from lchp.data.decode import decode
 from lchp.deploy.formats import Prediction, open_writer
 from lchp.deploy.predict import TrainedRun, find_images, load_run, predict, predict_to
 from lchp.errors import ConfigError, DataError, LchpError, RunError
@@ -430,6 +432,31 @@ def test_a_detector_finds_the_label_of_every_image(tmp_path: Path, names: list[s
     found = as_a_detector_reads(out)
     assert found.keys() == {20 + i for i in range(len(names))}
     np.testing.assert_allclose(list(found.values()), 10, atol=1e-3)
+
+
+@pytest.mark.parametrize("extension", ["jpg", "png", "webp", "tif", "avif"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_a_detector_sees_upright_what_lies_turned_in_its_file(tmp_path: Path, extension: str, orientation: int) -> None:
+    """As OpenCV reads it, which heeds EXIF in JPEG and PNG alone, and Pillow without it but in JPEG, as Ultralytics."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = Image.new("RGB", (20, 10), "white")
+    stored.paste("black", (0, 0, 4, 4))  # the top left corner, as stored
+    path = tmp_path / f"a.{extension}"
+    stored.save(path, exif=exif, quality=100)
+    upright = decode(path, None, exif=True)
+    height, width = upright.shape[:2]
+    assert (width > height) == (orientation < 5)
+    out = tmp_path / "out"
+    out.mkdir()
+    with open_writer("yolo", out, ("one",)) as write:
+        write(Prediction(path.name, width, height, 0, "one", 1.0, (0, 0, 10, 10), 1.0), path)
+    (image,) = (out / "images").iterdir()
+    read = cv2.imread(str(image))
+    assert read is not None
+    assert np.abs(read[..., ::-1].astype(int) - upright).mean() < 8
+    if extension != "jpg":
+        assert Image.open(image).size == (width, height)
 
 
 def test_a_detector_that_repairs_its_images_leaves_the_originals(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import logging
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,9 @@ import torch
 
 from lchp.config import preset
 from lchp.errors import RunError
-from lchp.files import runs
+from lchp.files import locks, runs
 from lchp.files.filesystem import name_new, sync_folder
-from lchp.files.locks import locked
+from lchp.files.locks import HeldError, locked
 from lchp.training.checkpoints import load_checkpoint, previous, save_checkpoint
 
 LACKING = [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EPERM, errno.EACCES, errno.EBADF]
@@ -90,7 +91,49 @@ def test_without_locks_one_may_work_alone(
         (tmp_path / "lock").rename(tmp_path / "other")
         with pytest.raises(RunError, match="is gone or was replaced"):
             claim.check()
-    assert f"{tmp_path}: this file system has no locks; start nothing else that writes into this folder" in caplog.text
+    assert (
+        f"{tmp_path}: this file system has no locks; start nothing on another machine that writes into this folder"
+        in caplog.text
+    )
+
+
+def test_without_locks_a_living_process_of_this_machine_keeps_others_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse(monkeypatch, errno.ENOTSUP, "flock")
+    monkeypatch.setattr(locks, "_SAME_TIME", 0.01)
+    path = tmp_path / "lock"
+    with locked(path) as claim:
+        with pytest.raises(HeldError, match=rf"held by a process that is still running \(pid {os.getpid()} on "):
+            locked(path).__enter__()
+        claim.check()
+    assert path.read_text() == ""
+    # of a process that was killed, whose number this one has got
+    path.write_text(f"pid {os.getpid()} on {socket.gethostname()}, 1 x\n")
+    with locked(path, remove=True):
+        pass
+    assert not path.exists()
+    path.write_text(f"pid {2**22 - 1} on {socket.gethostname()}, x\n")  # of one that is gone
+    with locked(path):
+        path.write_text("pid 1 on another-machine, x\n")
+    assert path.read_text() == "pid 1 on another-machine, x\n"  # who took it over keeps it
+    with locked(path) as claim:
+        path.write_text("pid 1 on another-machine, y\n")
+        with pytest.raises(RunError, match="its lock is another's"):
+            claim.check()
+
+
+def test_without_locks_one_of_two_that_come_at_the_same_time_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse(monkeypatch, errno.ENOTSUP, "flock")
+    path = tmp_path / "lock"
+    start = Path(f"/proc/{os.getppid()}/stat").read_text().rpartition(")")[2].split()[19]
+    other = f"pid {os.getppid()} on {socket.gethostname()}, {start} x\n"
+    monkeypatch.setattr(locks.time, "sleep", lambda _: path.write_text(other))
+    with pytest.raises(HeldError, match=f"pid {os.getppid()} on "):
+        locked(path).__enter__()
+    assert path.read_text() == other
 
 
 @pytest.mark.parametrize("code", REAL, ids=errno.errorcode.get)

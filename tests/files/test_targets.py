@@ -14,6 +14,8 @@ from lchp.errors import ConfigError
 from lchp.files import runs
 from lchp.files.targets import as_path, claim, holding, json_of, require_file, require_new_folder
 from lchp.report.figures.style import Drawing, save
+from lchp.report.tables.grid import Table
+from lchp.report.tables.render import FORMATS
 from lchp.report.tables.write import write_tables
 
 TABLE = "image_id,x1,y1,x2,y2,label\na,0,0,9,9,0\n"
@@ -135,6 +137,38 @@ def test_tables_and_figures_replace_files_alone(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"delta\.txt: is a folder"):
         save(Drawing("delta", "A caption.", Figure()), tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["delta.txt", "tables.tex"]
+
+
+@pytest.mark.parametrize("name", [*(f"table_3.{suffix}" for suffix in FORMATS), "tables.tex"])
+def test_tables_replace_tables_of_ours_alone(name: str, tmp_path: Path) -> None:
+    made = [Table(3, "A title", "A caption", ("delta",), ("LCHP-R",), (), ("a note",))]
+    mine = "table,mine\n### Table 3. mine\n\\documentclass{article}\n<figure>\n"
+    (tmp_path / name).write_text(mine)
+    with pytest.raises(ConfigError, match="is there already and is no table of lchp; name another file, or remove it"):
+        write_tables(made, tmp_path)
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {name: mine}
+    (tmp_path / name).unlink()
+    for _ in range(2):
+        write_tables(made, tmp_path)
+    assert len([*tmp_path.iterdir()]) == 5
+
+
+@pytest.mark.parametrize("suffix", ["png", "pdf", "txt"])
+def test_figures_replace_figures_of_ours_alone(suffix: str, tmp_path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    drawing = Drawing("delta", "A caption.", Figure())
+    Figure().savefig(tmp_path / "user.png")
+    mine = (tmp_path / "user.png").read_bytes() if suffix == "png" else b"%PDF-1.4 mine"
+    (tmp_path / f"delta.{suffix}").write_bytes(mine)
+    with pytest.raises(ConfigError, match="is there already and is no figure of lchp; name another file, or remove it"):
+        save(drawing, tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"user.png", f"delta.{suffix}"}
+    assert (tmp_path / f"delta.{suffix}").read_bytes() == mine
+    (tmp_path / f"delta.{suffix}").unlink()
+    for _ in range(2):
+        save(drawing, tmp_path)
+    assert len([*tmp_path.iterdir()]) == 4
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from lchp.harness.schedule import FINISHED, JobSchedule
 from lchp.harness.search import Search, Study, search
 from lchp.harness.search_script import closing
 from lchp.harness.store import PREDICTED, RESULT, Store
-from lchp.harness.sweep import Hooks, Options, Plan, SweepResult, outcomes_of
+from lchp.harness.sweep import Hooks, Options, Plan, SweepResult, outcomes_of, recorded, recorded_cells
 from lchp.training.chain import STAGES
 
 BASE = override(preset("parts"), {"data.validation": 0.2})
@@ -329,6 +329,28 @@ def test_a_trial_that_tune_stopped_is_never_failed_by_a_second_draw(tmp_path: Pa
     study.changed(study.plan.schedule.jobs[name])
     assert study.refill() == []
     assert trials(tmp_path) == [("PRUNED", 0.5), ("PRUNED", None), ("PRUNED", None)]
+
+
+def test_a_trial_that_was_stopped_and_could_not_be_told_is_not_trained_again(tmp_path: Path) -> None:
+    study = study_of(tmp_path, 2)
+    name = begin(study)[-1].name
+    job = study.plan.schedule.jobs[name]
+    job.facts |= {"objective": 0.5, "train_epoch": 1}
+    study.changed(job)
+    study.plan.schedule.stopped(name)
+    job.attempts = 1
+    with locked(tmp_path):
+        study.changed(job)
+        with pytest.raises(RunError, match="locked"), recorded(study.plan):
+            study.close()
+    assert trials(tmp_path) == [("RUNNING", None)]
+    again = study_of(tmp_path, 2)
+    again.plan.cells[:] = recorded_cells(again.plan.folder, BASE)
+    again.take_up()
+    assert trials(tmp_path) == [("PRUNED", 0.5)]
+    assert again.plan.schedule.jobs[name].state == "stopped"
+    assert begin(again)[-1].name != name  # the next trial is another
+    assert begin(again) == []
 
 
 @pytest.mark.parametrize("score", [None, "high", [1]])

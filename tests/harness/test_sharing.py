@@ -13,7 +13,8 @@ from drained import drain, planned
 
 from lchp.config import TrainConfig, override
 from lchp.files import runs
-from lchp.harness.cells import Job, Overrides, pinned
+from lchp.harness import store as storage_module
+from lchp.harness.cells import Job, Overrides, make_cell, pinned
 from lchp.harness.sweep import Plan, outcomes_of
 from lchp.training import run as training
 from lchp.training.run import train
@@ -178,6 +179,47 @@ def test_a_link_serves_although_more_is_recorded_of_it(base: TrainConfig, tmp_pa
     record = runs.read_json(plan.folder / "sweep.json")["cells"][0]
     assert record["links"]["localizer"] == first.cells[0].key  # where it is
     assert len(results(plan)) == 1
+
+
+def test_kept_boxes_are_computed_only_where_a_cell_asks_for_them(
+    base: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are a pass over the training images; LCHP-I's cells share that."""
+    scored: list[bool] = []
+    real = training.kept_boxes
+    monkeypatch.setattr(training, "kept_boxes", lambda *a: scored.append(True) or real(*a))
+    off = {"evaluation.kept_by_tau": False}
+    plan = planned(tmp_path, base, [off, {**off, "refinement.tau": 0.5}])
+    names = drain(plan)
+    assert trained(names, plan) == {"classifier": 1, "localizer": 1, "labels": 1, "refinement": 2}
+    assert not scored
+    assert [o.summary["kept"] for o in outcomes_of(plan) if o.summary] == [{}, {}]
+    # a cell that does ask takes the same links
+    more = planned(tmp_path, base, [off, {"refinement.tau": 0.6}], "more")
+    assert trained(drain(more), more) == {"refinement": 1}
+    assert len(scored) == 1
+    assert [bool(o.summary["kept"]) for o in outcomes_of(more) if o.summary] == [False, True]
+    both = planned(tmp_path / "both", base, [off, {"refinement.tau": 0.6}])
+    drain(both)
+    assert len(scored) == 2  # once, with the link
+
+
+def test_a_look_up_reads_each_result_once(swept: Swept, base: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many links are looked up."""
+    looked: Counter[Path] = Counter()
+    real = storage_module._made
+
+    def counted(folder: Path, kind: Any) -> Any:
+        looked.update([folder])
+        return real(folder, kind)
+
+    monkeypatch.setattr(storage_module, "_made", counted)
+    cells = [{"refinement.tau": t / 20, "evaluation.confidence": 0.6} for t in range(1, 20)]
+    holder = swept.plan.store.holders()
+    expanded = [make_cell(base, cell) for cell in cells]
+    assert [holder(cell.chain) for cell in expanded].count(None) == 17  # but tau 0.2 and 0.3
+    assert set(looked.values()) == {1}
+    assert len(looked) == len([*(swept.plan.store.storage / "store" / "refinement").iterdir()])
 
 
 def test_a_damaged_link_is_made_again_with_what_needs_it(swept: Swept, base: TrainConfig, storage: Path) -> None:

@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import report_records
 import torch
@@ -15,7 +14,7 @@ from lchp.config import TrainConfig, as_chosen, from_dict, override, preset, to_
 from lchp.errors import ConfigError
 from lchp.evaluation.predictions import summary_table
 from lchp.files.runs import read_summary
-from lchp.method.choice import KEPT, ROUNDS, Choice, candidate_boxes, candidates, known_by, parted
+from lchp.method.choice import KEPT, ROUNDS, Choice, candidate_boxes, candidates, known_by, parted, score
 from lchp.method.networks import ClassifierOutput
 from lchp.method.pseudo_boxes import Snapshots, algorithm_1, of_masks
 from lchp.training.chain import chain_of, kinds_of, results_of
@@ -58,7 +57,7 @@ def pictures() -> torch.Tensor:
 
 
 def test_the_score_finds_the_box_that_holds_what_the_class_is_known_by() -> None:
-    """Closed form: crop on the square 1, masked below 1/2, area 1/16. The whole image and a sliver score less."""
+    """Closed form: crop on the square 1, masked below 1/2, area 1/16. A sliver scores less, the whole image nothing."""
     x, labels = pictures(), torch.tensor([1, 1])
     square = torch.tensor([[0.25, 0.25, 0.5, 0.5], [0.125, 0.625, 0.375, 0.875]])
     whole = torch.tensor([[0.0, 0.0, 1.0, 1.0]]).expand(2, 4)
@@ -67,11 +66,10 @@ def test_the_score_finds_the_box_that_holds_what_the_class_is_known_by() -> None
     scores = []
     for boxes in (square, whole, sliver):
         crop, masked = known_by(Bright(), x, labels, boxes, torch.zeros(3), 0.0)  # pyright: ignore
-        area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
-        scores.append(float((crop - masked - area).mean()))
+        scores.append(float(score(crop, masked, boxes).mean()))
     assert scores[0] == max(scores)
     assert scores[0] > 0.4
-    assert scores[1] == pytest.approx(1 - 1 / (1 + np.exp(4)) - 1, abs=0.05)  # the masked image has no light at all
+    assert scores[0] > scores[2] > scores[1] == 0
 
 
 def test_candidates_are_every_value_of_the_automatic_fields() -> None:

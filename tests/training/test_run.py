@@ -322,6 +322,17 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(straight: Result, root: Pa
     assert predictions(straight.run) == before
 
 
+@pytest.mark.parametrize("name", ["summary.json", "metrics.jsonl", "checkpoints", "predictions.parquet"])
+def test_a_folder_with_files_of_the_users_that_a_run_would_replace_is_refused(
+    root: Path, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / name).mkdir() if name == "checkpoints" else (tmp_path / name).write_text("mine")
+    with pytest.raises(RunError, match=f"^{tmp_path}: holds {name}, but no run; move it or take another --output$"):
+        train(small_config(root), output=tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"notes.txt", name}
+
+
 def test_stage_2_needs_a_finished_stage_1(root: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="needs the run folder of its stage 1"):
         train(small_config(root), output=tmp_path / "a", stage="refine")

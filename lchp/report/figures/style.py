@@ -21,7 +21,7 @@ from matplotlib.patheffects import withStroke
 from lchp import pictures
 from lchp.evaluation.predictions import TITLES
 from lchp.files.runs import write_atomically
-from lchp.files.targets import require_file
+from lchp.files.targets import holding, require_file
 from lchp.report.read import clean
 
 COLUMN, PAGE = 3.5, 7.16
@@ -56,6 +56,9 @@ _RC: dict[str, Any] = {
     "lines.markersize": 4,
     "pdf.fonttype": 42,  # letters as letters: journals refuse Type 3
 }
+
+_MARKS = {"png": b"tEXtSoftware\0lchp", "pdf": b"/Creator (lchp)"}
+"""What each file of ours contains, by which an earlier one is known."""
 
 DASHES: dict[str, Any] = {"solid": "-", "dashed": (0, (4, 3)), "dotted": (0, (1, 2))}
 """Line styles of `lchp.pictures` as matplotlib has them, in the same proportions."""
@@ -105,24 +108,27 @@ def style() -> Iterator[None]:
 
 def rendered(drawing: Drawing, kind: Literal["png", "pdf"]) -> bytes:
     """The figure as a file. The same records give the same bytes: no date and no version of matplotlib is in a PNG."""
-    metadata = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Title": drawing.name}}[kind]
+    metadata = {"png": {"Software": "lchp"}, "pdf": {"CreationDate": None, "Title": drawing.name, "Creator": "lchp"}}
     out = io.BytesIO()
     with style():
-        drawing.figure.savefig(out, format=kind, dpi=DPI, metadata=metadata)
+        drawing.figure.savefig(out, format=kind, dpi=DPI, metadata=metadata[kind])
     return out.getvalue()
 
 
 def save(drawing: Drawing, folder: Path) -> None:
-    """Writes NAME.png, NAME.pdf, and the caption as NAME.txt, over those of an earlier time; ConfigError where one is
-    no regular file."""
+    """Writes NAME.png, NAME.pdf, and the caption as NAME.txt, over earlier ones; ConfigError where a file of
+    such a name is none (a text is a caption where it lies beside a picture of ours)."""
     contents = {
         "png": rendered(drawing, "png"),
         "pdf": rendered(drawing, "pdf"),
         "txt": f"{drawing.caption}\n".encode(),
     }
-    paths = {suffix: require_file(folder / f"{drawing.name}.{suffix}", "output") for suffix in contents}
-    for suffix, content in contents.items():
-        write_atomically(paths[suffix], lambda file, content=content: file.write(content))
+    marked = {suffix: holding(mark) for suffix, mark in _MARKS.items()}
+    own = {**marked, "txt": lambda path: marked["png"](path.with_suffix(".png"))}
+    named = [(folder / f"{drawing.name}.{suffix}", suffix) for suffix in contents]
+    for path in [require_file(path, "output", own[suffix], "figure of lchp") for path, suffix in named]:
+        content = contents[path.suffix[1:]]
+        write_atomically(path, lambda file, content=content: file.write(content))
 
 
 def draw_picture(ax: Axes, pixels: Any, **options: Any) -> None:

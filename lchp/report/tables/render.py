@@ -158,6 +158,15 @@ FORMATS: Mapping[str, Callable[[Table], str]] = {
     "html": to_html,
 }
 """File suffix -> renderer."""
+MARKS: Mapping[str, tuple[bytes, ...]] = {
+    "md": (b"### Table ", LEGEND.encode()),
+    "tex": (b"\\label{tab:lchp-",),
+    "csv": (b"table,data,frame,", b",column,mean,sd,n,paper,difference,rank,paper_rank"),
+    "html": (b'<figure class="lchp-table"',),
+}
+"""File suffix -> what each table of ours contains, by which an earlier one is known."""
+DOCUMENT_MARK = b"\\begin{document}\n\\input{table_"
+"""What each document of `latex_document` contains."""
 
 
 def latex_document(files: list[str]) -> str:

@@ -10,13 +10,15 @@ from typing import Any
 from lchp.config import PRESETS, Preset, preset
 from lchp.errors import ConfigError, RunError
 from lchp.files.runs import write_atomically
-from lchp.files.targets import require_file
+from lchp.files.targets import holding, require_file
 from lchp.report.paper import Paper, read_paper
 from lchp.report.read import Records, SweepRecord, collect
 from lchp.report.select import parse_where, preset_of, require
 from lchp.report.tables.grid import NOT_GIVEN, NOT_RUN, Section, Table
 from lchp.report.tables.numbers import check, tables
-from lchp.report.tables.render import FORMATS, latex_document, to_text
+from lchp.report.tables.render import DOCUMENT_MARK, FORMATS, MARKS, latex_document, to_text
+
+DOCUMENT = "tables.tex"
 
 
 @dataclass(frozen=True)
@@ -92,10 +94,12 @@ def _made(records: Records, wanted: TableOptions, paper: Paper) -> tuple[str, li
 def write_tables(made: Sequence[Table], out: Path) -> None:
     """table_N.md, .tex, .csv and .html of each table, and tables.tex, a LaTeX document that holds them all.
 
-    Files of these names are replaced; ConfigError, and nothing is written, where one is no regular file."""
+    Earlier ones are replaced; ConfigError, and nothing is written, where a file of such a name is none."""
     texts = {f"table_{table.number}.{suffix}": render(table) for table in made for suffix, render in FORMATS.items()}
-    texts["tables.tex"] = latex_document([f"table_{table.number}" for table in made])
-    for path in [require_file(out / name, "output") for name in texts]:
+    texts[DOCUMENT] = latex_document([f"table_{table.number}" for table in made])
+    marks = {name: (DOCUMENT_MARK,) if name == DOCUMENT else MARKS[name.rpartition(".")[2]] for name in texts}
+    what = "table of lchp"
+    for path in [require_file(out / name, "output", holding(*marks[name]), what) for name in texts]:
         _write(path, texts[path.name])
 
 
