@@ -3,9 +3,10 @@
 from collections import Counter
 from pathlib import Path
 
-from lchp.baselines import METHODS
 from lchp.config import Preset
-from lchp.harness import Overrides, exit_program, main, paper_tables
+
+from lchp.harness import Overrides, exit_program, main, paper_tables  # isort: skip  (before torch: it explains faults)
+from lchp.baselines import METHODS
 
 PAPER = Path(__file__).parents[1] / "analysis" / "paper.csv"
 

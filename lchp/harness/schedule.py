@@ -141,7 +141,3 @@ class JobSchedule:
             for other in progress.job.needs:
                 if self.jobs[other].state == "idle":
                     self._again(other)
-
-    def count(self, kind: str, *states: State) -> int:
-        """How many jobs of a kind are in one of these states."""
-        return sum(p.job.kind == kind and p.state in states for p in self.jobs.values())

@@ -3,8 +3,8 @@
 Of a good box the classifier knows the class from what is in it, and from nothing else, and the box is no larger than
 that: score = (softmax of the class on the crop - the same with the box masked out) x (1 - the box's area), in percent,
 averaged over training images. Ours, after the paper's masking. (A product: in the difference of the three, which
-`lchp.evaluation.metrics.unboxed` records, boxes around a part of the object and around everything weigh as much as good ones
-where the classifier knows the class from the background as well; analysis/FINDINGS.md.)
+`lchp.evaluation.metrics.unboxed` records, boxes around a part of the object and around everything weigh as much as
+good ones where the classifier knows the class from the background as well; analysis/FINDINGS.md.)
 """
 
 from collections.abc import Iterator, Sequence
