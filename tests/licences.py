@@ -1,7 +1,7 @@
 """Licences of the packages that constraints.txt pins, as their own metadata state them.
 
-`python tests/licences.py --write` renews LICENSES.md, in an environment that holds them all (extras `test` and what it
-includes, on Linux).
+`python tests/licences.py --write` renews LICENSES.md, in an environment that holds them all (extras `test` and `docs`,
+and what these include, on Linux).
 """
 
 import json

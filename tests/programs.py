@@ -80,7 +80,8 @@ def finished_epochs(storage: Path) -> int:
 
 def lines_of(err: str) -> list[str]:
     """Lines of a sweep's standard error, without what it says where a machine is slow."""
-    return [line for line in err.splitlines() if line.strip() and not line.startswith("no training has begun for ")]
+    slow = ("no training has begun for ", "Ray did not start within its own limit ")
+    return [line for line in err.splitlines() if line.strip() and not line.startswith(slow)]
 
 
 def result_of(storage: Path, name: str = "grid") -> dict[str, bytes]:

@@ -43,8 +43,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def package() -> set[str]:
-    """Files of the package: modules and the report's templates."""
-    modules = {p.relative_to(ROOT).as_posix() for p in (ROOT / "lchp").rglob("*.py")}
+    """Files of the package: modules, the report's templates, and the mark that its types are its own."""
+    modules = {p.relative_to(ROOT).as_posix() for p in (ROOT / "lchp").rglob("*.py")} | {"lchp/py.typed"}
     return modules | {f"lchp/report/page/templates/report.{suffix}" for suffix in ("css", "html.j2", "js")}
 
 

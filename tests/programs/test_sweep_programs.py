@@ -105,7 +105,7 @@ def test_ctrl_c_and_sigterm_end_at_once_and_say_how_to_go_on(root: Path, tmp_pat
         return after
 
     first = stopped(signal.SIGINT, 130)
-    second = stopped(signal.SIGTERM, 143, "--resume", *ONE)
+    second = stopped(signal.SIGTERM, 143, *ONE, "--resume")
     assert sum(map(len, second.values())) > sum(map(len, first.values()))
 
 
