@@ -126,7 +126,7 @@ def test_affinity_and_quotas_decide_how_many_cores_there_are(
     assert limits.cpus() == expected
 
 
-OPENS = "from lchp.harness import startup; startup._require_room()"
+OPENS = "from lchp.harness import cluster; cluster._require_room()"
 
 
 def test_too_few_processes_are_named_before_ray_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +186,7 @@ def test_whatever_ends_the_program_nothing_of_ray_is_left(tmp_path: Path) -> Non
     import os, sys
     from pathlib import Path
     sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
-    from lchp.harness import startup
+    from lchp.harness import cluster as startup
     startup._short_folder = lambda: {str(tmp_path)!r}
     from test_harness_startup import writer
     with startup._folder_of_ray(guarded=True) as folder:

@@ -13,7 +13,7 @@ from lchp.system import streams
 
 SCRIPT = """
 import os, sys
-from lchp import streams
+from lchp.system import streams
 from lchp.cli import guarded
 
 def body():
