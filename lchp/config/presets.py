@@ -1,6 +1,7 @@
 """The recipes: the paper's, and those for the embedded set, a CPU and one's own images."""
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -123,11 +124,14 @@ def preset(name: str) -> TrainConfig:
     return PRESETS[name].config
 
 
-def alternatives(config: TrainConfig) -> list[tuple[str, Any]]:
-    """Every open choice with each of its values that is not the config's own and can stand in its place."""
+def alternatives(
+    config: TrainConfig, require: Callable[[TrainConfig], object] = lambda _config: None
+) -> list[tuple[str, Any]]:
+    """Every open choice with each of its values that is not the config's own and can stand in its place. require: what
+    raises ConfigError where a config contradicts its method (`lchp.training.chain.method_of`, which needs torch)."""
     flat, out = to_flat(config), []
     for name, value in ((n, v) for n, values in OPEN_CHOICES.items() for v in values if v != flat[n]):
         with contextlib.suppress(ConfigError):  # contradicts another field
-            override(config, {name: value})
+            require(override(config, {name: value}))
             out.append((name, value))
     return out

@@ -28,6 +28,13 @@ def results(values: Mapping[str, Any], first: Kind | None = None) -> tuple[str, 
     return _results(_shape(values), first)
 
 
+def require_method(config: TrainConfig) -> None:
+    """Raises ConfigError where a config contradicts its method."""
+    from lchp.training.chain import method_of
+
+    method_of(config)
+
+
 def result_of(values: Mapping[str, Any]) -> str:
     """The result that a finished run of a config is about: its last."""
     return results(values)[-1]

@@ -219,7 +219,7 @@ def refused(odd_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[S
     """The answer to a training without --data.skip-bad, and its run folder."""
     run = tmp_path_factory.mktemp("refused") / "run"
     options = flags({**small_values(odd_root), **ONE_EPOCH})
-    return command("train", "--preset", "folder", *options, "--output", run), run
+    return command("train", "--preset", "cub", *options, "--output", run), run
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +227,7 @@ def skipping(odd_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of a training with --data.skip-bad."""
     run = tmp_path_factory.mktemp("skipping") / "run"
     options = flags({**small_values(odd_root), **ONE_EPOCH, "data.skip_bad": True})
-    said = command("train", "--preset", "folder", *options, "--output", run)
+    said = command("train", "--preset", "cub", *options, "--output", run)
     assert said.status == 0, said.err
     return run
 
@@ -695,7 +695,7 @@ def test_a_checkpoint_runs_nothing(
     run, marker = Path(shutil.copytree(skipping, tmp_path / "run")), tmp_path / "harm"
     for file in (run / runs.CHECKPOINTS).iterdir():
         write_to(file, marker)
-    options = ["--preset", "folder", *flags({**small_values(odd_root), **ONE_EPOCH, "data.skip_bad": True})]
+    options = ["--preset", "cub", *flags({**small_values(odd_root), **ONE_EPOCH, "data.skip_bad": True})]
     if "sweep" in use:  # a run names the folders of the links that it took from others
         second = Path(shutil.copytree(run, tmp_path / "second"))
         shutil.rmtree(second / runs.CHECKPOINTS)
@@ -731,7 +731,7 @@ def test_weights_run_nothing(odd_root: Path, tmp_path: Path) -> None:
             load_weights(torch.nn.Identity(), "mobilenet_v2", str(tmp_path))
     values = {**small_values(odd_root), "model.classifier": "mobilenet_v2", "model.localizer": "mobilenet_v2"}
     values |= {"model.pretrained": True, "model.weights_dir": tmp_path, "data.skip_bad": True}
-    said = command("train", "--preset", "folder", *flags(values), "--output", tmp_path / "run")
+    said = command("train", "--preset", "cub", *flags(values), "--output", tmp_path / "run")
     assert said.status == 2
     (line,) = [line for line in said.err if line.startswith("lchp: error")]
     assert re.search(match, line)

@@ -41,7 +41,7 @@ from lchp.harness.sweep import (
     write_record,
 )
 from lchp.harness.trial import Setting, run_job
-from lchp.training.chain import Kind, epochs_of
+from lchp.training.chain import Kind, epochs_of, method_of
 from lchp.training.checkpoints import previous, save_checkpoint
 from lchp.training.run import probe
 
@@ -394,7 +394,7 @@ def test_open_choices_vary_one_field_of_the_recipe(name: str) -> None:
 
 def test_an_alternative_that_contradicts_the_recipe_is_no_cell() -> None:
     gap = override(preset("parts"), {"model.head": "gap", "initialization.attention": "features"})
-    fields = [name for name, _ in alternatives(gap)]
+    fields = [name for name, _ in alternatives(gap, method_of)]
     assert set(OPEN_CHOICES) - set(fields) == {"initialization.attention"}
     margins = [v for n, v in alternatives(override(gap, {"refinement.crop_margin": 0.1})) if n.endswith("margin")]
     assert margins == [0.0, 0.05]

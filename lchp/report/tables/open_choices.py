@@ -10,6 +10,7 @@ import pandas as pd
 from lchp.config import OPEN_CHOICES, PRESETS, Preset, alternatives, override, show, to_flat
 from lchp.evaluation.metrics import FRAMES, RESULTS
 from lchp.evaluation.predictions import TITLES
+from lchp.report.dependence import require_method
 from lchp.report.paper import Paper
 from lchp.report.read import Records
 from lchp.report.select import IDENTITY, Around, Group, Selection, choose_around, rows
@@ -95,7 +96,7 @@ def _values(
     """Field -> its rows: the values to compare, then others that were run."""
     config = override(preset.config, {name: base[name] for name in IDENTITY})
     found: dict[str, list[Any]] = {name: [] for name in OPEN_CHOICES}
-    for name, value in alternatives(config):
+    for name, value in alternatives(config, require_method):
         found[name].append(value)
     for name, values in found.items():
         seen = [] if around is None else around.groups[name].values()
