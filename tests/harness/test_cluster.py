@@ -185,10 +185,10 @@ def test_whatever_ends_the_program_nothing_of_ray_is_left(tmp_path: Path) -> Non
     code = f"""
     import os, sys
     from pathlib import Path
-    sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
+    sys.path.insert(0, {str(Path(__file__).parent)!r})
     from lchp.harness import cluster as startup
     startup._short_folder = lambda: {str(tmp_path)!r}
-    from test_harness_startup import writer
+    from test_cluster import writer
     with startup._folder_of_ray(guarded=True) as folder:
         print(writer(folder).pid, folder, flush=True)
         os.kill(os.getpid(), 9)
