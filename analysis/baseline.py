@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from lchp.augment import StrongParameters
+from lchp.method.views import StrongParameters
 
 Box = tuple[float, float, float, float]
 

@@ -28,26 +28,26 @@ from tabulate import tabulate
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler
 
-from lchp.augment import crop, general_view, sample_general, sample_strong, strong_view
-from lchp.batch import Batch, Step
-from lchp.cli import guarded, parse
 from lchp.config import TrainConfig, override
+from lchp.console import guarded, parse
 from lchp.data.base import Split
-from lchp.data.images import Batch as Stored
+from lchp.data.images import ImageBatch as Stored
 from lchp.data.images import Images, batches, open_images
-from lchp.devices import autocast, describe, peak_memory_mb, prepare, resolve_device, resolve_precision
 from lchp.errors import ConfigError
-from lchp.frames import to_float
-from lchp.loop import Training, take_step
-from lchp.methods.lchp import teach
-from lchp.networks import Classifier, Localizer
-from lchp.pseudo import algorithm_1, attention_boxes, update_teacher
-from lchp.runs import write_json
-from lchp.stages import Labels, label_views, localizer_step, padding, predict_boxes, refinement_step
-from lchp.targets import json_of, require_file
+from lchp.evaluation.frames import to_float
+from lchp.files.runs import write_json
+from lchp.files.targets import json_of, require_file
+from lchp.method.batch import Batch, Step
+from lchp.method.lchp import teach
+from lchp.method.networks import Classifier, Localizer
+from lchp.method.pseudo_boxes import algorithm_1, attention_boxes, update_teacher
+from lchp.method.steps import Labels, label_views, localizer_step, padding, predict_boxes, refinement_step
+from lchp.method.view_table import Boxes, ViewTable
+from lchp.method.views import crop, general_view, sample_general, sample_strong, strong_view
+from lchp.system.devices import autocast, device_name, peak_memory_mb, prepare, resolve_device, resolve_precision
 from lchp.training.chain import chain_of
+from lchp.training.fit import Training, take_step
 from lchp.training.links import build
-from lchp.view_table import Boxes, ViewTable
 
 CUB = 5994
 """Training images of CUB-200-2011."""
@@ -466,7 +466,12 @@ NETWORK = {
 def measure(bench: Bench) -> dict[str, Any]:
     """All figures: see `report`."""
     flags, device = bench.flags, bench.device
-    out: dict[str, Any] = {"device": describe(device), "precision": bench.precision, "ratios": {}, "network_share": {}}
+    out: dict[str, Any] = {
+        "device": device_name(device),
+        "precision": bench.precision,
+        "ratios": {},
+        "network_share": {},
+    }
     out |= {"size": flags.size, "backbone": flags.backbone, "batch_size": flags.batch_size}
     out |= {"threads": torch.get_num_threads(), "seconds": {}, "spread": {}, "parts": {}, "memory_mb": {}}
     size, first, second = flags.size, bench.config.initialization, bench.config.refinement

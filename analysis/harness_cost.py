@@ -14,8 +14,8 @@ from typing import Any
 
 from tabulate import tabulate
 
-from lchp.cli import guarded
-from lchp.runs import read_json
+from lchp.console import guarded
+from lchp.files.runs import read_json
 
 SWEEP = Path(__file__).parents[1] / "sweeps" / "delta_tau.py"
 

@@ -12,8 +12,8 @@ from typing import Annotated
 
 import tyro
 
-from lchp.cli import guarded, parse
-from lchp.report.keep import keep
+from lchp.console import guarded, parse
+from lchp.report.publish import keep
 
 
 @dataclass

@@ -13,12 +13,14 @@ from typing import Annotated, Literal
 
 import tyro
 
-from lchp.cli import guarded, parse
+from lchp.console import guarded, parse
 from lchp.report.figures.grids import Against, Pick
-from lchp.report.figures.make import Name, Wanted, make_figures
-from lchp.report.source import Source
+from lchp.report.figures.make import FigureOptions, Name, make_figures
+from lchp.report.flags import Source
 
 PAPER = Path(__file__).with_name("paper.csv")
+SHOWN = ("run", "frame", "pick", "against", "seed", "images", "image", "data_root")
+"""Flags that say what figures of one run show."""
 
 
 @dataclass
@@ -54,20 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def body() -> int:
         f: Flags = parse(Flags, arguments, "make_figures.py")
-        wanted = Wanted(
-            f.source.storage,
-            f.source.preset,
-            f.figure,
-            f.source.where,
-            f.run,
-            f.frame,
-            f.pick,
-            f.against,
-            f.seed,
-            f.images,
-            f.image,
-            f.data_root,
-        )
+        given = {name: getattr(f, name) for name in SHOWN}
+        wanted = FigureOptions(f.source.storage, f.source.preset, f.figure, f.source.where, **given)
         out = f.output or (f.source.storage[0] if f.run is None else Path()) / "figures"
         return make_figures(wanted, out, PAPER)
 

@@ -15,11 +15,11 @@ from typing import Annotated
 
 import tyro
 
-from lchp.cli import guarded, parse
+from lchp.console import guarded, parse
 from lchp.errors import ConfigError
 from lchp.report.compare import compare, comparison_text, parse_side
-from lchp.report.making import Wanted, make_tables
-from lchp.report.source import Source
+from lchp.report.flags import Source
+from lchp.report.tables.write import TableOptions, make_tables
 
 PAPER = Path(__file__).with_name("paper.csv")
 
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         wanted = {"numbers": tuple(dict.fromkeys(flags.table))} if flags.table else {}
         out = flags.output or flags.source.storage[0] / "tables"
         return make_tables(
-            Wanted(
+            TableOptions(
                 flags.source.storage, out, flags.source.preset, where=flags.source.where, watch=flags.watch, **wanted
             ),
             PAPER,

@@ -20,13 +20,13 @@ import benchmark
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from lchp.batch import Batch
-from lchp.cli import guarded, parse
+from lchp.baselines import METHODS, Method
 from lchp.config import override
-from lchp.methods import METHODS, Method
-from lchp.methods.base import Loss
-from lchp.runs import write_json
-from lchp.targets import json_of, require_file
+from lchp.console import guarded, parse
+from lchp.files.runs import write_json
+from lchp.files.targets import json_of, require_file
+from lchp.method.batch import Batch
+from lchp.method.definition import Loss
 from lchp.training.chain import chain_of
 from lchp.training.links import build
 

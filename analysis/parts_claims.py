@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from lchp import runs
-from lchp.cli import guarded
 from lchp.config import PRESETS, TrainConfig, override
-from lchp.evaluate import FRAMES
-from lchp.targets import as_path
+from lchp.console import guarded
+from lchp.evaluation.metrics import FRAMES
+from lchp.files import runs
+from lchp.files.targets import as_path
 
 PRESET = PRESETS["parts"]
 DELTA = PRESET.config.initialization.threshold

@@ -12,9 +12,9 @@ from typing import Annotated
 
 import tyro
 
-from lchp.cli import guarded, parse
-from lchp.report.collect import collect
-from lchp.report.groups import parse_where, require
+from lchp.console import guarded, parse
+from lchp.report.read import collect
+from lchp.report.select import parse_where, require
 from lchp.report.unboxed import rank, rank_text
 
 

@@ -13,9 +13,9 @@ from typing import Annotated
 
 import tyro
 
-from lchp.cli import guarded, parse
-from lchp.report.page import Wanted, make_page
-from lchp.report.source import Source
+from lchp.console import guarded, parse
+from lchp.report.flags import Source
+from lchp.report.page.make import PageOptions, make_page
 
 PAPER = Path(__file__).with_name("paper.csv")
 
@@ -39,9 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def body() -> int:
         f: Flags = parse(Flags, arguments, "report.py")
-        return make_page(
-            Wanted(f.source.storage, f.output, f.source.preset, f.source.where, f.figures, f.data_root), PAPER
+        source = f.source
+        asked = PageOptions(
+            source.storage, f.output, source.preset, source.where, figures=f.figures, data_root=f.data_root
         )
+        return make_page(asked, PAPER)
 
     return guarded(body)
 

@@ -27,11 +27,11 @@ from typing import Any
 from PIL import Image
 from tabulate import tabulate
 
-from lchp import runs
-from lchp.cli import guarded
 from lchp.config import PRESETS, TrainConfig, override
+from lchp.console import guarded
 from lchp.data import parts
-from lchp.records import read_predictions, summarize
+from lchp.evaluation.predictions import read_predictions, summarize
+from lchp.files import runs
 
 TRAIN, TEST = 80, 40
 NAME = "scaling"
@@ -153,7 +153,7 @@ def training_processes(storage: Path) -> list[int]:
 
 def check(result: Any, cells: int) -> list[str]:
     """What is wrong with a sweep's records; nothing, it is hoped."""
-    from lchp.harness.storage import Store
+    from lchp.harness.store import Store
     from lchp.training.chain import KINDS
 
     faults = [f"{c.cell.overrides}: {c.state} ({c.error})" for c in result.cells if c.state != "done"]
@@ -234,7 +234,7 @@ def main() -> int:
 
 def tables_of(storage: Path) -> str:
     """Table 4 of a storage, as text."""
-    from lchp.report.making import render_tables
+    from lchp.report.tables.write import render_tables
 
     return render_tables(storage, PRESETS["folder"], (4,), Path(__file__).with_name("paper.csv"))
 

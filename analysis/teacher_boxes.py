@@ -21,20 +21,20 @@ import tyro
 from tabulate import tabulate
 from torch import Tensor
 
-from lchp.checkpoints import load_checkpoint
-from lchp.choice import candidate_boxes
-from lchp.cli import guarded, parse
 from lchp.config import InitializationConfig, override
-from lchp.context import Context, open_context
+from lchp.console import guarded, parse
 from lchp.data.images import batches, in_order
 from lchp.errors import ConfigError, RunError
-from lchp.evaluate import best_iou, gt_known
-from lchp.frames import FRAMES, Frame
-from lchp.networks import Classifier
-from lchp.pseudo import make_teacher
-from lchp.runs import CHECKPOINTS, link_folder, read_config, write_atomically
-from lchp.targets import holding, require_file
+from lchp.evaluation.frames import FRAMES, Frame
+from lchp.evaluation.metrics import best_iou, gt_known
+from lchp.files.runs import CHECKPOINTS, link_folder, read_config, write_atomically
+from lchp.files.targets import holding, require_file
+from lchp.method.choice import candidate_boxes
+from lchp.method.networks import Classifier
+from lchp.method.pseudo_boxes import make_teacher
 from lchp.training.chain import STAGES, method_of
+from lchp.training.checkpoints import load_checkpoint
+from lchp.training.context import Context, open_context
 from lchp.training.links import build_classifier
 
 CHOICES = ("attention", "normalization", "second_pass")

@@ -22,15 +22,15 @@ import torch
 import tyro
 from tabulate import tabulate
 
-from lchp.augment import sample_strong, strong_view
-from lchp.batch import Batch
-from lchp.cli import guarded, parse
+from lchp.console import guarded, parse
 from lchp.errors import ConfigError
-from lchp.losses import is_visible, refinement_loss
-from lchp.networks import Localizer
-from lchp.runs import write_json
-from lchp.stages import label_views, padding
-from lchp.targets import json_of, require_file
+from lchp.files.runs import write_json
+from lchp.files.targets import json_of, require_file
+from lchp.method.batch import Batch
+from lchp.method.losses import is_visible, refinement_loss
+from lchp.method.networks import Localizer
+from lchp.method.steps import label_views, padding
+from lchp.method.views import sample_strong, strong_view
 
 
 @dataclass

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         preset,
     )
     from lchp.errors import LchpError
-    from lchp.networks import Classifier, Localizer
+    from lchp.method.networks import Classifier, Localizer
     from lchp.training.run import Result, train
 
 __version__ = "0.1.0"
@@ -35,8 +35,8 @@ _HOMES = {
     "override": "config",
     "preset": "config",
     "LchpError": "errors",
-    "Classifier": "networks",
-    "Localizer": "networks",
+    "Classifier": "method.networks",
+    "Localizer": "method.networks",
     "Result": "training.run",
     "train": "training.run",
 }

@@ -11,6 +11,9 @@ import numpy as np
 Array = Any
 """A numpy array or a torch tensor."""
 
+FULL_BOX = (0.0, 0.0, 1.0, 1.0)
+CENTRE_BOX = (0.1, 0.1, 0.9, 0.9)
+
 
 def _namespace(x: Array) -> Any:
     return np if isinstance(x, (np.ndarray, np.generic)) else importlib.import_module("torch")

@@ -9,8 +9,7 @@ import augmentations
 import backbones
 
 from lchp.config import Preset
-from lchp.harness import Overrides, grid, main
-from lchp.harness.cli import leave, paper_tables
+from lchp.harness import Overrides, exit_program, grid, main, paper_tables
 
 PAPER = Path(__file__).parents[1] / "analysis" / "paper.csv"
 
@@ -24,4 +23,4 @@ def cells(preset: Preset) -> list[Overrides]:
 
 if __name__ == "__main__":
     then = "python analysis/report.py  (one page with all tables, figures and trials)"
-    leave(main("all_tables", cells, about=__doc__, closing=paper_tables(PAPER, (3, 4, 5, 6), then)))
+    exit_program(main("all_tables", cells, about=__doc__, closing=paper_tables(PAPER, (3, 4, 5, 6), then)))

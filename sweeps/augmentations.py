@@ -4,8 +4,7 @@ from itertools import combinations
 from pathlib import Path
 
 from lchp.config import AUGMENTATIONS, Preset
-from lchp.harness import Overrides, main
-from lchp.harness.cli import leave, paper_tables
+from lchp.harness import Overrides, exit_program, main, paper_tables
 
 PAPER = Path(__file__).parents[1] / "analysis" / "paper.csv"
 
@@ -17,4 +16,4 @@ def cells(_: Preset) -> list[Overrides]:
 
 
 if __name__ == "__main__":
-    leave(main("augmentations", cells, about=__doc__, closing=paper_tables(PAPER, (6,))))
+    exit_program(main("augmentations", cells, about=__doc__, closing=paper_tables(PAPER, (6,))))

@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from lchp.config import Preset
-from lchp.harness import Overrides, grid, main
-from lchp.harness.cli import leave, paper_tables
+from lchp.harness import Overrides, exit_program, grid, main, paper_tables
 
 PAPER = Path(__file__).parents[1] / "analysis" / "paper.csv"
 
@@ -15,4 +14,4 @@ def cells(preset: Preset) -> list[Overrides]:
 
 
 if __name__ == "__main__":
-    leave(main("backbones", cells, about=__doc__, closing=paper_tables(PAPER, (5,))))
+    exit_program(main("backbones", cells, about=__doc__, closing=paper_tables(PAPER, (5,))))

@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from lchp.config import Preset
-from lchp.harness import Overrides, grid, main
-from lchp.harness.cli import leave, paper_tables
+from lchp.harness import Overrides, exit_program, grid, main, paper_tables
 
 PAPER = Path(__file__).parents[1] / "analysis" / "paper.csv"
 
@@ -18,4 +17,4 @@ def cells(preset: Preset) -> list[Overrides]:
 
 if __name__ == "__main__":
     then = "python sweeps/all_tables.py  (the other cells of Tables 3-6; what is trained already is taken)"
-    leave(main("delta_tau", cells, about=__doc__, closing=paper_tables(PAPER, (3, 4), then)))
+    exit_program(main("delta_tau", cells, about=__doc__, closing=paper_tables(PAPER, (3, 4), then)))

@@ -4,9 +4,9 @@ from collections import Counter
 from pathlib import Path
 
 from lchp.config import Preset
-from lchp.harness import Overrides, main
-from lchp.harness.cli import leave, paper_tables
-from lchp.methods import METHODS
+
+from lchp.harness import Overrides, exit_program, main, paper_tables  # isort: skip  (before torch: it explains faults)
+from lchp.baselines import METHODS
 
 PAPER = Path(__file__).parents[1] / "analysis" / "paper.csv"
 
@@ -28,4 +28,4 @@ def cells(preset: Preset) -> list[Overrides]:
 
 
 if __name__ == "__main__":
-    leave(main("methods", cells, about=__doc__, closing=paper_tables(PAPER, (1, 2, 8))))
+    exit_program(main("methods", cells, about=__doc__, closing=paper_tables(PAPER, (1, 2, 8))))

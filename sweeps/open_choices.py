@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from lchp.config import Preset, alternatives
-from lchp.harness import Overrides, main
-from lchp.harness.cli import leave, paper_tables
+from lchp.harness import Overrides, exit_program, main, paper_tables
 from lchp.training.chain import method_of
 
 PAPER = Path(__file__).parents[1] / "analysis" / "paper.csv"
@@ -16,4 +15,4 @@ def cells(preset: Preset) -> list[Overrides]:
 
 
 if __name__ == "__main__":
-    leave(main("open_choices", cells, about=__doc__, closing=paper_tables(PAPER, (7,))))
+    exit_program(main("open_choices", cells, about=__doc__, closing=paper_tables(PAPER, (7,))))

@@ -8,9 +8,8 @@ optuna-dashboard sqlite:///results/optuna.db
 from typing import TYPE_CHECKING
 
 from lchp.config import Preset
-from lchp.harness import Overrides
-from lchp.harness.cli import leave
-from lchp.harness.search_cli import main
+from lchp.harness import Overrides, exit_program
+from lchp.harness.search_script import main
 
 if TYPE_CHECKING:
     import optuna
@@ -40,4 +39,4 @@ def space(preset: Preset, trial: "optuna.Trial") -> Overrides:
 
 
 if __name__ == "__main__":
-    leave(main("search", space, about=__doc__))
+    exit_program(main("search", space, about=__doc__))

@@ -22,7 +22,7 @@ from PIL import Image
 from lchp import TrainConfig, override, preset
 from lchp.training.run import train
 
-LONG = ["test_harness_ray", "test_harness_programs", "test_train", "test_export", "test_backbones", "test_faults"]
+LONG = ["test_harness_ray", "test_sweep_programs", "test_run", "test_export", "test_backbones", "test_faults"]
 """The files that take longest, in the order in which they are begun: the first two, which start Ray and wait much, side
 by side."""
 

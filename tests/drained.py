@@ -4,13 +4,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lchp import runs
 from lchp.config import TrainConfig
+from lchp.files import runs
 from lchp.harness import Options, Sweep
 from lchp.harness.cells import Job, Overrides
-from lchp.harness.searcher import facts
 from lchp.harness.sweep import Plan, make_plan, write_record
-from lchp.harness.trainable import Setting, run_job
+from lchp.harness.trial import Setting, run_job
+from lchp.harness.tune import facts
 
 
 def drain(

@@ -12,15 +12,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from lchp.augment import sample_strong
 from lchp.backbones import BACKBONES, SYMMETRIC, Backbone
-from lchp.batch import Batch
 from lchp.config import TrainConfig, override
-from lchp.pseudo import make_teacher, update_teacher
-from lchp.stages import classifier_step, label_views, localizer_step, refinement_step
+from lchp.method.batch import Batch
+from lchp.method.pseudo_boxes import make_teacher, update_teacher
+from lchp.method.steps import classifier_step, label_views, localizer_step, refinement_step
+from lchp.method.view_table import ViewTable
+from lchp.method.views import sample_strong
 from lchp.training.chain import chain_of
 from lchp.training.links import build
-from lchp.view_table import ViewTable
 
 FILE = Path(__file__).parent / "golden" / "losses.json"
 STEPS, BATCH, SIZE, CLASSES = 8, 6, 64, 3

@@ -73,7 +73,7 @@ def watch(moments: Moments, *, writing: bool = True) -> None:
 def body(config: TrainConfig, run: Path, at: int | None, count: Any, save_every: float) -> None:
     """Trains or resumes `run`, killed at moment `at`; tells how many moments there were. save_every: seconds of an
     epoch between two checkpoints."""
-    from lchp import loop
+    from lchp.training import fit as loop
     from lchp.training.run import train
 
     loop._SAVE_EVERY = save_every

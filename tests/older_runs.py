@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from lchp import runs
+from lchp.files import runs
 
 OF_LOCALIZER = ("l_reg", "lr_localizer")
 

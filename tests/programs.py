@@ -10,17 +10,16 @@ from typing import Any
 
 import small
 
-from lchp import runs
+from lchp.files import runs
 
 PROGRAM = """
 import sys
 from lchp.config import override, preset
-from lchp.harness import grid, main
-from lchp.harness.cli import leave
+from lchp.harness import exit_program, grid, main
 
 if __name__ == "__main__":
     axes = {{"initialization.delta": [0.2, 0.4], "refinement.tau": [0.0, 0.2]}}
-    leave(main("grid", lambda _: grid(axes), argv=[*{flags!r}, *sys.argv[1:]]))
+    exit_program(main("grid", lambda _: grid(axes), argv=[*{flags!r}, *sys.argv[1:]]))
 """
 
 

@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 
 from lchp.config import PRESETS, TrainConfig, override, preset, to_dict
-from lchp.evaluate import FRAMES, GroundTruth
-from lchp.records import frame_table, write_predictions
-from lchp.runs import write_json
+from lchp.evaluation.metrics import FRAMES, GroundTruth
+from lchp.evaluation.predictions import frame_table, write_predictions
+from lchp.files.runs import write_json
 
 GOLDEN = Path(__file__).parent / "golden" / "report"
 PAPER = Path(__file__).parents[1] / "analysis" / "paper.csv"
@@ -200,10 +200,10 @@ def write_predicted(run: Path, right: Mapping[str, Sequence[bool]], *, truth: bo
 
 def golden_texts(storage: Path) -> dict[str, str]:
     """File name -> text, of the grid's tables."""
-    from lchp.report.collect import collect
-    from lchp.report.contents import OF_PAPER, tables
     from lchp.report.paper import read_paper
-    from lchp.report.render import FORMATS, to_text
+    from lchp.report.read import collect
+    from lchp.report.tables.numbers import OF_PAPER, tables
+    from lchp.report.tables.render import FORMATS, to_text
 
     made = tables(collect([storage]), PRESETS["parts"], read_paper(PAPER), OF_PAPER)
     table_4 = {f"table_4.{suffix}": render(made[3]) for suffix, render in FORMATS.items()}

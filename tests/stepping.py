@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from lchp.augment import AxisMap, sample_strong
-from lchp.batch import Batch
 from lchp.config import TrainConfig
-from lchp.loop import Training, stepper, take_step
+from lchp.method.batch import Batch
+from lchp.method.views import AxisMap, sample_strong
 from lchp.training.chain import Kind, chain_of
+from lchp.training.fit import Training, stepper, take_step
 from lchp.training.links import Networks, Work, training_of
 
 

@@ -27,7 +27,7 @@ from squares import small_config
 import lchp
 from lchp.config import override, preset
 from lchp.data import load
-from lchp.report.making import render_tables
+from lchp.report.tables.write import render_tables
 from lchp.config import PRESETS
 from lchp.training.chain import kinds_of
 from lchp.training.run import train

@@ -45,7 +45,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def package() -> set[str]:
     """Files of the package: modules, the report's templates, and the mark that its types are its own."""
     modules = {p.relative_to(ROOT).as_posix() for p in (ROOT / "lchp").rglob("*.py")} | {"lchp/py.typed"}
-    return modules | {f"lchp/report/templates/report.{suffix}" for suffix in ("css", "html.j2", "js")}
+    return modules | {f"lchp/report/page/templates/report.{suffix}" for suffix in ("css", "html.j2", "js")}
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(built: Path) -> None:

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from lchp.backbones import from_timm
+from lchp.backbones.depthwise import speed_up
 from lchp.backbones.entry import IMAGENET, SYMMETRIC, Backbone, Normalization, Role
 from lchp.backbones.from_torchvision import TORCHVISION
 from lchp.backbones.tiny import TINY
 from lchp.config import suggest
-from lchp.depthwise import speed_up
 from lchp.errors import ConfigError, LchpError, WeightsError, reason
 
 __all__ = [

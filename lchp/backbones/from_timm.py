@@ -150,7 +150,7 @@ def split_activations(net: nn.Module) -> None:
     """Makes every BatchNorm of timm's that applies an activation itself a plain `BatchNorm2d` followed by it, in place.
 
     For several workers torch turns the fused one into a `SyncBatchNorm` without its activation, and
-    lchp.distributed would leave it out.
+    lchp.system.distributed would leave it out.
     """
     from timm.layers.norm_act import BatchNormAct2d
 

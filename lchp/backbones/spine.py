@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lchp.backbones.modes import inference_mode_of
+
 SIZE = 160
 """Side in px of the images that the units are found with."""
 
@@ -81,14 +83,11 @@ def _run(trunk: nn.Module) -> _Call:
     def end(result: Any) -> None:
         open_calls.pop().result = _known(result)
 
-    modes = [(m, m.training) for m in trunk.modules()]
-    with ExitStack() as hooks, torch.no_grad():
+    with inference_mode_of(trunk), ExitStack() as hooks, torch.no_grad():
         for name, module in trunk.named_modules():
             hooks.enter_context(module.register_forward_pre_hook(lambda m, inputs, name=name: begin(name, m, inputs)))
             hooks.enter_context(module.register_forward_hook(lambda _m, _inputs, result: end(result)))
-        trunk.eval()(torch.zeros(1, 3, SIZE, SIZE, device=next(trunk.parameters()).device))
-    for module, training in modes:
-        module.training = training
+        trunk(torch.zeros(1, 3, SIZE, SIZE, device=next(trunk.parameters()).device))
     return root.parts[0]
 
 

@@ -5,6 +5,7 @@ from lchp.config.fields import (
     AUGMENTATIONS,
     AUTO,
     FIELDS,
+    GONE,
     MEANING_BEFORE,
     MEASURED,
     OPEN_CHOICES,

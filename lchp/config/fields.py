@@ -122,9 +122,7 @@ class InitializationConfig:
     mask_normalization: Annotated[Literal["max", "minmax"] | None, changes("masks"), Since(4, None)] = None
     """The same of the masks; None: normalization."""
     boxes: Annotated[Literal["merged", "single"], changes("teacher", "teacher_boxes"), Open(6)] = "merged"
-    """Pseudo box: merge of L_r and L_m (Algorithm 1), or L_r alone (the single-pass ablation)."""
-    merge: Annotated[Literal["enclosing"], changes("teacher", "teacher_boxes"), Since(2, "enclosing")] = "enclosing"
-    """Merge of L_r and L_m: the smallest box around both."""
+    """Pseudo box: the smallest box around L_r and L_m (Algorithm 1), or L_r alone (the single-pass ablation)."""
     second_pass: Annotated[
         Literal["own", "raw", "auto"], changes("teacher", "teacher_boxes"), Open(4, ("own", "raw"))
     ] = "own"
@@ -145,7 +143,7 @@ class InitializationConfig:
 
     @property
     def threshold(self) -> float:
-        """delta, of a config in which it is a number: its own, or what `auto` became (see `lchp.choice`)."""
+        """delta, of a config in which it is a number: its own, or what `auto` became (see `lchp.method.choice`)."""
         if isinstance(self.delta, str):
             raise ValueError("initialization.delta = 'auto' has not been chosen yet")
         return self.delta
@@ -206,8 +204,6 @@ class RefinementConfig:
         float, changes("labels", "refinement", "predictions"), within("[0, 1]"), Since(2, 0.0), Open(12, (0.0, 0.05))
     ] = 0.0
     """Share of the box's side by which the crop for the confidence grows on each side (WS-DAN pads 5 % in a test)."""
-    scorer: Annotated[Literal["classifier"], changes("refinement"), Since(2, "classifier")] = "classifier"
-    """Which classifier scores the crop: theta_1, frozen after stage 1."""
     freeze_bn: Annotated[bool, changes("refinement"), Open(11, (False, True))] = False
     """Keep the localizer's BatchNorm statistics of stage 1, so that strong views do not shift them."""
     bn_statistics: Annotated[Literal["general", "strong"], changes("refinement"), Since(2, "strong"), Open(10)] = (
@@ -344,6 +340,9 @@ FIELDS: Mapping[str, Field] = {f.name: f for f in _fields(TrainConfig)}
 
 MEANING_BEFORE: Mapping[str, Any] = {name: f.since.meant for name, f in FIELDS.items() if f.since}
 """Fields that came after the first records, and what a record without them was made with."""
+
+GONE: Mapping[str, Any] = MappingProxyType({"initialization.merge": "enclosing", "refinement.scorer": "classifier"})
+"""Fields of older records that had one value ever, which still stands in the keys of links."""
 
 _OPEN = sorted(((n, f.open) for n, f in FIELDS.items() if f.open), key=lambda item: item[1].place)
 OPEN_CHOICES: Mapping[str, tuple[Any, ...]] = {n: o.values or typing.get_args(FIELDS[n].type) for n, o in _OPEN}

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lchp.config.about import as_given, quoted, suggest
-from lchp.config.fields import AUTO, FIELDS, MEANING_BEFORE, SECTIONS, TrainConfig, changed
+from lchp.config.fields import AUTO, FIELDS, GONE, MEANING_BEFORE, SECTIONS, TrainConfig, changed
 from lchp.errors import ConfigError
 
 
@@ -21,7 +21,8 @@ def from_dict(values: Any) -> TrainConfig:
 
 
 def flatten(values: Any) -> dict[str, Any]:
-    """A nested record, as `to_dict` makes it, by dotted name (which a record may hold as well). Raises ConfigError."""
+    """A nested record, as `to_dict` makes it, by dotted name (which a record may hold as well), without what older ones
+    hold and is GONE. Raises ConfigError."""
     if not isinstance(values, Mapping):
         raise ConfigError(f"a config is an object of sections and fields, found {quoted(values)}")
     flat: dict[str, Any] = {}
@@ -32,7 +33,7 @@ def flatten(values: Any) -> dict[str, Any]:
             if name in flat:
                 raise ConfigError(f"{as_given(name)} = {quoted(v)}: is there twice")
             flat[name] = v
-    return flat
+    return {name: value for name, value in flat.items() if (name, value) not in GONE.items()}
 
 
 def complete(flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,7 +80,7 @@ def masked_as(config: TrainConfig, before: TrainConfig) -> TrainConfig:
 
 
 def as_chosen(config: TrainConfig, chosen: Mapping[str, Any] | None) -> TrainConfig:
-    """A config with what its run's summary says was chosen (see `lchp.choice.Choice.record`), if anything was."""
+    """A config with what its run's summary says was chosen (`lchp.method.choice.Choice.record`), if anything was."""
     if chosen is None:
         return config
     return override(config, {f"initialization.{name}": value for name, value in chosen["values"].items()})

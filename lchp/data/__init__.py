@@ -9,7 +9,7 @@ import numpy as np
 
 from lchp.config import DataConfig
 from lchp.data import cub, folder, imagenet, tiny_imagenet, wsol
-from lchp.data.base import DataSet, Problem, Split, describe, require_folder, require_sound
+from lchp.data.base import DataSet, Problem, Split, problems_text, require_folder, require_sound
 from lchp.data.content import look
 
 
@@ -144,9 +144,9 @@ __all__ = [
     "DataSource",
     "Problem",
     "Split",
-    "describe",
     "fingerprint",
     "load",
+    "problems_text",
     "read",
     "training_fingerprint",
 ]

@@ -126,7 +126,7 @@ def require_folder(root: str | Path | None, name: str, expected: str) -> Path:
 def require_sound(dataset: DataSet, *, skip_bad: bool) -> None:
     """Raises DataError for a data set with problems, unless `skip_bad`, and for one without training or test images."""
     if dataset.problems and not skip_bad:
-        raise DataError(describe(dataset.problems))
+        raise DataError(problems_text(dataset.problems))
     if not len(dataset.train) or not len(dataset.test):
         first = f"; first of {len(dataset.problems)} problems: {dataset.problems[0]}" if dataset.problems else ""
         raise DataError(
@@ -134,7 +134,7 @@ def require_sound(dataset: DataSet, *, skip_bad: bool) -> None:
         )
 
 
-def describe(problems: tuple[Problem, ...], most: int = 10) -> str:
+def problems_text(problems: tuple[Problem, ...], most: int = 10) -> str:
     """The first problems and the count, for an error message."""
     rest = f"\n  ... and {len(problems) - most} more" if len(problems) > most else ""
     lines = "".join(f"\n  {p}" for p in problems[:most])

@@ -24,10 +24,10 @@ import torch
 from lchp.config import DataConfig
 from lchp.data.base import Split
 from lchp.data.content import Contents, digest, in_threads, state
-from lchp.data.decode import Kept, decode, decode_kept, fault, finished, keeps_source, read_file
+from lchp.data.decode import CachedImage, decode, decode_kept, fault, finished, keeps_source, read_file
 from lchp.errors import DataError, RunError
-from lchp.filesystem import sync
-from lchp.runs import read_json, sync_folder, write_atomically, write_json
+from lchp.files.filesystem import sync
+from lchp.files.runs import read_json, sync_folder, write_atomically, write_json
 
 log = logging.getLogger(__name__)
 
@@ -77,15 +77,15 @@ class Cached:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return self[np.arange(len(self))].astype(dtype or np.uint8, copy=False)
 
-    def _read(self, row: int) -> Kept:
+    def _read(self, row: int) -> CachedImage:
         begin, height, width, orientation, checksum = self.rows[row].tolist()
         # a copy: what was checked is what is used, whatever becomes of the file
         pixels = self.pixels[begin : begin + height * width * 3].copy()
         if _checksum(pixels) != checksum:
             return self._anew(row, checksum)
-        return Kept(pixels.reshape(height, width, 3), orientation)
+        return CachedImage(pixels.reshape(height, width, 3), orientation)
 
-    def _anew(self, row: int, checksum: int) -> Kept:
+    def _anew(self, row: int, checksum: int) -> CachedImage:
         """An image from its file, in place of a damaged one. Raises DataError where the file is another by now."""
         assert self.split.paths is not None
         path = self.split.paths[row]

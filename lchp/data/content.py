@@ -23,7 +23,7 @@ from tqdm import tqdm
 from lchp.config import DataConfig
 from lchp.data.decode import decode, fault, header, read_file
 from lchp.errors import DataError, RunError
-from lchp.runs import write_atomically
+from lchp.files.runs import write_atomically
 
 log = logging.getLogger(__name__)
 

@@ -67,7 +67,7 @@ _TURNS = {
 }
 
 
-class Kept(NamedTuple):
+class CachedImage(NamedTuple):
     """An image as a cache keeps it, uint8 RGB, and the EXIF orientation (1: none) that `finished` has yet to apply."""
 
     pixels: np.ndarray
@@ -102,13 +102,13 @@ def decode(path: Path, size: int | None, exif: bool = False, content: bytes | No
         return _finished(_to_rgb(image), size, orientation, box)
 
 
-def decode_kept(path: Path, size: int, exif: bool, content: bytes) -> Kept:
+def decode_kept(path: Path, size: int, exif: bool, content: bytes) -> CachedImage:
     """As `decode`, but at the source's size where `keeps_source`; `finished` then gives what `decode` does."""
     with _opened(path, content) as image:
         if not keeps_source(image.width, image.height, size):
-            return Kept(decode(path, size, exif, content), 1)
+            return CachedImage(decode(path, size, exif, content), 1)
         orientation = _orientation(image) if exif else 1
-        return Kept(np.array(_to_rgb(image)), orientation)
+        return CachedImage(np.array(_to_rgb(image)), orientation)
 
 
 def keeps_source(width: int, height: int, size: int) -> bool:
@@ -116,7 +116,7 @@ def keeps_source(width: int, height: int, size: int) -> bool:
     return 2 * width * height <= size * size
 
 
-def finished(kept: Kept, size: int) -> np.ndarray:
+def finished(kept: CachedImage, size: int) -> np.ndarray:
     """The pixels that `decode` gives, `size` x `size` x 3, of an image kept at its source's size."""
     return _finished(Image.fromarray(kept.pixels), size, kept.orientation, None)
 

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Source:
+class DownloadSource:
     """Where an archive lies, its checksum, the folder in it that is the data set, and a file that folder must hold."""
 
     url: str
@@ -43,14 +43,14 @@ class Source:
 
 # The checksums are those that torchvision-style loaders of both sets have verified for years.
 SOURCES = {
-    "cub": Source(
+    "cub": DownloadSource(
         "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz?download=1",
         "CUB_200_2011.tgz",
         "md5:97eceeb196236b17998738112f37df78",
         "CUB_200_2011",
         "images.txt",
     ),
-    "tiny_imagenet": Source(
+    "tiny_imagenet": DownloadSource(
         "http://cs231n.stanford.edu/tiny-imagenet-200.zip",
         "tiny-imagenet-200.zip",
         "md5:90528d7ca1a48142e341f4ef8d21d0de",

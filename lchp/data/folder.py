@@ -38,7 +38,7 @@ TRAIN, TEST, VAL = (
 HEADER = ["image", "x1", "y1", "x2", "y2"]
 TEST_SHARE = 0.2
 
-Rows = dict[str, list[tuple[int, np.ndarray]]]
+BoxRows = dict[str, list[tuple[int, np.ndarray]]]
 """Image path relative to the root -> line and box of each of its rows."""
 
 
@@ -170,7 +170,7 @@ def _walk(folder: Path, problems: list[Problem]) -> list[Path]:
     return folders
 
 
-def _read_boxes(file: Path, known: set[str], problems: list[Problem]) -> Rows:
+def _read_boxes(file: Path, known: set[str], problems: list[Problem]) -> BoxRows:
     alike: dict[str, list[str]] = {}
     for image_id in known:
         alike.setdefault(same_looking(image_id), []).append(image_id)
@@ -183,7 +183,7 @@ def _read_boxes(file: Path, known: set[str], problems: list[Problem]) -> Rows:
         return found[0] if len(found) == 1 else None
 
     text = read_bytes(file).removeprefix(b"\xef\xbb\xbf").decode(errors="surrogateescape")
-    rows: Rows = {}
+    rows: BoxRows = {}
     reader = csv.reader(io.StringIO(text, newline=""))
     try:
         header = [column.strip().lower() for column in next(reader, [])]
@@ -202,7 +202,7 @@ def _read_boxes(file: Path, known: set[str], problems: list[Problem]) -> Rows:
 def _read_row(
     row: list[str],
     image_of: Callable[[str], str | None],
-    rows: Rows,
+    rows: BoxRows,
     file: Path,
     line: int,
     problems: list[Problem],
@@ -219,7 +219,7 @@ def _read_row(
         problems.append(Problem(str(file), line, str(error), image_id))
 
 
-def _with_boxes(listing: Listing, rows: Rows, file: Path) -> Listing:
+def _with_boxes(listing: Listing, rows: BoxRows, file: Path) -> Listing:
     """The same images with the boxes that boxes.csv gives them."""
     boxed = Listing()
     for image_id, key, path in zip(listing.ids, listing.classes, listing.paths, strict=True):
@@ -229,7 +229,7 @@ def _with_boxes(listing: Listing, rows: Rows, file: Path) -> Listing:
     return boxed
 
 
-def _only_boxed(test: Listing, rows: Rows, file: Path, problems: list[Problem]) -> tuple[Listing, list[Path]]:
+def _only_boxed(test: Listing, rows: BoxRows, file: Path, problems: list[Problem]) -> tuple[Listing, list[Path]]:
     """The test images that have boxes, and the files of the others."""
     boxed, left_out = Listing(), list[Path]()
     for image_id, key, path in zip(test.ids, test.classes, test.paths, strict=True):

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from lchp.config import DataConfig
 from lchp.data.annotations import against_lists
-from lchp.data.base import DataSet, Problem, Split, describe, require_sound
+from lchp.data.base import DataSet, Problem, Split, problems_text, require_sound
 from lchp.data.cache import Cached, open_cache, place_of, shown_bytes, size_of
 from lchp.data.content import Contents, cache_folder, look
 from lchp.data.decode import decode, image_size
@@ -35,7 +35,7 @@ _PATIENCE = 120
 """Seconds without a batch after which processes count as stuck: one may die without a word while it hands one over."""
 
 
-class Batch(NamedTuple):
+class ImageBatch(NamedTuple):
     """`index`: B positions in the split; `images`: B x R x R x 3 uint8; `labels`: B int64."""
 
     index: Tensor
@@ -62,7 +62,7 @@ class Images:
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitems__(self, index: list[int]) -> Batch | DataError:
+    def __getitems__(self, index: list[int]) -> ImageBatch | DataError:
         """The hook by which torch's DataLoader fetches a whole batch at once.
 
         An error is returned, since torch wraps what a worker raises in that worker's traceback; `batches` raises it.
@@ -72,14 +72,14 @@ class Images:
         except DataError as error:
             return error
 
-    def batch(self, index: list[int], each: Callable[..., Iterable[np.ndarray]] = map) -> Batch:
+    def batch(self, index: list[int], each: Callable[..., Iterable[np.ndarray]] = map) -> ImageBatch:
         """The images at the positions `index`. Raises DataError naming the first that does not decode.
 
         each: a `map` that may decode several at once, in order.
         """
         kept = self.pixels
         pixels = np.stack(list(each(self._decode, index))) if kept is None else kept[self.rows[index]]
-        return Batch(torch.tensor(index), torch.from_numpy(pixels), torch.from_numpy(self.split.labels[index]))
+        return ImageBatch(torch.tensor(index), torch.from_numpy(pixels), torch.from_numpy(self.split.labels[index]))
 
     def _decode(self, position: int) -> np.ndarray:
         assert self.split.paths is not None
@@ -116,7 +116,7 @@ def open_images(split: Split, config: DataConfig, *, show_progress: bool = True)
         return images
     problems = _undecoded(split, bad)
     if not config.skip_bad or len(bad) == len(split):
-        raise DataError(describe(problems))
+        raise DataError(problems_text(problems))
     return replace(_without(images, bad), problems=problems)
 
 
@@ -256,7 +256,7 @@ def _open(
     return Images(split, config.resize, pixels, everything, originals=contents.sizes()), bad
 
 
-def batches(images: Images, order: Sequence[list[int]], *, workers: int, pin: bool) -> Iterator[Batch]:
+def batches(images: Images, order: Sequence[list[int]], *, workers: int, pin: bool) -> Iterator[ImageBatch]:
     """Batches of the positions in `order`, prefetched by `workers` processes where images are decoded on demand.
 
     Where the shared memory through which processes hand over images is too small, threads decode. They take over as
@@ -296,7 +296,7 @@ def lacking_memory(workers: int, batch_size: int, resize: int) -> str | None:
 
 def _by_processes(
     images: Images, order: Sequence[list[int]], workers: int, options: dict[str, Any]
-) -> Iterator[Batch | DataError]:
+) -> Iterator[ImageBatch | DataError]:
     given = 0
     try:
         loader = DataLoader(images, num_workers=workers, timeout=_PATIENCE, **options)  # pyright: ignore[reportArgumentType]
@@ -311,7 +311,7 @@ def _by_processes(
     yield from _by_threads(images, workers, rest)
 
 
-def _by_threads(images: Images, workers: int, options: dict[str, Any]) -> Iterator[Batch | DataError]:
+def _by_threads(images: Images, workers: int, options: dict[str, Any]) -> Iterator[ImageBatch | DataError]:
     with ThreadPoolExecutor(workers) as pool:
         yield from DataLoader(_Threaded(images, pool), **options)  # pyright: ignore[reportArgumentType]
 
@@ -326,7 +326,7 @@ class _Threaded:
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitems__(self, index: list[int]) -> Batch | DataError:
+    def __getitems__(self, index: list[int]) -> ImageBatch | DataError:
         try:
             return self.images.batch(index, self.pool.map)
         except DataError as error:

@@ -28,7 +28,7 @@ _SHIFT = 4
 """Fractional bits of the coordinates that OpenCV is given."""
 
 Range = tuple[float, float]
-Colour = tuple[float, float, float]
+FloatColour = tuple[float, float, float]
 Pair = np.ndarray | tuple[float, float]
 """x and y, in px."""
 
@@ -154,12 +154,12 @@ def _free_body(rng: np.random.Generator, design: Design) -> tuple[np.ndarray, np
     return rng.uniform(0, IMAGE_SIZE, 2), half, angle
 
 
-def _body_colour(rng: np.random.Generator, label: int, design: Design) -> Colour:
+def _body_colour(rng: np.random.Generator, label: int, design: Design) -> FloatColour:
     hue = (label // FAMILY) * FAMILY / CLASSES + rng.uniform(-1, 1) * design.body_jitter
     return _rgb(hue, rng.uniform(*design.body_saturation), rng.uniform(0.45, 0.9))
 
 
-def _rgb(hue: float, saturation: float, value: float) -> Colour:
+def _rgb(hue: float, saturation: float, value: float) -> FloatColour:
     r, g, b = colorsys.hsv_to_rgb(hue % 1.0, saturation, value)
     return 255 * r, 255 * g, 255 * b
 
@@ -178,7 +178,7 @@ def _texture(rng: np.random.Generator) -> np.ndarray:
     return (0.5 * (fields[0] + fields[1]))[..., None]
 
 
-def _ellipse(canvas: np.ndarray, colour: Colour | int, centre: Pair, half: Pair, angle: float) -> None:
+def _ellipse(canvas: np.ndarray, colour: FloatColour | int, centre: Pair, half: Pair, angle: float) -> None:
     """A filled ellipse without anti-aliasing, so that its pixels, and hence its box, are exact."""
     fixed = [round(float(v) * (1 << _SHIFT)) for v in (*centre, *half)]
     degrees = round(float(np.degrees(angle)))

@@ -40,7 +40,7 @@ Size = tuple[int, int]
 """Width, height in px."""
 
 
-class Boxes(NamedTuple):
+class ListedBoxes(NamedTuple):
     """An image's boxes as listed, K x 4 int64 inclusive px x1 y1 x2 y2, and the line of each."""
 
     lines: tuple[int, ...]
@@ -133,7 +133,7 @@ def _written_sizes(folder: Path, ids: Collection[str], problems: list[Problem]) 
 
 def read_boxes(
     folder: Path, ids: Collection[str], sizes: Mapping[str, Size], problems: list[Problem]
-) -> dict[str, Boxes]:
+) -> dict[str, ListedBoxes]:
     """localization.txt with boxes: id -> its boxes, one per line.
 
     A box without area, with broken pixels, or outside of its image (where the size is known) is reported, left out.
@@ -151,7 +151,7 @@ def read_boxes(
         except ValueError as error:
             problems.append(_said(at, str(error)))
     _report_unlisted(folder / LOCALIZATION, ids, found, problems)
-    return {i: Boxes(tuple(boxes), np.array(list(boxes.values()), np.int64)) for i, boxes in found.items()}
+    return {i: ListedBoxes(tuple(boxes), np.array(list(boxes.values()), np.int64)) for i, boxes in found.items()}
 
 
 def read_masks(folder: Path, ids: Collection[str], problems: list[Problem]) -> dict[str, Masks]:
@@ -206,7 +206,7 @@ def _read_split(
     ids = read_ids(lists, problems)
     labels = read_labels(lists, ids, problems)
     listed = _written_sizes(lists, ids, problems) if (lists / SIZES).is_file() else {}
-    boxes: dict[str, Boxes] = {}
+    boxes: dict[str, ListedBoxes] = {}
     # boxes of training images are diagnostics: a list without them is complete
     if not masks and (not is_train or (lists / LOCALIZATION).is_file()):
         boxes = read_boxes(lists, ids, {i: (size.width, size.height) for i, size in listed.items()}, problems)

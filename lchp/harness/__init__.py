@@ -14,9 +14,20 @@ A sweep is a base config, cells (overrides of it) and a name; `run` trains what 
 `main` makes the same a script with the flags that all sweeps share. Everything that imports Ray is in this package.
 """
 
-import lchp.imports  # noqa: F401  (before all that it explains)
+import lchp.system.imports  # noqa: F401  (before all that it explains)
 from lchp.harness.cells import Overrides, Sweep, grid
-from lchp.harness.cli import main
+from lchp.harness.script import exit_program, main, paper_tables
 from lchp.harness.sweep import Options, Outcome, SweepResult, run
 
-__all__ = ["Options", "Outcome", "Overrides", "Sweep", "SweepResult", "grid", "main", "run"]
+__all__ = [
+    "Options",
+    "Outcome",
+    "Overrides",
+    "Sweep",
+    "SweepResult",
+    "exit_program",
+    "grid",
+    "main",
+    "paper_tables",
+    "run",
+]

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from lchp.config import DataConfig, TrainConfig, flatten, from_dict, override, to_dict, to_flat
-from lchp.context import held_out_images
 from lchp.data import fingerprint, load
-from lchp.devices import resolve_device, resolve_precision
 from lchp.errors import ConfigError
-from lchp.map_boxes import require_every_class
+from lchp.system.devices import resolve_device, resolve_precision
 from lchp.training.chain import KINDS, Chain, Kind, Link, chain_of, method_of
+from lchp.training.context import held_out_images
+from lchp.training.map_boxes import require_every_class
 
 Overrides = dict[str, Any]
 """Dotted field name -> value, over the sweep's base config."""

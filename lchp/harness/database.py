@@ -23,8 +23,8 @@ from optuna.storages import BaseStorage, RDBStorage, get_storage
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
 
-from lchp import runs
 from lchp.errors import ConfigError, RunError
+from lchp.files import runs
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)

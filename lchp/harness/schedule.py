@@ -30,7 +30,7 @@ class Progress:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-class Schedule:
+class JobSchedule:
     """Jobs and their states. A job is released only when what it needs is there, what others need first. Nothing here
     waits, so no job holds a device while it waits for another."""
 
@@ -141,7 +141,3 @@ class Schedule:
             for other in progress.job.needs:
                 if self.jobs[other].state == "idle":
                     self._again(other)
-
-    def count(self, kind: str, *states: State) -> int:
-        """How many jobs of a kind are in one of these states."""
-        return sum(p.job.kind == kind and p.state in states for p in self.jobs.values())

@@ -20,14 +20,16 @@ from optuna.distributions import check_distribution_compatibility
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
-from lchp import runs
 from lchp.config import PLACES, TrainConfig, to_flat
 from lchp.data import load
 from lchp.errors import ConfigError, RunError
+from lchp.files import runs
+from lchp.files.locks import LOCK, locked
+from lchp.files.schema import cell_key
 from lchp.harness.cells import MAX_CELLS, Cell, Job, Overrides, Sweep, make_cell, pinned
 from lchp.harness.database import DATABASE, open_study
-from lchp.harness.schedule import Progress, Schedule
-from lchp.harness.storage import Store
+from lchp.harness.schedule import JobSchedule, Progress
+from lchp.harness.store import Store
 from lchp.harness.sweep import (
     WORK,
     Hooks,
@@ -43,8 +45,6 @@ from lchp.harness.sweep import (
     require_new,
     run_trials,
 )
-from lchp.locks import LOCK, locked
-from lchp.schema import cell_key
 from lchp.training.chain import KINDS, Kind
 
 Space = Callable[[optuna.Trial], Overrides]
@@ -95,7 +95,7 @@ def search(spec: Search, options: Options | None = None, *, show_progress: bool 
             Sweep(spec.name, base, []),
             options,
             recorded_cells(folder, base),
-            Schedule([]),
+            JobSchedule([]),
             Store(storage),
             folder,
             claim,

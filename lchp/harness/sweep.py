@@ -18,18 +18,19 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from lchp import __version__, runs
+from lchp import __version__
 from lchp.config import TrainConfig, from_dict, show, to_dict
 from lchp.errors import ConfigError, RunError
-from lchp.evaluate import Metric
+from lchp.evaluation.metrics import Metric
+from lchp.files import runs
+from lchp.files.locks import LOCK, Claim, locked
+from lchp.files.schema import SWEEP_VERSIONS
 from lchp.harness.cells import Cell, Job, Sweep, expand, jobs_of, make_cell, pinned
-from lchp.harness.progress import Display
-from lchp.harness.schedule import Progress, Reason, Schedule
-from lchp.harness.startup import Resources, cluster
-from lchp.harness.storage import Store
-from lchp.harness.trainable import Setting
-from lchp.locks import LOCK, Claim, locked
-from lchp.schema import SWEEP_VERSIONS
+from lchp.harness.cluster import Resources, cluster
+from lchp.harness.display import Display
+from lchp.harness.schedule import JobSchedule, Progress, Reason
+from lchp.harness.store import Store
+from lchp.harness.trial import Setting
 from lchp.training.chain import label
 
 log = logging.getLogger(__name__)
@@ -152,7 +153,7 @@ class Plan:
     sweep: Sweep
     options: Options
     cells: list[Cell]
-    schedule: Schedule
+    schedule: JobSchedule
     store: Store
     folder: Path
     claim: Claim | None = None
@@ -240,7 +241,7 @@ def make_plan(sweep: Sweep, options: Options, *, look_only: bool = False) -> Pla
                 f"{options.workers_per_trial} workers; change it, or --workers-per-trial"
             )
     store = Store(storage)
-    plan = Plan(replace(sweep, base=base), options, list(cells.values()), Schedule([]), store, folder)
+    plan = Plan(replace(sweep, base=base), options, list(cells.values()), JobSchedule([]), store, folder)
     plan.schedule.add(plan.jobs().values())
     look_up(plan, look_only=look_only)
     if (folder / SWEEP).exists():
@@ -383,7 +384,7 @@ def run_trials(plan: Plan, hooks: Hooks | None = None, *, show_progress: bool) -
         plan.schedule,
         lambda: _count_cells(plan, hooks.total),
         hooks.best or (lambda: _best(plan)),
-        lambda p: _describe_job(plan, p),
+        lambda p: _job_text(plan, p),
         show_progress,
     )
     with cluster(
@@ -464,8 +465,8 @@ class Patience:
 def _tune(plan: Plan, setting: Setting, places: int, display: Display, hooks: Hooks, resources: Resources) -> None:
     from ray import tune
 
-    from lchp.harness.searcher import Faulty, LinkSearcher, Tracker
-    from lchp.harness.trainable import plain_trial, ray_train_trial
+    from lchp.harness.trial import plain_trial, ray_train_trial
+    from lchp.harness.tune import Faulty, LinkSearcher, Tracker
 
     news, due = False, 0.0  # of sweep.json: whether it is behind, and when it may be written again
     faults: list[Exception] = []  # raised inside Tune, they would come with its traceback: they end it, then are raised
@@ -574,7 +575,7 @@ def _best(plan: Plan) -> str:
                 progress.facts["score"] = headline({**runs.read_summary(folder)})
         score = progress.facts["score"]
         if score is not None and (best is None or score > best[0]):
-            best = score, textwrap.shorten(describe(cell.overrides), 60, placeholder=" ...")
+            best = score, textwrap.shorten(overrides_text(cell.overrides), 60, placeholder=" ...")
     return "" if best is None else f"{best[0]:.2f} ({best[1]})"
 
 
@@ -585,15 +586,15 @@ def headline(summary: dict[str, Any]) -> float | None:
     return known if known is not None else summary.get("unboxed", {}).get("center_crop", {}).get("score")
 
 
-def describe(overrides: dict[str, Any]) -> str:
+def overrides_text(overrides: dict[str, Any]) -> str:
     """Overrides as text: `delta 0.6, tau 0.9`."""
     return ", ".join(f"{k.rpartition('.')[2]} {show(v)}" for k, v in overrides.items()) or "base"
 
 
-def _describe_job(plan: Plan, progress: Progress) -> str:
+def _job_text(plan: Plan, progress: Progress) -> str:
     job = progress.job
     of = [c for c in plan.cells if job.name in (plan.job_of(c), *plan.schedule.jobs[plan.job_of(c)].job.needs)]
-    text = textwrap.shorten(describe(of[0].overrides), 60, placeholder=" ...") if of else job.key
+    text = textwrap.shorten(overrides_text(of[0].overrides), 60, placeholder=" ...") if of else job.key
     more = f" and {len(of) - 1} more" if len(of) > 1 else ""
     return f"{'all links' if job.alone else job.kind} of {text}{more}, seed {job.config.seed}"
 

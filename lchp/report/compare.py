@@ -15,12 +15,12 @@ from tabulate import tabulate
 
 from lchp.config import to_flat
 from lchp.errors import ConfigError, RunError
-from lchp.evaluate import FRAMES, RESULTS, hits, in_top, percent
-from lchp.records import METRICS, TITLES, read_predictions
-from lchp.report.collect import title_of
-from lchp.report.depends import is_complete, result_of
-from lchp.runs import PREDICTIONS, read_config, read_environment
-from lchp.targets import as_path
+from lchp.evaluation.metrics import FRAMES, RESULTS, hits, in_top, percent
+from lchp.evaluation.predictions import METRICS, TITLES, read_predictions
+from lchp.files.runs import PREDICTIONS, read_config, read_environment
+from lchp.files.targets import as_path
+from lchp.report.dependence import is_complete, result_of
+from lchp.report.read import title_of
 
 RESAMPLES = 9999
 CONFIDENCE = 0.95
@@ -29,8 +29,8 @@ COMPARED = ("gt_known", "top1_loc")
 
 @dataclass(frozen=True)
 class Side:
-    """One of `lchp.evaluate.RESULTS` of a run folder. method: whose run it is, as the tables have it; None where the
-    results' own titles say it."""
+    """One of `lchp.evaluation.metrics.RESULTS` of a run folder. method: whose run it is, as the tables have it;
+    None where the results' own titles say it."""
 
     run: Path
     result: str

@@ -11,18 +11,18 @@ from tabulate import tabulate
 
 from lchp.config import show
 from lchp.errors import RunError
-from lchp.report.collect import Records
-from lchp.report.depends import is_complete
-from lchp.report.groups import IDENTITY, canonical, rows
+from lchp.report.dependence import is_complete
+from lchp.report.read import Records
+from lchp.report.select import IDENTITY, canonical, rows
 
 FRAME = "center_crop"
 PARTS = ("crop", "masked", "area", "score")
 
 
 @dataclass(frozen=True)
-class Setting:
+class RankedSetting:
     """One setting: the fields that tell it from the others, its seeds, and means over them in percent. parts: of
-    `lchp.evaluate.unboxed`, for LCHP-R on the test images; known: GT-Known of LCHP-R (None without boxes)."""
+    `lchp.evaluation.metrics.unboxed`, for LCHP-R on the test images; known: GT-Known of LCHP-R (None without boxes)."""
 
     values: Mapping[str, Any]
     seeds: int
@@ -30,7 +30,7 @@ class Setting:
     known: float | None
 
 
-def rank(records: Records, where: Mapping[str, Any] | None = None) -> tuple[Setting, ...]:
+def rank(records: Records, where: Mapping[str, Any] | None = None) -> tuple[RankedSetting, ...]:
     """Settings, the best score first; runs that `lchp train` wrote before it computed the score are left out.
 
     Raises RunError where no run is left.
@@ -47,7 +47,7 @@ def rank(records: Records, where: Mapping[str, Any] | None = None) -> tuple[Sett
     vary = [name for name in IDENTITY if len(set(runs[name])) > 1]
     groups = [part for _, part in runs.groupby(vary, sort=False, dropna=False)] if vary else [runs]
     found = [
-        Setting(
+        RankedSetting(
             {name: group[name].iloc[0] for name in vary},
             len(set(group["seed"])),
             {part: float(group[column].to_numpy(float).mean()) for part, column in columns.items()},
@@ -63,7 +63,7 @@ def _known(runs: pd.DataFrame) -> float | None:
     return None if np.isnan(value) else value
 
 
-def rank_text(settings: Sequence[Setting]) -> str:
+def rank_text(settings: Sequence[RankedSetting]) -> str:
     """A table, and how well the ranking agrees with GT-Known where there are boxes."""
     names = list(settings[0].values)
     head = [*(name.rpartition(".")[2] for name in names), "seeds", *PARTS, "GT-Known (not used)"]

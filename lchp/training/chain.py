@@ -10,15 +10,15 @@ from functools import cache, lru_cache
 from types import MappingProxyType
 from typing import Any
 
-from lchp import runs
 from lchp.backbones import weights_identity
-from lchp.choice import ROUNDS
-from lchp.config import AUTO, FIELDS, MEASURED, TrainConfig, fields_of, override, to_flat
-from lchp.devices import resolve_device, resolve_precision
+from lchp.baselines import METHODS, Method, method
+from lchp.config import AUTO, FIELDS, GONE, MEASURED, TrainConfig, fields_of, override, to_flat
 from lchp.errors import ConfigError
-from lchp.methods import METHODS, Method, method
-from lchp.runs import KINDS, STAGES, Kind
-from lchp.stages import views_of
+from lchp.files import runs
+from lchp.files.runs import KINDS, STAGES, Kind
+from lchp.method.choice import ROUNDS
+from lchp.method.steps import views_of
+from lchp.system.devices import resolve_device, resolve_precision
 
 RECIPE_VERSION = 4
 """Raise it when the maths changes, so that a result trained by the old one is not taken for the new."""
@@ -222,7 +222,7 @@ def chain_of(config: TrainConfig, data: str, *, last: Kind | None = None) -> Cha
     for kind in kinds if last is None else kinds[: kinds.index(last) + 1]:
         needs = tuple(links)
         fields = _values(flat, _own_fields(config, found, kind))
-        about = {"kind": kind, "fields": fields, "needs": [links[need].key for need in needs]}
+        about = {"kind": kind, "fields": fields | _gone(fields), "needs": [links[need].key for need in needs]}
         key = runs.digest(about | _beside(config, found, kind, data))
         links[kind] = Link(
             kind,
@@ -250,6 +250,12 @@ def _values(flat: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
             if mask is not None and flat[f"initialization.{mask}"] is None:
                 values[f"initialization.{mask}"] = flat[f"initialization.{box}"]
     return values
+
+
+def _gone(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What keys say of fields that are GONE, so that a store of before serves."""
+    beside = {"initialization.merge": "initialization.second_pass", "refinement.scorer": "refinement.loss_weight"}
+    return {name: value for name, value in GONE.items() if beside[name] in fields}
 
 
 _UNSAID = frozenset((name, f.since.meant) for name, f in FIELDS.items() if f.since and f.since.recipe >= 4)

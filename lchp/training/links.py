@@ -12,35 +12,28 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from lchp import distributed
 from lchp.backbones import Trunk
-from lchp.batch import Batch, Step
+from lchp.baselines import Method
+from lchp.baselines.psol import localizer_loss
 from lchp.boxes import area
-from lchp.choice import ROUNDS, Choice, known_by_each, looked_at, parted
 from lchp.config import InitializationConfig, RefinementConfig, TrainConfig, show
-from lchp.context import Context
-from lchp.distributed import share_batch_statistics
 from lchp.errors import ConfigError, RunError
-from lchp.inference import BoxSource, Models, predicting
-from lchp.loop import Chunks, Metrics, Training, epoch_seed, make_schedule
-from lchp.map_boxes import Directions, ddt_trunk, map_source, of_map
-from lchp.measure import validate
-from lchp.methods import Method
-from lchp.methods.base import Teaching
-from lchp.methods.psol import localizer_loss
-from lchp.networks import Classifier, Localizer
-from lchp.pseudo import Snapshots, make_teacher, update_teacher
-from lchp.stages import (
-    Labels,
-    freeze_batch_norm,
-    label_views,
-    localizer_step,
-    pseudo_boxes,
-    refinement_step,
-)
+from lchp.evaluation.inference import BoxSource, Models, predicting
+from lchp.method.batch import Batch, Step
+from lchp.method.choice import ROUNDS, Choice, candidate_boxes, known_by, looked_at, parted
+from lchp.method.definition import Teaching
+from lchp.method.networks import Classifier, Localizer
+from lchp.method.pseudo_boxes import Snapshots, make_teacher, update_teacher
+from lchp.method.steps import Labels, freeze_batch_norm, label_views, localizer_step, pseudo_boxes, refinement_step
+from lchp.method.view_table import Boxes, ViewTable
+from lchp.system import distributed
+from lchp.system.distributed import share_batch_statistics
+from lchp.training.batches import epoch_order, general_batches, images_of, plain_batches, strong_batches, taught_batches
 from lchp.training.chain import Chain, Kind, Link
-from lchp.view_table import Boxes, ViewTable
-from lchp.views import epoch_order, general_batches, images_of, plain_batches, strong_batches, taught_batches
+from lchp.training.context import Context
+from lchp.training.fit import Chunks, Metrics, Training, epoch_seed, make_schedule
+from lchp.training.map_boxes import Directions, ddt_trunk, map_source, of_map
+from lchp.training.measure import validate
 
 log = logging.getLogger(__name__)
 
@@ -172,7 +165,7 @@ def _by_loss(found: Method) -> Step:
 
 
 def _choice(work: Work, link: Link) -> Training:
-    """How LCHP's teacher is to make boxes: candidates scored on some hundred training images (see `lchp.choice`)."""
+    """How LCHP's teacher is to make boxes: candidates scored on some hundred training images (`lchp.method.choice`)."""
     context, teacher = work.context, work.done["classifier"]["teacher"]
     config, first = context.config, context.config.initialization
     choice = Choice(first, config.model.head).to(context.device)
@@ -188,9 +181,10 @@ def _choice(work: Work, link: Link) -> Training:
     def step(_net: None, batch: Batch, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
         running, x = choice.running(epoch), batch.images
         with predicting(len(x)):
-            configs, margin = [choice.configs[n] for n in running], config.refinement.crop_margin
-            for n, known in zip(running, known_by_each(scorer, x, batch.labels, configs, fill, margin), strict=True):
-                choice.note(epoch, n, *known)
+            found = candidate_boxes(scorer, x, [choice.configs[n] for n in running])
+            for n, (_, boxes) in zip(running, found, strict=True):
+                known = known_by(scorer, x, batch.labels, boxes, fill, config.refinement.crop_margin)
+                choice.note(epoch, n, *known, boxes)
         score = choice.scores(epoch)[running].max()
         return score, {"score": score}
 

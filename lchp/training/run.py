@@ -17,20 +17,19 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 
-from lchp import distributed, runs
 from lchp.config import PLACES, TrainConfig, show, to_flat
-from lchp.context import Context, describe_environment, open_context
-from lchp.devices import peak_memory_mb
 from lchp.errors import ConfigError, RunError
-from lchp.inference import Models
-from lchp.interrupt import Stop
-from lchp.locks import LOCK, Claim, HeldError, locked
-from lchp.loop import Metrics, Session, Training, fill, fit
-from lchp.map_boxes import map_source, require_every_class
-from lchp.measure import kept_boxes, known_kept, predictions_of, stage2_gain, summary_of, validate
-from lchp.records import joined, read_predictions, write_predictions
-from lchp.runs import CHECKPOINTS, ENVIRONMENT, SUMMARY
-from lchp.targets import OF_A_RUN
+from lchp.evaluation.inference import Models
+from lchp.evaluation.predictions import joined, read_predictions, write_predictions
+from lchp.files import runs
+from lchp.files.locks import LOCK, Claim, HeldError, locked
+from lchp.files.runs import CHECKPOINTS, ENVIRONMENT, SUMMARY
+from lchp.files.targets import OF_A_RUN
+from lchp.method.batch import nothing
+from lchp.system import distributed
+from lchp.system.devices import peak_memory_mb
+from lchp.system.interrupt import Stop
+from lchp.training.batches import epoch_order
 from lchp.training.chain import (
     RECIPE_VERSION,
     Chain,
@@ -43,8 +42,11 @@ from lchp.training.chain import (
     stage1_kinds,
     taken_kinds,
 )
+from lchp.training.context import Context, describe_environment, open_context
+from lchp.training.fit import Metrics, Session, Training, fill, fit
 from lchp.training.links import Work, build, pseudo_source, require_whole_batches, training_of
-from lchp.views import epoch_order
+from lchp.training.map_boxes import map_source, require_every_class
+from lchp.training.measure import kept_boxes, known_kept, predictions_of, stage2_gain, summary_of, validate
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +55,8 @@ StageChoice = Literal["both", "init", "refine"]
 
 @dataclass(frozen=True)
 class Result:
-    """A finished run: its folder, the config it received, and its summary (see `lchp.records.summarize`)."""
+    """A finished run: its folder, the config it received, and its summary
+    (see `lchp.evaluation.predictions.summarize`)."""
 
     run: Path
     config: TrainConfig
@@ -91,12 +94,8 @@ def train(
         raise ConfigError("--resume needs --output DIR, the run folder to go on with")
     last = stage1_kinds(config)[-1] if stage == "init" else None
     found: dict[Kind, Path] = {} if source is None else dict.fromkeys(taken_kinds(config), Path(source))
-    how = Session(config.seed, resume, on_epoch=on_epoch or _nothing, show_progress=show_progress, stop=stop)
+    how = Session(config.seed, resume, on_epoch=on_epoch or nothing, show_progress=show_progress, stop=stop)
     return train_links(config, None if output is None else Path(output), how, last=last, found=found)
-
-
-def _nothing(_: Metrics) -> None:
-    pass
 
 
 def train_links(
@@ -188,7 +187,7 @@ def _train(
 @dataclass(frozen=True)
 class _Trained:
     """What a chain has come to: the models of all its results, what they predict (a table of predictions.parquet; None
-    where no link has a result), the kept boxes of LCHP-I, and what was chosen (see `lchp.choice`)."""
+    where no link has a result), the kept boxes of LCHP-I, and what was chosen (see `lchp.method.choice`)."""
 
     models: Models
     table: Any
@@ -419,7 +418,7 @@ def _trained_by(config: TrainConfig) -> dict[str, Any]:
 
 
 def _open_board(run: Path, context: Context) -> Any:
-    from lchp.board import open_board  # tensorboardX is for those who ask for it
+    from lchp.training.board import open_board  # tensorboardX is for those who ask for it
 
     config = context.config
     return open_board(run, context.test, config.data.image_size, config.seed)

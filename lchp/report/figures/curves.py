@@ -14,9 +14,8 @@ from scipy.stats import bootstrap, spearmanr
 
 from lchp.config import Preset
 from lchp.errors import RunError
-from lchp.evaluate import FRAMES, IOU_THRESHOLD, hits, percent
-from lchp.records import TITLES
-from lchp.report.collect import Records
+from lchp.evaluation.metrics import FRAMES, IOU_THRESHOLD, hits, percent
+from lchp.evaluation.predictions import TITLES
 from lchp.report.figures.images import Predicted
 from lchp.report.figures.style import (
     BLUE,
@@ -34,17 +33,18 @@ from lchp.report.figures.style import (
     Mark,
     style,
 )
-from lchp.report.groups import DELTA, TAU, Group, choose
 from lchp.report.paper import Paper
 from lchp.report.paper import number as as_number
-from lchp.report.tables import DATA, FAILED, NO_BOXES, PAPER_FRAME, PROTOCOL, Table, axis_table
+from lchp.report.read import Records
+from lchp.report.select import DELTA, TAU, Group, choose
+from lchp.report.tables.grid import DATA, FAILED, NO_BOXES, PAPER_FRAME, PROTOCOL, Table, axis_table
 
 THRESHOLDS = np.arange(4, 37) / 40  # 0.1 to 0.9; 20 / 40 is 0.5 exactly
 BINS = 10
 RESAMPLES = 999
 
 Where = Mapping[str, Any] | None
-"""Values of fields that the runs must have, as in `lchp.report.groups.choose`."""
+"""Values of fields that the runs must have, as in `lchp.report.select.choose`."""
 PaperCurve = Mapping[float, float | None]
 """The paper's value at each delta or tau, in percent; None: training failed."""
 

@@ -11,9 +11,9 @@ from matplotlib.lines import Line2D
 from lchp.config import TrainConfig
 from lchp.data import DataSet
 from lchp.errors import RunError
-from lchp.evaluate import IOU_THRESHOLD, hits
+from lchp.evaluation.metrics import IOU_THRESHOLD, hits
+from lchp.evaluation.predictions import TITLES
 from lchp.pictures import STYLES
-from lchp.records import TITLES
 from lchp.report.figures.images import Predicted, read_pixels
 from lchp.report.figures.style import PAGE, SMALL, Drawing, box_handles, draw_box, draw_picture, pen, style
 

@@ -11,10 +11,10 @@ from lchp.config import TrainConfig
 from lchp.data import DataSet
 from lchp.data.decode import decode, image_size
 from lchp.errors import DataError, RunError
-from lchp.evaluate import RESULTS
-from lchp.frames import Frame
-from lchp.records import read_predictions
-from lchp.runs import PREDICTIONS
+from lchp.evaluation.frames import Frame
+from lchp.evaluation.metrics import RESULTS
+from lchp.evaluation.predictions import read_predictions
+from lchp.files.runs import PREDICTIONS
 
 
 @dataclass(frozen=True)

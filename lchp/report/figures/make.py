@@ -12,19 +12,19 @@ import pandas as pd
 from lchp.config import PRESETS, Preset, TrainConfig, as_chosen, override, preset, suggest
 from lchp.data import DataSet, load
 from lchp.errors import ConfigError, DataError, LchpError, RunError
-from lchp.evaluate import FRAMES
-from lchp.report.collect import METHOD, OF_COMPARED, Records, collect
-from lchp.report.depends import is_complete, results
+from lchp.evaluation.metrics import FRAMES
+from lchp.files.runs import read_summary
+from lchp.report.dependence import is_complete, results
 from lchp.report.figures.curves import against_iou, over_delta, over_tau, over_threshold, training
 from lchp.report.figures.grids import Against, Pick, grid, pick_images
 from lchp.report.figures.images import Predicted, read_frame, read_pixels
 from lchp.report.figures.panel import follow, panel
 from lchp.report.figures.run_files import config_of, metrics_of
 from lchp.report.figures.style import Drawing, save
-from lchp.report.groups import choose, differences, parse_where, place, preset_of, show
 from lchp.report.paper import Paper, read_paper
-from lchp.report.tables import DATA
-from lchp.runs import read_summary
+from lchp.report.read import METHOD, OF_COMPARED, Records, collect
+from lchp.report.select import choose, differences, parse_where, place, preset_of, show
+from lchp.report.tables.grid import DATA
 
 Name = Literal["delta", "tau", "iou", "confidence", "training", "grid", "panel"]
 NAMES: tuple[Name, ...] = get_args(Name)
@@ -34,7 +34,7 @@ MOST = 60
 
 
 @dataclass(frozen=True)
-class Wanted:
+class FigureOptions:
     """What to draw, from what. Raises ConfigError for what does not fit.
 
     storages: to read; preset: recipe and grid, None for what the records hold; figures: by name, empty for all; where:
@@ -80,7 +80,7 @@ class Wanted:
 class Material:
     """What figures are drawn from; read when the first figure asks for it."""
 
-    wanted: Wanted
+    wanted: FigureOptions
     records: Records
     recipe: Preset
     paper: Paper
@@ -192,7 +192,7 @@ class NotDrawn:
     reason: str
 
 
-def draw(wanted: Wanted, records: Records, recipe: Preset, paper: Paper) -> Iterator[Drawing | NotDrawn]:
+def draw(wanted: FigureOptions, records: Records, recipe: Preset, paper: Paper) -> Iterator[Drawing | NotDrawn]:
     """The figures in order. Raises ConfigError for a mistake in what was asked for."""
     material = Material(wanted, records, recipe, paper)
     for name in wanted.names:
@@ -211,7 +211,7 @@ def draw(wanted: Wanted, records: Records, recipe: Preset, paper: Paper) -> Iter
                 yield NotDrawn(title, " ".join(str(error).split()))
 
 
-def make_figures(wanted: Wanted, out: Path, paper_csv: Path) -> int:
+def make_figures(wanted: FigureOptions, out: Path, paper_csv: Path) -> int:
     """Writes NAME.png, NAME.pdf and the caption NAME.txt of each figure to `out`.
 
     Returns the exit status: 1 where a record could not be read or a figure not be drawn (each is named on standard

@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 
 from lchp.config import TrainConfig
 from lchp.errors import RunError
+from lchp.files.runs import CHECKPOINTS, PREDICTIONS, link_folder
 from lchp.report.figures.images import Predicted
 from lchp.report.figures.style import PAGE, Drawing, draw_box, draw_picture, style
-from lchp.runs import CHECKPOINTS, PREDICTIONS, link_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,15 +58,15 @@ def follow(run: Path, config: TrainConfig, pixels: np.ndarray, seed: int) -> Ste
 
     import torch
 
-    from lchp.augment import crop, sample_strong, strong_view
-    from lchp.checkpoints import load_checkpoint
-    from lchp.devices import autocast, resolve_precision
-    from lchp.frames import Frame
-    from lchp.losses import confidence, foreground
-    from lchp.predict import load_run, localizer_checkpoint
-    from lchp.pseudo import make_teacher, upsample
-    from lchp.stages import padding, predict_boxes, pseudo_boxes
+    from lchp.deploy.predict import load_run, localizer_checkpoint
+    from lchp.evaluation.frames import Frame
+    from lchp.method.losses import confidence, foreground
+    from lchp.method.pseudo_boxes import make_teacher, upsample
+    from lchp.method.steps import padding, predict_boxes, pseudo_boxes
+    from lchp.method.views import crop, sample_strong, strong_view
+    from lchp.system.devices import autocast, resolve_precision
     from lchp.training.chain import STAGES
+    from lchp.training.checkpoints import load_checkpoint
 
     stage1 = link_folder(run, "classifier") / CHECKPOINTS / f"{STAGES['classifier']}.pt"
     for path in (link_folder(run, "refinement") / CHECKPOINTS / f"{STAGES['refinement']}.pt", stage1):

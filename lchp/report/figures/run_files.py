@@ -7,10 +7,10 @@ from typing import Any
 
 import pandas as pd
 
-from lchp import runs
 from lchp.config import FIELDS, TrainConfig, override
 from lchp.errors import RunError
-from lchp.runs import KINDS, STAGES, link_folders
+from lchp.files import runs
+from lchp.files.runs import KINDS, STAGES, link_folders
 
 
 def config_of(row: pd.Series) -> TrainConfig:

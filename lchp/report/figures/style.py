@@ -19,10 +19,10 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
 from lchp import pictures
-from lchp.records import TITLES
-from lchp.report.collect import clean
-from lchp.runs import write_atomically
-from lchp.targets import holding, require_file
+from lchp.evaluation.predictions import TITLES
+from lchp.files.runs import write_atomically
+from lchp.files.targets import holding, require_file
+from lchp.report.read import clean
 
 COLUMN, PAGE = 3.5, 7.16
 """Widths of a column and of a page of the paper's journal, in inches. A figure is printed at the size it has."""

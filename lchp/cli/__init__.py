@@ -1,0 +1,68 @@
+"""The command line: lchp train | evaluate | score | scoremaps | predict | export | data, a file per command."""
+
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import lchp.system.imports  # noqa: F401  (before all that it explains)
+from lchp import __version__
+from lchp.cli.data import DataCheck, DataDownload
+from lchp.cli.evaluate import Evaluate
+from lchp.cli.export import Export
+from lchp.cli.predict import Predict
+from lchp.cli.score import Score
+from lchp.cli.scoremaps import ScoreMaps
+from lchp.cli.train import Train
+from lchp.config import PRESETS, suggest
+from lchp.console import guarded, parse, preset_config
+from lchp.errors import ConfigError
+from lchp.system import streams
+
+COMMANDS: dict[str, type[Any]] = {
+    "train": Train,
+    "evaluate": Evaluate,
+    "score": Score,
+    "scoremaps": ScoreMaps,
+    "predict": Predict,
+    "export": Export,
+    "data check": DataCheck,
+    "data download": DataDownload,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit status: 0, 1 for a fault found, or as `guarded` says."""
+    streams.prepare()
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    kept = "; what was trained is kept: go on with the same command, --output and --resume"
+    stopped = f"lchp: stopped{kept if arguments[:1] == ['train'] else ''}"
+    return guarded(lambda: _dispatch(arguments), stopped, error="lchp: error")
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if arguments[:1] == ["--version"]:
+        print(f"lchp {__version__}")
+        return 0
+    for name, command in COMMANDS.items():
+        words = name.split()
+        if arguments[: len(words)] == words:
+            rest = arguments[len(words) :]
+            default = Train(preset_config(rest)) if command is Train else None
+            return parse(command, rest, f"lchp {name}", default).run()
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    said = " ".join(arguments[: 2 if arguments[0] == "data" else 1])
+    raise ConfigError(f"{said}: no such command{suggest(said, COMMANDS)}; lchp --help lists them")
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {n:<{width}}  {(c.__doc__ or '').strip().splitlines()[0]}" for n, c in COMMANDS.items())
+    presets = "\n".join(f"  {n:<{width}}  {p.about}" for n, p in PRESETS.items())
+    return (
+        "usage: lchp COMMAND [OPTIONS]   (lchp COMMAND --help lists the options)\n\n"
+        f"commands:\n{commands}\n\npresets of lchp train --preset NAME:\n{presets}"
+    )

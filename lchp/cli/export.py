@@ -1,0 +1,42 @@
+"""`lchp export`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from lchp.errors import ConfigError
+
+
+@dataclass
+class Export:
+    """Write localizer and classifier of a run as one file that runs without lchp."""
+
+    run_folder: Annotated[Path, tyro.conf.arg(name="run", metavar="DIR")]
+    """Run folder; LCHP-R is used, or LCHP-I where stage 2 is not complete."""
+    output: Path
+    """File to write; over an earlier export alone."""
+    format: Literal["torchscript", "onnx"] | None = None
+    """By default what the file's name ends in: .onnx, or TorchScript for .pt and .ts."""
+
+    def run(self) -> int:
+        """Carries the command out; the exit status."""
+        from lchp.deploy.export import export
+        from lchp.deploy.predict import load_run
+        from lchp.evaluation.metrics import TITLES
+        from lchp.system.devices import resolve_device
+
+        by_name = {".onnx": "onnx", ".pt": "torchscript", ".ts": "torchscript"}.get(self.output.suffix)
+        format: Any = self.format or by_name
+        if format is None or (by_name is not None and format != by_name):
+            raise ConfigError(
+                f"output = {str(self.output)!r}: end its name in .onnx, or in .pt for TorchScript"
+                + (f", to go with --format {format}" if format else "")
+            )
+        about = export(load_run(self.run_folder, resolve_device("cpu")), self.output, format)
+        print(
+            f"{self.output}: {TITLES[about['result']]} and classifier as {format}, {about['image_size']} px, "
+            f"{len(about['class_names'])} classes; largest difference {about['largest_difference']:.1e}"
+        )
+        return 0

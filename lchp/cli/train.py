@@ -1,0 +1,68 @@
+"""`lchp train`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from lchp.config import TrainConfig, masked_as, preset
+from lchp.system import streams
+from lchp.system.interrupt import on_signals
+
+
+@dataclass
+class Train:
+    """Train both stages, predict the test images, and write a run folder."""
+
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")]
+    preset: str = "parts"
+    """Recipe that every other option overrides."""
+    output: Path | None = None
+    """Run folder; runs/DATA-seedN-TIME by default."""
+    resume: bool = False
+    """Go on from the newest checkpoint in --output."""
+    stage: Literal["both", "init", "refine"] = "both"
+    """Both stages, stage 1 alone, or stage 2 alone from a run folder that holds stage 1."""
+    source: Annotated[Path | None, tyro.conf.arg(name="from", metavar="DIR")] = None
+    """Run folder that holds stage 1, for --stage refine."""
+
+    def __post_init__(self) -> None:
+        self.config = masked_as(self.config, preset(self.preset))
+
+    def run(self) -> int:
+        """Carries the command out; the exit status."""
+        from lchp.evaluation.predictions import summary_table
+        from lchp.training.run import train
+
+        streams.outlast()
+        with on_signals() as stop:
+            result = train(
+                self.config,
+                output=self.output,
+                stage=self.stage,
+                source=self.source,
+                resume=self.resume,
+                show_progress=True,
+                stop=stop,
+            )
+        print(f"\n{summary_table(result.summary)}")
+        if (said := method_line(result.config)) is not None:
+            print(said)
+        print(f"\nrun folder: {result.run}")
+        return 0
+
+
+def method_line(config: TrainConfig) -> str | None:
+    """What the results of a compared method's run are; None for LCHP's."""
+    from lchp.training.chain import label, method_of
+
+    found, method = method_of(config), config.method
+    if found.complete:
+        return None
+    threshold = "" if found.map is None else f" (method.threshold {method.threshold:g})"
+    source = "DDT's box" if found.map is None else "the box of its map"
+    parts = [f"Pseudo Label is {source}, of the image's own class (where top-1 is right, that is the predicted one)"]
+    parts += ["LCHP-I the localizer regressed on such boxes"] if method.localizer else []
+    parts += ["LCHP-R that after LCHP's stage 2"] if method.refine else []
+    return f"method: {label(config)}{threshold}; {', '.join(parts)}"

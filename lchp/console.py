@@ -1,0 +1,171 @@
+"""What every program of the package is on a terminal: flags read into a dataclass, and faults that are one line."""
+
+import argparse
+import contextlib
+import dataclasses
+import io
+import logging
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from lchp.system import imports  # isort: skip  (before the packages whose failure it explains)
+
+import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from lchp.config import FIELDS, TrainConfig, preset, suggest
+from lchp.errors import ConfigError, LchpError, is_of_threads, lacked_memory, printable
+from lchp.files.targets import as_path
+from lchp.system import streams
+from lchp.system.interrupt import Interrupted, on_signals
+
+INTERRUPTED = 130
+
+PATHS = ConstructorRegistry()
+"""How every command reads a path."""
+
+
+@PATHS.primitive_rule
+def _path(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
+    if info.type is not Path:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=lambda texts: as_path(texts[0]),
+        is_instance=lambda value: isinstance(value, Path),
+        str_from_instance=lambda path: [str(path)],
+    )
+
+
+def guarded(body: Callable[[], int], stopped: str = "stopped", *, error: str = "error") -> int:
+    """The exit status of `body`, whose faults become one line each: 2 for a user's mistake and for a file that cannot
+    be written, 130 for Ctrl-C and 143 for SIGTERM (which print `stopped`), 141 where nobody reads standard output any
+    more. The one place through which every program runs: its streams are made safe here (`lchp.system.streams`)."""
+    streams.prepare()
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)  # unless the program has said otherwise
+    try:
+        return _answered(body, stopped, error)
+    except BrokenPipeError:  # whoever read standard output has enough (lchp predict ... | head)
+        return streams.UNREAD
+    finally:
+        streams.settle()
+
+
+def _flushed(body: Callable[[], int]) -> int:
+    """Fails here, and not when Python ends, where what was printed cannot be written."""
+    try:
+        status = body()
+    except SystemExit:  # --help
+        sys.stdout.flush()
+        raise
+    sys.stdout.flush()
+    return status
+
+
+def _answered(body: Callable[[], int], stopped: str, error: str) -> int:
+    try:
+        with on_signals():
+            return _flushed(body)
+    except LchpError as fault:
+        print(f"{error}: " + "\n".join(map(printable, str(fault).split("\n"))), file=sys.stderr)  # a list has lines
+        return 2
+    except KeyboardInterrupt as stop:
+        print(f"\n{stopped}", file=sys.stderr)
+        return stop.status if isinstance(stop, Interrupted) else INTERRUPTED
+    except BrokenPipeError:
+        raise
+    except Exception as fault:
+        said = imports.failed_import(fault) or _what_to_mend(fault)
+        if said is None:
+            raise
+        print(f"{error}: {said}", file=sys.stderr)
+        return 2
+
+
+def _what_to_mend(fault: Exception) -> str | None:
+    """What the user can mend of an error that is not ours; None where that is nothing."""
+    if is_of_threads(fault):
+        return "no more threads or processes may be started here; raise the limit (ulimit -u, or the container's)"
+    if isinstance(fault, (MemoryError, RuntimeError)):
+        lacking = lacked_memory(fault)
+        return None if lacking is None else f"{lacking}; lower --data.batch-size or --data.image-size"
+    if isinstance(fault, OSError):  # a full disk, a folder that vanished
+        return printable(f"{fault.filename or 'file or standard output'}: {fault.strerror or fault}")
+    return None
+
+
+def preset_config(arguments: list[str]) -> TrainConfig:
+    """The preset is read first, since it sets the defaults of all other options."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--preset", default="parts", nargs="?", const="")
+    return preset(parser.parse_known_args(arguments)[0].preset)
+
+
+def parse(command: Callable[..., Any], arguments: list[str], program: str, default: Any = None) -> Any:
+    """Arguments to an instance of the dataclass `command`; raises ConfigError, one line, for what does not fit."""
+    for before, text in zip(("", *arguments), arguments, strict=False):
+        option, equals, value = text.partition("=") if text.startswith("--") else (before, "=", text)
+        if equals and not value.strip():  # an empty path would be the current folder
+            raise ConfigError(f"{option if option.startswith('-') else 'an argument'}: is empty")
+    extra = {} if default is None else {"default": default}
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            value, unknown = tyro.cli(
+                command, args=arguments, prog=program, return_unknown_args=True, registry=PATHS, **extra
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):  # --help
+            print(printed.getvalue(), end="")
+            raise
+        raise ConfigError(_explained(_one_line(printed.getvalue()), program)) from None
+    if unknown:
+        first = unknown[0]
+        after = arguments[: arguments.index(first)][-1:] if first in arguments else []
+        if after and after[0].startswith("-") and not first.startswith("-"):
+            raise ConfigError(f"{first}: not expected after {after[0]}; {program} --help says what that takes")
+        raise ConfigError(f"{first}: no such option of {program}{suggest(first, _flags(command))}")
+    return value
+
+
+def _explained(fault: str, program: str) -> str:
+    """tyro's message, and what the option that it names takes; choices in one order, without the None of an option that
+    is left out."""
+    said, _, listed = fault.partition(" Expected one of ")
+    said = said.rstrip(".")
+    named = re.search(r"--([\w.-]+[\w])", said)
+    name = named[1].replace("-", "_") if named else ""
+    if name in FIELDS:
+        return f"{said}; {name} takes {FIELDS[name].allowed}"
+    choices = sorted(set(re.findall(r"'([^']*)'", listed)) - {"None"})
+    if choices:
+        said += f": expected one of {', '.join(choices)}"
+    return f"{said}; {program} --help lists the options"
+
+
+def _flags(command: Any) -> list[str]:
+    """Options that a mistyped one may have meant."""
+    found = []
+    for name, kind in get_type_hints(command).items():
+        if kind is TrainConfig:
+            found += [f"--{field.replace('_', '-')}" for field in FIELDS]
+        elif dataclasses.is_dataclass(kind):
+            found += _flags(kind)
+        else:
+            said = "from" if name == "source" else name.removesuffix("_folder")
+            found.append(f"--{said.replace('_', '-')}")
+    return found
+
+
+def _one_line(box: str) -> str:
+    """What tyro says between the first two rules of its message, below or inside of the title, as one line."""
+    sections = re.split("^.*[─-]{20}.*$", box, flags=re.MULTILINE)
+    for section in sections[1:] or sections:
+        text = " ".join(re.sub("[│╭╮╰╯─|]", " ", section).split())
+        if text:
+            return text
+    return "the options could not be read"

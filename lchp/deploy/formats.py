@@ -1,0 +1,205 @@
+"""What a prediction is, and how it is written: JSON lines, CSV, COCO or YOLO. Each writer streams."""
+
+import codecs
+import contextlib
+import csv
+import io
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+from PIL import Image
+
+from lchp.data.decode import decode, is_turned
+from lchp.files.filesystem import sync
+from lchp.files.targets import claim
+
+Format = Literal["jsonl", "csv", "coco", "yolo"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One image's. `image`: its path relative to the folder asked for, with `/`; width, height, box in px of the
+    original image, box x1 y1 x2 y2 with exclusive ends; `score`: the class's softmax on the whole view;
+    `confidence`: maximum softmax on the crop in the box (Eq. 4)."""
+
+    image: str
+    width: int
+    height: int
+    class_id: int
+    class_name: str
+    score: float
+    box: tuple[float, float, float, float]
+    confidence: float
+
+    def record(self) -> dict[str, Any]:
+        """Plain values, rounded to what is meant: 1/100 px, six digits of a probability."""
+        return asdict(self) | {
+            "score": round(self.score, 6),
+            "box": [round(v, 2) for v in self.box],
+            "confidence": round(self.confidence, 6),
+        }
+
+
+READ_BY_DETECTORS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+"""Endings of the images that Ultralytics and YOLOv5 to YOLOv9 look for; they pass over others without a word."""
+
+_IMAGES = re.compile(r"(?<![^/])(_*images)(?=/)")
+"""A folder `images` of the source. Detectors find a label by putting `labels` for the last folder `images` of an
+image's path, which must be that of the output."""
+
+Write = Callable[[Prediction, Path], object]
+"""Writes one image's prediction; the path is the image file's."""
+
+
+def open_writer(format: Format, folder: Path | None, class_names: tuple[str, ...]) -> AbstractContextManager[Write]:
+    """A writer into files of `folder`, or to standard output (not for YOLO, which is many files).
+
+    jsonl: predictions.jsonl. csv: predictions.csv. coco: annotations.json, where `score` is the confidence and category
+    ids count from 1 and `segmentation` is the box. yolo: labels/*.txt with `class cx cy w h` in fractions, images/
+    (copies; as PNG those that detectors would not read, or see turned), classes.txt and data.yaml, so that a detector
+    trains on the folder as it is. There a folder `images` of the source is called `_images`.
+    """
+    return _WRITERS[format](folder, class_names)
+
+
+@contextlib.contextmanager
+def _opened(folder: Path | None, name: str) -> Iterator[TextIO]:
+    if folder is None:
+        out = sys.stdout
+        errors = out.errors
+        if isinstance(out, io.TextIOWrapper):
+            # a file's name need not be UTF-8, and then comes out as it is; what another encoding lacks, as an escape
+            utf8 = codecs.lookup(out.encoding).name == "utf-8"
+            out.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
+        try:
+            yield out
+            out.flush()
+        finally:
+            if isinstance(out, io.TextIOWrapper):
+                out.reconfigure(errors=errors)
+    else:
+        with (folder / name).open("w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+            yield file
+            file.flush()
+            sync(file.fileno())
+
+
+@contextlib.contextmanager
+def _json_lines(folder: Path | None, class_names: tuple[str, ...]) -> Iterator[Write]:  # noqa: ARG001
+    with _opened(folder, "predictions.jsonl") as file:
+        yield lambda prediction, _: file.write(json.dumps(prediction.record()) + "\n")
+
+
+@contextlib.contextmanager
+def _csv(folder: Path | None, class_names: tuple[str, ...]) -> Iterator[Write]:  # noqa: ARG001
+    columns = ["image", "width", "height", "class_id", "class_name", "score", "x1", "y1", "x2", "y2", "confidence"]
+    with _opened(folder, "predictions.csv") as file:
+        rows = csv.DictWriter(file, columns, lineterminator="\n")
+        rows.writeheader()
+
+        def write(prediction: Prediction, _: Path) -> None:
+            values = prediction.record()
+            rows.writerow(values | dict(zip(("x1", "y1", "x2", "y2"), values.pop("box"), strict=True)))
+
+        yield write
+
+
+@contextlib.contextmanager
+def _coco(folder: Path | None, class_names: tuple[str, ...]) -> Iterator[Write]:
+    categories = [{"id": k + 1, "name": name, "supercategory": ""} for k, name in enumerate(class_names)]
+    info = {"description": "classes and boxes predicted by lchp; score is the confidence of Eq. 4"}
+    # images go straight into the file, annotations into a nameless spool beside it that is appended at the end
+    with (
+        _opened(folder, "annotations.json") as file,
+        tempfile.TemporaryFile("w+", encoding="utf-8", dir=folder) as spool,
+    ):
+        head = {"info": info, "licenses": [], "categories": categories}
+        file.write(json.dumps(head).removesuffix("}") + ',\n"images": [')
+        count = 0
+
+        def write(prediction: Prediction, _: Path) -> None:
+            nonlocal count
+            comma, count = (",\n" if count else "\n"), count + 1
+            r = prediction.record()
+            x1, y1, x2, y2 = r["box"]
+            w, h = round(x2 - x1, 2), round(y2 - y1, 2)
+            image = {"id": count, "file_name": r["image"], "width": r["width"], "height": r["height"]}
+            annotation = {
+                "id": count,
+                "image_id": count,
+                "category_id": r["class_id"] + 1,
+                "bbox": [x1, y1, w, h],
+                "segmentation": [[x1, y1, x2, y1, x2, y2, x1, y2]],  # the box: pycocotools draws and masks nothing else
+                "area": round(w * h, 2),
+                "iscrowd": 0,
+                "score": r["confidence"],
+                "class_score": r["score"],
+            }
+            file.write(comma + json.dumps(image))
+            spool.write(comma + json.dumps(annotation))
+
+        yield write
+        file.write('],\n"annotations": [')
+        spool.seek(0)
+        shutil.copyfileobj(spool, file)
+        file.write("]}\n")
+
+
+@contextlib.contextmanager
+def _yolo(folder: Path | None, class_names: tuple[str, ...]) -> Iterator[Write]:
+    assert folder is not None
+    labels, images = folder / "labels", folder / "images"
+    for made in (labels, images):
+        made.mkdir()
+
+    def write(prediction: Prediction, path: Path) -> None:
+        x1, y1, x2, y2 = prediction.box
+        w, h = prediction.width, prediction.height
+        values = ((x1 + x2) / 2 / w, (y1 + y2) / 2 / h, (x2 - x1) / w, (y2 - y1) / h)
+        name = _IMAGES.sub(r"_\1", prediction.image)
+        stem, suffix = os.path.splitext(name)
+        read = suffix.lower() in READ_BY_DETECTORS and not is_turned(path)
+        if not read:
+            stem, suffix = name, ".png"
+        label = claim(labels, stem, ".txt", suffix)  # a.jpg beside a.png: a label is named by the stem alone
+        label.write_text(f"{prediction.class_id} " + " ".join(f"{v:.6f}" for v in values) + "\n")
+        stem = label.relative_to(labels).as_posix().removesuffix(".txt")
+        image = images / f"{stem}{suffix}"
+        image.parent.mkdir(parents=True, exist_ok=True)
+        if read:
+            shutil.copyfile(path, image)  # no link: some detectors repair images in their place
+        else:
+            encoded = io.BytesIO()  # an encoder that writes into the file does not say why it cannot
+            Image.fromarray(decode(path, None, exif=True)).save(encoded, "PNG")
+            image.write_bytes(encoded.getvalue())
+
+    yield write
+    names = [" ".join(name.splitlines()) for name in class_names]  # a line each
+    (folder / "classes.txt").write_text("".join(f"{name}\n" for name in names), "utf-8", "backslashreplace")
+    # without `path`, detectors take the folder of data.yaml
+    listed = "".join(f"  {k}: {_yaml(name)}\n" for k, name in enumerate(class_names))
+    (folder / "data.yaml").write_text(f"train: images\nval: images\nnames:\n{listed}")
+
+
+def _yaml(text: str) -> str:
+    """Text as YAML, in ASCII. That is JSON's, except that YAML takes JSON's two escapes of one sign beyond 16 bits for
+    two signs."""
+    quoted = json.dumps(text, ensure_ascii=False)
+    return "".join(c if " " <= c <= "~" else f"\\U{ord(c):08X}" for c in quoted)
+
+
+_WRITERS: dict[str, Callable[[Path | None, tuple[str, ...]], AbstractContextManager[Write]]] = {
+    "jsonl": _json_lines,
+    "csv": _csv,
+    "coco": _coco,
+    "yolo": _yolo,
+}

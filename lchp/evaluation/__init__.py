@@ -1,0 +1,1 @@
+"""From networks to predictions, and from predictions, also anybody's, to metrics."""

@@ -1,0 +1,181 @@
+"""What a sweep prints: its plan before, and its cells after. The paper's tables proper are made from the records."""
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from tabulate import tabulate
+
+from lchp.config import PLACES, TrainConfig, show, to_flat
+from lchp.errors import RunError
+from lchp.evaluation.metrics import METRICS, RESULTS, TITLES, Metric
+from lchp.files import runs
+from lchp.harness.cells import Cell
+from lchp.harness.limits import cpus
+from lchp.harness.sweep import Outcome, Plan, SweepResult, gpus_per_worker, overrides_text
+from lchp.training.chain import KINDS, STAGES, epochs_of, method_of
+from lchp.training.run import probe
+
+
+def dry_run_text(plan: Plan) -> str:
+    """Cells, trainings needed, and an estimate."""
+    seeds = sorted({c.config.seed for c in plan.cells})
+    rows: dict[str, list[int]] = {}
+    for cell in plan.cells:
+        rows.setdefault(overrides_text(cell.overrides) + differing_flags(cell, plan.sweep.base), []).append(
+            cell.config.seed
+        )
+    cells = tabulate([[name, ", ".join(map(str, s))] for name, s in rows.items()], ["cell", "seeds"])
+    head = f"{len(plan.cells)} cells ({len(rows)} settings x {len(seeds)} seeds at most), storage {plan.store.storage}"
+    return f"{head}\n\n{cells}\n\n{counts(plan)}\n{cost(plan)}\n{estimate(plan)}"
+
+
+def counts(plan: Plan) -> str:
+    """A line for each kind of link that the cells have: how many are to be trained, and how many are in the store."""
+    lines = []
+    for kind in KINDS:
+        states = [p.state for p in plan.schedule.jobs.values() for link in p.job.links if link.kind == kind]
+        if states:
+            work = "to compute" if kind in ("choice", "boxes", "labels") else "to train"
+            lines.append(f"{kind}: {states.count('waiting')} {work}, {states.count('done')} in store")
+    return "\n".join(lines)
+
+
+def cost(plan: Plan) -> str:
+    """Forward passes of one network per image of what is to be trained, and of every cell on its own (see
+    `lchp.training.chain.Link`)."""
+    jobs = plan.schedule.jobs
+    ours = sum(p.job.cost for p in jobs.values() if p.state == "waiting")
+    waiting = [c for c in plan.cells if jobs[plan.job_of(c)].state == "waiting"]
+    alone = sum(link.cost for c in waiting for link in c.chain)
+    less = f", {alone / ours:.1f} times less" if ours else ""
+    return f"cost: {ours} of {alone} forward passes per image (every cell alone){less}"
+
+
+def estimate(plan: Plan) -> str:
+    """Time for the waiting trainings, by what trainings of the same networks and data took before in this storage; for
+    the embedded data, whose images are in memory, by a few batches where there were none."""
+    waiting = [p for p in plan.schedule.jobs.values() if p.state == "waiting"]
+    if not waiting:
+        return "estimate: nothing to train"
+    known = _seconds_per_epoch(plan)
+    total = 0.0
+    for progress in reversed(waiting):  # who comes last has most links: one try gives the times of all
+        config = progress.job.config
+        if config.data.name == "parts" and any(_like(config, stage) not in known for stage in progress.job.trainings):
+            known |= {_like(config, stage): took for stage, took in probe(config, progress.job.kind).items()}
+        for stage, epochs in progress.job.trainings.items():
+            seconds = known.get(_like(config, stage))
+            if seconds is None:
+                work = f"{sum(p.job.epochs for p in waiting)} epochs in {len(waiting)} trainings"
+                return f"estimate: {work}; no time known yet, since no such training has finished in this storage"
+            total += seconds * epochs
+    text = f"estimate: {total / 60:.1f} minutes of training"
+    if gpus_per_worker(plan.options, plan.sweep.base) or plan.options.address or plan.options.workers_per_trial > 1:
+        return f"{text}, divided by the trainings that run at once"
+    places = max(1, cpus() // plan.sweep.base.threads)
+    places = min(places, plan.options.max_concurrent or places)
+    return f"{text}; {total / 60 / places:.1f} minutes with {places} at once on this machine"
+
+
+def _like(c: TrainConfig, stage: str) -> tuple[Any, ...]:
+    """What the time of an epoch depends on most: equal for trainings that take about as long."""
+    alike: tuple[Any, ...] = stage, c.data.name, c.data.image_size, c.data.root, c.device, c.precision
+    alike += c.model.classifier, method_of(c).scheme.name
+    if stage in (STAGES["classifier"], STAGES["boxes"]):
+        return alike
+    return (*alike, c.model.localizer, c.refinement.labeller if stage == STAGES["refinement"] else None)
+
+
+def _seconds_per_epoch(plan: Plan) -> dict[tuple[Any, ...], float]:
+    """Median over the run folders of the store, per kind of training (see `_like`)."""
+    found: dict[tuple[Any, ...], list[float]] = {}
+    for path in (plan.store.storage / "store").glob("*/*/" + runs.ENVIRONMENT):
+        try:
+            seconds = runs.read_environment(path.parent).get("wall_seconds") or {}
+            config = runs.read_config(path.parent)
+        except RunError:
+            continue
+        for stage, epochs in epochs_of(config).items():
+            if stage in seconds:
+                found.setdefault(_like(config, stage), []).append(seconds[stage] / epochs)
+    return {k: statistics.median(v) for k, v in found.items()}
+
+
+def closing_table(result: SweepResult) -> str:
+    """One row per cell: mean (and deviation) over seeds of each result's GT-Known; and what failed, with its error."""
+    rows = []
+    for name, cells in _in_order(_by_overrides(result.cells)):
+        done = [c for c in cells if c.state == "done"]
+        states = "" if len(done) == len(cells) else f"{len(done)} of {len(cells)} {_word(cells)}"
+        rows.append([name, *(spread([known(c, r) for c in done]) for r in RESULTS), len(done), states])
+    head = ["cell", *(TITLES[r] for r in RESULTS), "seeds", ""]
+    if not any(row[-1] for row in rows):
+        head, rows = head[:-1], [row[:-1] for row in rows]
+    lines = [f"{METRICS['gt_known']} (center_crop, %)", tabulate(rows, head, disable_numparse=True)]
+    for cell in result.failed:
+        lines.append(f"failed: {overrides_text(cell.cell.overrides)}, seed {cell.seed}: {cell.error}")
+    if result.failed:
+        lines.append(f"{len(result.failed)} of {len(result.cells)} cells failed; --resume tries them again")
+    return "\n".join(lines)
+
+
+def timing_line(result: SweepResult) -> str:
+    """How long this start took, and what of it was not training."""
+    timing = result.timing
+    if timing is None:
+        return "nothing was left to train"
+    if timing.overhead is None:
+        return f"{timing.wall / 60:.1f} minutes, in which no training was finished"
+    if any(c.state == "stopped" for c in result.cells):
+        return f"{timing.wall / 60:.1f} minutes"  # what was stopped early told of no time
+    return (
+        f"{timing.wall / 60:.1f} minutes: {timing.training / 60:.1f} minutes of training, {timing.places} at once, "
+        f"and {timing.overhead:.0f} % on top"
+    )
+
+
+def known(cell: Outcome, result: str) -> float | None:
+    """GT-Known in center_crop of a finished cell; None without boxes."""
+    return None if cell.summary is None else Metric(result, "center_crop").of(cell.summary)
+
+
+def spread(values: Sequence[float | None]) -> str:
+    """Mean, and standard deviation where there are several; - where there is none."""
+    there = [v for v in values if v is not None]
+    if not there:
+        return "-"
+    whole = all(isinstance(v, int) for v in there)
+    mean = f"{statistics.mean(there):.0f}" if whole else f"{statistics.mean(there):.2f}"
+    return mean if len(there) < 2 else f"{mean} +- {statistics.stdev(there):.2f}"
+
+
+def _by_overrides(cells: Sequence[Outcome]) -> dict[str, list[Outcome]]:
+    """Cells that differ in the seed only; those of an earlier start with other flags stay apart."""
+    out: dict[str, list[Outcome]] = {}
+    for cell in cells:
+        name = overrides_text(cell.cell.overrides) + differing_flags(cell.cell, cells[-1].cell.base)
+        out.setdefault(name, []).append(cell)
+    return out
+
+
+def differing_flags(cell: Cell, base: TrainConfig) -> str:
+    """In brackets, the flags that a cell of an earlier start has and `base` has not; nothing where they agree."""
+    mine, theirs = to_flat(cell.base), to_flat(base)
+    free = PLACES | {"seed"} | cell.overrides.keys()
+    other = [f"{name} {show(value)}" for name, value in mine.items() if name not in free and theirs[name] != value]
+    return f" ({', '.join(other)})" if other else ""
+
+
+def _in_order(rows: dict[str, list[Outcome]]) -> list[tuple[str, list[Outcome]]]:
+    """A grid of numbers by its values; all else in the order of the sweep."""
+    items = list(rows.items())
+    overrides = [cells[0].cell.overrides for _, cells in items]
+    numbers = all(isinstance(v, (int, float)) for o in overrides for v in o.values())
+    if not numbers or len({tuple(o) for o in overrides}) != 1:
+        return items
+    return sorted(items, key=lambda item: list(item[1][0].cell.overrides.values()))
+
+
+def _word(cells: Sequence[Outcome]) -> str:
+    return "done" if any(c.state in ("waiting", "running") for c in cells) else "done, failed: see below"

@@ -1,0 +1,140 @@
+"""The flags that all sweeps share, and what a sweep's script does: `main` is its whole machinery."""
+
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from lchp.config import PRESETS, Preset, TrainConfig, masked_as, override, preset, show, to_flat
+from lchp.console import guarded, parse, preset_config
+from lchp.errors import ConfigError
+from lchp.harness.cells import Overrides, Sweep
+from lchp.harness.printout import closing_table, dry_run_text, timing_line
+from lchp.harness.sweep import Options, SweepResult, make_plan, run
+from lchp.system import streams
+from lchp.system.interrupt import SIGNALS
+
+Cells = Callable[[Preset], Sequence[Overrides]]
+"""What a sweep varies, given the preset with its lists of deltas, taus and localizers."""
+Closing = Callable[[SweepResult, Preset], str]
+"""What a script adds to the closing table, given the preset with the flags' config."""
+
+
+@dataclass
+class Flags:
+    """Run a sweep."""
+
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")]
+    options: Annotated[Options, tyro.conf.arg(name="")] = field(default_factory=Options)
+    preset: str = "parts"
+    """Recipe that every other option overrides, and whose lists of deltas, taus and localizers the sweep takes."""
+    seeds: int = 1
+    """Seeds per cell, from the config's seed upwards."""
+    name: str | None = None
+    """Name of the sweep's record; the script's own by default."""
+    limit: int | None = None
+    """Train only the first N cells, in the order that --dry-run prints (what is worth most comes first)."""
+    dry_run: bool = False
+    """Print the cells and what is to be trained, and stop."""
+
+    def __post_init__(self) -> None:
+        self.config = masked_as(self.config, preset(self.preset))
+
+    def sweep(self, name: str, cells: Cells) -> Sweep:
+        """The sweep that these flags ask for. Raises ConfigError."""
+        if self.seeds < 1:
+            raise ConfigError(f"--seeds = {self.seeds}: expected at least 1")
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError(f"--limit = {self.limit}: expected at least 1")
+        first = self.config.seed
+        chosen = cells(replace(PRESETS[self.preset], config=self.config))
+        recipe = to_flat(PRESETS[self.preset].config)
+        for field_name, value in to_flat(self.config).items():
+            values = [show(c[field_name]) for c in chosen if field_name in c]
+            asked = value != recipe[field_name]
+            if asked and len(values) == len(chosen) and show(value) not in values:
+                listed = ", ".join(dict.fromkeys(values))
+                raise ConfigError(f"--{field_name} {show(value)}: this sweep sets it in every cell ({listed})")
+        if self.limit is not None:  # of different cells: those of several tables may be the same
+            distinct: dict[TrainConfig, Overrides] = {}
+            for cell in chosen:
+                distinct.setdefault(override(self.config, cell), cell)
+            chosen = list(distinct.values())[: self.limit]
+        return Sweep(self.name or name, self.config, chosen, range(first, first + self.seeds))
+
+
+def main(
+    name: str,
+    cells: Cells,
+    *,
+    about: str | None = None,
+    closing: Closing | None = None,
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Runs a sweep's script: parses the common flags, runs, prints the closing table (and what `closing` adds).
+
+    Returns the exit status: 0, 1 where cells failed, 2 for a user's mistake, 129, 130 and 143 for SIGHUP, Ctrl-C and
+    SIGTERM.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+
+    def body() -> int:
+        flags: Flags = parse(
+            described(Flags, about), arguments, Path(sys.argv[0]).name, Flags(preset_config(arguments))
+        )
+        sweep = flags.sweep(name, cells)
+        if flags.dry_run:
+            print(dry_run_text(make_plan(sweep, flags.options, look_only=True)))
+            return 0
+        streams.outlast()
+        result = run(sweep, flags.options, show_progress=True)
+        print(f"\n{closing_table(result)}")
+        if closing is not None:
+            print(f"\n{closing(result, replace(PRESETS[flags.preset], config=flags.config))}")
+        print(f"\n{timing_line(result)}\nrecords: {result.folder / 'sweep.json'}")
+        return 1 if result.failed else 0
+
+    return guarded(body, to_go_on(arguments))
+
+
+def to_go_on(arguments: Sequence[str]) -> str:
+    """What to say after Ctrl-C, SIGTERM or SIGHUP."""
+    again = [sys.argv[0], *arguments] + ([] if "--resume" in arguments else ["--resume"])
+    return f"stopped; finished epochs are kept, go on with: python {shlex.join(again)}"
+
+
+def paper_tables(paper: Path, numbers: Sequence[int], then: str | None = None) -> Closing:
+    """What a sweep's script prints at its end: the tables of these numbers, made from the storage beside the
+    values in `paper` (analysis/paper.csv), and the command to try next."""
+
+    def closing(result: SweepResult, preset: Preset) -> str:
+        from lchp.report.tables.write import render_tables
+
+        text = render_tables(result.storage, preset, numbers, paper).rstrip()
+        return f"{text}\n\nnext: {then}" if then else text
+
+    return closing
+
+
+def described(flags: type[Any], about: str | None) -> type[Any]:
+    """The flags with a script's own description above them in --help."""
+    if about:
+        flags.__doc__ = about
+    return flags
+
+
+def exit_program(status: int) -> None:
+    """Ends the program with an exit status, past threads of Ray's that would hold it or wait for a dead one."""
+    streams.settle()
+    if status in (128 + s for s in SIGNALS):
+        for signum in SIGNALS:
+            signal.signal(signum, signal.SIG_IGN)
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        stream.flush()
+    os._exit(status)

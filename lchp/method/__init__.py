@@ -1,0 +1,1 @@
+"""The paper: networks, losses, pseudo boxes, views, and a step of each link."""

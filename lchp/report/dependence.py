@@ -1,0 +1,82 @@
+"""What the chain says of a record's config, by dotted name: reports ask it of thousands of rows."""
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from lchp.config import FIELDS, MEASURED, SHAPE, TrainConfig, override
+from lchp.files.runs import Kind
+
+# the chain brings torch, which takes seconds: it is imported only where there is a record to ask of
+
+WITHOUT_EFFECT = frozenset(n for n, f in FIELDS.items() if set(f.changes) <= {*MEASURED} and n not in SHAPE)
+"""Fields that no trained network depends on. What the data set holds counts by its fingerprint, and the precision as it
+was resolved."""
+_ALWAYS = frozenset(n for n, f in FIELDS.items() if f.changes == ("images",) or (n in SHAPE and not f.changes))
+"""Fields that tell all runs apart: what they are of, and whose."""
+
+
+def is_complete(values: Mapping[str, Any]) -> bool:
+    """Whether a localizer and its refinement belong to the method of a config (see `lchp.baselines.Method`)."""
+    from lchp.baselines import METHODS
+
+    return METHODS[values["method.name"]].complete
+
+
+def results(values: Mapping[str, Any], first: Kind | None = None) -> tuple[str, ...]:
+    """The results of a config, or those of its link `first` and later ones (see `lchp.training.chain.results_of`)."""
+    return _results(_shape(values), first)
+
+
+def require_method(config: TrainConfig) -> None:
+    """Raises ConfigError where a config contradicts its method."""
+    from lchp.training.chain import method_of
+
+    method_of(config)
+
+
+def result_of(values: Mapping[str, Any]) -> str:
+    """The result that a finished run of a config is about: its last."""
+    return results(values)[-1]
+
+
+def kinds(values: Mapping[str, Any]) -> tuple[Kind, ...]:
+    """The links of a config (see `lchp.training.chain.kinds_of`)."""
+    from lchp.training.chain import kinds_of
+
+    return kinds_of(_config(_shape(values)))
+
+
+def stage1(values: Mapping[str, Any]) -> tuple[Kind, ...]:
+    """Those of the paper's stage 1."""
+    from lchp.training.chain import stage1_kinds
+
+    return stage1_kinds(_config(_shape(values)))
+
+
+def counts(name: str, values: Mapping[str, Any]) -> bool:
+    """Whether a run of a config depends on a field; `values`: at least those of SHAPE."""
+    return name in _counting(_shape(values))
+
+
+def _shape(values: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(values[name] for name in SHAPE)
+
+
+@cache
+def _config(shape: tuple[Any, ...]) -> TrainConfig:
+    return override(TrainConfig(), dict(zip(SHAPE, shape, strict=True)))
+
+
+@cache
+def _results(shape: tuple[Any, ...], first: Kind | None) -> tuple[str, ...]:
+    from lchp.training.chain import results_of
+
+    return results_of(_config(shape), first)
+
+
+@cache
+def _counting(shape: tuple[Any, ...]) -> frozenset[str]:
+    from lchp.training.chain import depends_on
+
+    return (depends_on(_config(shape)) | _ALWAYS) - WITHOUT_EFFECT

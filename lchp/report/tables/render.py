@@ -1,0 +1,237 @@
+"""Tables as Markdown, LaTeX (booktabs), CSV, HTML and text. The best of a column is bold, the second underlined.
+
+Whatever a record holds - a name, a path, an error - is text in all of them: on one line, without control characters,
+and with what the format takes for its own escaped.
+"""
+
+import csv
+import io
+import re
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+
+import jinja2
+from markupsafe import Markup, escape
+from tabulate import tabulate
+
+from lchp.report.read import clean
+from lchp.report.tables.grid import Row, Section, Table
+
+RANKS = ("-", "best", "second")
+LEGEND = "best of a column bold, second best underlined, ours and the paper's apart"
+LATEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "±": r"$\pm$",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+        "`": r"\textasciigrave{}",
+        '"': "''",
+        **{c: f"\\{c}" for c in "&%$#_{}"},
+    }
+)
+
+_NOT_IN_OT1 = "\u00ab\u00bb\u00d0\u00de\u00f0\u00fe"
+"""Of Latin-1, what LaTeX's default fonts lack; like all beyond it, such a letter is named by its code point."""
+_NUMBER = re.compile(r"[+-]?[\d.]+")
+
+HTML = jinja2.Environment(
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+    finalize=lambda value: value if isinstance(value, Markup) else clean(str(value)),
+).from_string(
+    """\
+<figure class="lchp-table" id="table-{{ t.number }}">
+<figcaption><b>Table {{ t.number }}.</b> {{ t.title }}. {{ t.caption }}</figcaption>
+<table>
+<thead>
+<tr>{% for name in t.head %}<th>{{ name }}</th>{% endfor %}
+{% for name in t.columns %}<th>{{ name }}</th>\
+{% if t.compared %}<th>paper</th><th>diff.</th>{% endif %}{% endfor %}</tr>
+</thead>
+{% for section in t.sections %}
+<tbody>
+<tr><th colspan="{{ t.head|length + (3 if t.compared else 1) * t.columns|length }}">{{ section.title }}</th></tr>
+{% for row in section.rows %}
+<tr>{% for label in row.labels %}<th scope="row">{{ label }}</th>{% endfor %}
+{% for c in row.cells %}<td>{{ mark(c.ours, c.rank) }}</td>\
+{% if t.compared %}<td>{{ mark(c.paper, c.paper_rank) }}</td><td>{{ c.difference }}</td>{% endif %}{% endfor %}</tr>
+{% endfor %}
+</tbody>
+{% endfor %}
+</table>
+<ul>
+{% for note in notes %}
+<li>{{ note }}</li>
+{% endfor %}
+</ul>
+</figure>
+"""
+)
+
+
+def to_markdown(table: Table) -> str:
+    """GitHub's Markdown: a heading, the caption, a pipe table per section, the notes."""
+    parts = [f"### Table {table.number}. {_plain(table.title)}", _plain(table.caption)]
+    for section in table.sections:
+        body = _grid(table, section, _markdown_mark, _plain)
+        grid = tabulate(body, _head(table, _plain), tablefmt="pipe", disable_numparse=True, colalign=_align(table))
+        parts.append(f"**{_plain(section.title)}**\n\n{grid}")
+    parts.append("\n".join(f"- {_plain(note)}" for note in (*table.notes, LEGEND)))
+    return "\n\n".join(parts) + "\n"
+
+
+def to_text(table: Table, width: int = 120) -> str:
+    """For a terminal: caption and notes are wrapped at `width` characters."""
+    parts = [_wrapped(f"Table {table.number}. {table.title}. {table.caption}", width)]
+    for section in table.sections:
+        body = _grid(table, section, lambda text, rank: f"{text}{('', ' *', ' +')[rank]}", clean)
+        grid = tabulate(body, _head(table, clean), disable_numparse=True, colalign=_align(table))
+        parts.append(f"{clean(section.title)}\n{grid}")
+    legend = "* best, + second best of a column, ours and the paper's apart"
+    parts.append("\n".join(_wrapped(f"- {note}", width, "  ") for note in (*table.notes, legend)))
+    return "\n\n".join(parts) + "\n"
+
+
+def to_csv(table: Table) -> str:
+    """A line per cell: table, data, frame, the row's labels, column, mean, sd, n, paper, difference, rank, paper_rank.
+    Where there is no mean, the reason stands in its place. A text that a spreadsheet would run as a formula (`=`, `+`,
+    `-` or `@` first) gets a `'` before it, which spreadsheets take for the mark of a text."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    figures = ("mean", "sd", "n", "paper", "difference", "rank", "paper_rank")
+    writer.writerow(["table", "data", "frame", *map(_csv, table.head), "column", *figures])
+    for section in table.sections:
+        for row in section.rows:
+            for name, c in zip(table.columns, row.cells, strict=True):
+                mean = _csv(c.ours) if c.mean is None else f"{c.mean:.4f}"
+                sd = "-" if c.sd is None else f"{c.sd:.4f}"
+                values = (mean, sd, c.n or "-", c.paper, c.difference, RANKS[c.rank], RANKS[c.paper_rank])
+                texts = map(_csv, (section.data, section.frame, *row.labels, name))
+                writer.writerow([table.number, *texts, *values])
+    return out.getvalue()
+
+
+def to_html(table: Table) -> str:
+    """A <figure class="lchp-table"> to be put into a page; plain ASCII, without styles of its own."""
+    page = HTML.render(t=table, mark=_html_mark, notes=[*table.notes, LEGEND])
+    return page.encode("ascii", "xmlcharrefreplace").decode()
+
+
+def to_latex(table: Table) -> str:
+    """A table environment that needs the packages booktabs and graphicx; numbered as in the paper."""
+    plain, each = len(table.head), _width(table)
+    wide = plain + each * len(table.columns)
+    spans = [f"\\multicolumn{{{each}}}{{c}}{{{_latex(name)}}}" for name in table.columns]
+    rules = [f"\\cmidrule(lr){{{plain + each * i + 1}-{plain + each * (i + 1)}}}" for i in range(len(table.columns))]
+    names = ["ours", "paper", "diff."][:each] * len(table.columns)
+    lines = [
+        r"\begin{table}[htbp]",
+        f"\\setcounter{{table}}{{{table.number - 1}}}",
+        f"\\caption{{{_latex(f'{table.title}. {table.caption}')}}}",
+        f"\\label{{tab:lchp-{table.number}}}",
+        r"\centering\small",
+        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+        f"\\begin{{tabular}}{{{'l' * plain}{'r' * (wide - plain)}}}",
+        r"\toprule",
+        " & ".join([*([""] * plain), *spans]) + r" \\",
+        " ".join(rules),
+        " & ".join([*map(_latex, table.head), *names]) + r" \\",
+    ]
+    for section in table.sections:
+        lines += [r"\midrule", f"\\multicolumn{{{wide}}}{{l}}{{\\emph{{{_latex(section.title)}}}}} \\\\"]
+        lines += [" & ".join(row) + r" \\" for row in _grid(table, section, _latex_mark, _latex)]
+    lines += [r"\bottomrule", r"\end{tabular}}", r"\par\smallskip\raggedright\footnotesize"]
+    lines += [f"{_latex(note)}.\\par" for note in (*table.notes, LEGEND)]
+    return "\n".join([*lines, r"\end{table}"]) + "\n"
+
+
+FORMATS: Mapping[str, Callable[[Table], str]] = {
+    "md": to_markdown,
+    "tex": to_latex,
+    "csv": to_csv,
+    "html": to_html,
+}
+"""File suffix -> renderer."""
+MARKS: Mapping[str, tuple[bytes, ...]] = {
+    "md": (b"### Table ", LEGEND.encode()),
+    "tex": (b"\\label{tab:lchp-",),
+    "csv": (b"table,data,frame,", b",column,mean,sd,n,paper,difference,rank,paper_rank"),
+    "html": (b'<figure class="lchp-table"',),
+}
+"""File suffix -> what each table of ours contains, by which an earlier one is known."""
+DOCUMENT_MARK = b"\\begin{document}\n\\input{table_"
+"""What each document of `latex_document` contains."""
+
+
+def latex_document(files: list[str]) -> str:
+    """A document of its own that holds the tables written to `files`, beside it."""
+    inputs = "\n".join(f"\\input{{{name}}}\n\\clearpage" for name in files)
+    return (
+        "\\documentclass{article}\n\\usepackage[utf8]{inputenc}\n"
+        "\\usepackage[margin=2cm]{geometry}\n\\usepackage{booktabs}\n\\usepackage{graphicx}\n"
+        f"\\begin{{document}}\n{inputs}\n\\end{{document}}\n"
+    )
+
+
+def _head(table: Table, escape: Callable[[str], str]) -> list[str]:
+    beside = ("paper", "diff.") if table.compared else ()
+    return [escape(h) for h in table.head] + [h for c in table.columns for h in (escape(c), *beside)]
+
+
+def _width(table: Table) -> int:
+    """Columns printed per column of the table."""
+    return 3 if table.compared else 1
+
+
+def _align(table: Table) -> list[str]:
+    return ["left"] * len(table.head) + ["right"] * (_width(table) * len(table.columns))
+
+
+def _grid(
+    table: Table, section: Section, mark: Callable[[str, int], str], escape: Callable[[str], str]
+) -> list[list[str]]:
+    def cells(row: Row) -> Iterator[str]:
+        for c in row.cells:
+            yield mark(escape(c.ours), c.rank)
+            if table.compared:
+                yield from (mark(escape(c.paper), c.paper_rank), escape(c.difference))
+
+    return [[*map(escape, row.labels), *cells(row)] for row in section.rows]
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it stands."""
+    return re.sub(r"([\\`*_|<>\[\]~$&])", r"\\\1", clean(text))
+
+
+def _csv(text: str) -> str:
+    text = clean(text)
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@") and len(text) > 1 and not _NUMBER.fullmatch(text) else text
+
+
+def _latex(text: str) -> str:
+    text = "".join(c if ord(c) < 256 and c not in _NOT_IN_OT1 else f"[U+{ord(c):04X}]" for c in clean(text))
+    text = re.sub("-(?=-)", "-{}", text.translate(LATEX))  # a command's flags keep both hyphens
+    return f"$-${text[1:]}" if text[:1] == "-" and text[1:2].isdigit() else text
+
+
+def _markdown_mark(text: str, rank: int) -> str:
+    return (text, f"**{text}**", f"<u>{text}</u>")[rank]
+
+
+def _latex_mark(text: str, rank: int) -> str:
+    return (text, f"\\textbf{{{text}}}", f"\\underline{{{text}}}")[rank]
+
+
+def _html_mark(text: str, rank: int) -> str:
+    return Markup(("{}", "<b>{}</b>", "<u>{}</u>")[rank]).format(escape(text))
+
+
+def _wrapped(text: str, width: int, indent: str = "") -> str:
+    return textwrap.fill(clean(text), width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)

@@ -1,7 +1,0 @@
-"""The evaluation alone, of anybody's results (`lchp score`): score maps by wsolevaluation's protocol, or boxes."""
-
-from lchp.scoring.boxes import score_boxes
-from lchp.scoring.maps import score_maps
-from lchp.scoring.masks import score_masks
-
-__all__ = ["score_boxes", "score_maps", "score_masks"]

@@ -1,0 +1,96 @@
+"""Checkpoints: written atomically, the last two kept, verified by checksum, read as data so that no code in them runs.
+
+The file is torch's own zip archive, whose every record carries a CRC-32 that torch writes and never looks at again.
+"""
+
+import logging
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lchp.errors import RunError
+from lchp.files.filesystem import sync
+from lchp.files.runs import write_atomically
+
+log = logging.getLogger(__name__)
+
+
+def previous(path: Path) -> Path:
+    """Where the checkpoint before the newest is kept."""
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Writes `state` to `path`, in a folder that is there; the one before becomes `previous(path)`, once the new one is
+    written whole."""
+
+    def write(file: Any) -> None:
+        torch.save(state, file)
+        if path.exists():
+            file.flush()
+            sync(file.fileno())  # a disk that fills up shows it here, at the latest
+            _keep(path)
+
+    write_atomically(path, write, parents=False)
+
+
+def _keep(path: Path) -> None:
+    second = previous(path)
+    if second.exists() and second.samefile(path):
+        return  # a kill came between the two names last time; renaming one file's link to another does nothing
+    beside = second.with_name(f".{second.name}-previous")  # a name by which lchp.files.runs knows a temporary file
+    beside.unlink(missing_ok=True)
+    try:
+        os.link(path, beside)
+    except OSError:  # a file system without hard links
+        os.replace(path, second)
+    else:
+        os.replace(beside, second)
+
+
+def load_checkpoint(path: Path, identity: str | None = None) -> dict[str, Any]:
+    """The checkpoint `path` and no other. Raises RunError if it is missing, damaged or another config's."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+        if bad is not None:
+            raise ValueError(f"the checksum of its record {bad} differs")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise RunError(f"{path}: no such checkpoint; has this link been trained in this run folder?") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # zipfile and torch raise whatever their parsing trips over in a damaged file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RunError(f"{path}: damaged or not a checkpoint of lchp ({reason[:200]})") from None
+    if not isinstance(state, dict) or "identity" not in state or "modules" not in state:
+        raise RunError(f"{path}: not a checkpoint of lchp")
+    if identity is not None and state["identity"] != identity:
+        raise RunError(
+            f"{path}: was written by another config (or data); use a new --output, or the config it was made with"
+        )
+    return state
+
+
+def newest_checkpoint(path: Path, identity: str) -> dict[str, Any] | None:
+    """The newest intact one of `path` and the one before it, or None where there is neither.
+
+    A damaged one is reported and passed over. Raises RunError where none is intact, or it is another config's.
+    """
+    there = [p for p in (path, previous(path)) if p.exists()]
+    faults = []
+    for candidate in there:
+        try:
+            state = load_checkpoint(candidate)
+        except RunError as error:
+            faults.append(str(error))
+            continue
+        for fault in faults:
+            log.warning("%s: going on from the checkpoint before it, %s", fault, candidate.name)
+        return load_checkpoint(candidate, identity) if state["identity"] != identity else state
+    if faults:
+        raise RunError(f"{'; '.join(faults)}; no checkpoint of this link is intact: start anew in another --output")
+    return None

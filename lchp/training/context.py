@@ -1,0 +1,123 @@
+"""What both stages run on: the data, the device, and what environment.json says of them."""
+
+import hashlib
+import logging
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lchp.config import TrainConfig
+from lchp.data import DataSet, fingerprint, read, training_fingerprint
+from lchp.data.images import Images, open_dataset
+from lchp.errors import ConfigError
+from lchp.system.devices import autocast, device_name, prepare, resolve_device, resolve_precision
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What both stages need: data, device, and how to run on it."""
+
+    config: TrainConfig
+    dataset: DataSet
+    images: Images
+    device: torch.device
+    precision: str
+    show_progress: bool
+    test: Images
+    fingerprint: str
+    """Of the whole data set."""
+    training_fingerprint: str
+    """Of what training sees of it."""
+    held_out: Images | None = None
+    """The training images that `data.validation` takes away from `images`."""
+
+    @property
+    def autocast(self) -> AbstractContextManager[None]:
+        """The context in which the networks run."""
+        return autocast(self.device, self.precision)
+
+
+def open_context(config: TrainConfig, show_progress: bool) -> Context:
+    """Device, data and images of a config. Raises an LchpError for what is not there."""
+    device = resolve_device(config.device)
+    prepare(config, device)
+    dataset, images, test = open_dataset(read(config.data), config.data, show_progress=show_progress)
+    for note in dataset.notes:
+        log.warning("%s", note)
+    held_out = None
+    if config.data.validation:
+        chosen = held_out_images(images.split.image_ids, config.data.validation, config.seed)
+        held_out, images = images.select(np.flatnonzero(chosen)), images.select(np.flatnonzero(~chosen))
+    if config.evaluation.oracle and (held_out is None or held_out.split.boxes is None):
+        why = "data.validation = 0 holds none out" if held_out is None else "those of this data set have no boxes"
+        log.warning("evaluation.oracle: without effect, it reads held-out training images' boxes, and %s", why)
+    precision = resolve_precision(config.precision, device)
+    if dropped := dataset.problems:
+        log.warning("dropped %d faulty records (environment.json lists them), first %s", len(dropped), dropped[0])
+    marks = fingerprint(dataset), training_fingerprint(dataset)
+    return Context(config, dataset, images, device, precision, show_progress, test, *marks, held_out)
+
+
+def held_out_images(image_ids: Sequence[str], share: float, seed: int) -> np.ndarray:
+    """Which images `data.validation` holds out, N bool: those whose hash of seed and id falls into the first `share`.
+    Raises ConfigError where that leaves either side empty."""
+    positions = [int.from_bytes(hashlib.sha256(f"{seed} {i}".encode()).digest()[:8], "big") / 2**64 for i in image_ids]
+    chosen = np.array(positions) < share
+    if not chosen.any() or chosen.all():
+        raise ConfigError(
+            f"data.validation = {share:g}: holds out {chosen.sum()} of {len(chosen)} training images; "
+            "both sides need some"
+        )
+    return chosen
+
+
+def describe_environment(context: Context) -> dict[str, Any]:
+    """What environment.json says before training starts."""
+    names = ("lchp", "torch", "torchvision", "numpy", "pyarrow", "ray", "imaug")
+    return {
+        "versions": {"python": platform.python_version(), **{n: v for n in names if (v := _version(n)) is not None}},
+        "git_revision": _git_revision(),
+        "platform": platform.platform(),
+        "device": device_name(context.device),
+        "precision": context.precision,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "data_fingerprint": context.fingerprint,
+        "class_names": list(context.dataset.class_names),
+        "skipped": [str(problem) for problem in context.dataset.problems],
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_revision() -> str | None:
+    """Commit of the package's checkout, with -dirty for uncommitted changes; None for an installed package."""
+    here = Path(__file__).parents[2]
+    if not (here / ".git").exists():
+        return None
+    try:
+        return subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,476 @@
+"""fit(): epochs, steps, schedules, checkpoints, resume, progress and metrics. It knows no method; a training brings its
+step.
+
+Every random number of an epoch comes from generators seeded by (seed, training, epoch), so that a run resumed after any
+epoch goes on exactly as the run that was never stopped.
+"""
+
+import hashlib
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ConstantLR, ExponentialLR, LRScheduler, OneCycleLR
+from tqdm import tqdm
+
+from lchp.errors import LchpError, RunError, lacked_memory
+from lchp.method.batch import Batch, Step, nothing
+from lchp.system import distributed
+from lchp.system.interrupt import Stop
+from lchp.training.checkpoints import load_checkpoint, newest_checkpoint, previous, save_checkpoint
+
+log = logging.getLogger(__name__)
+
+Metrics = dict[str, Any]
+
+_LOOK_EVERY = 100
+"""Steps between two looks at the losses."""
+_NAMED = 8
+"""Images that a message names."""
+_SAVE_EVERY = 600.0
+"""Seconds of an epoch between two checkpoints; an epoch of ImageNet takes hours."""
+
+
+class DivergedError(LchpError):
+    """A loss became infinite or not a number."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A scheduler and whether it steps after every batch or after every epoch."""
+
+    scheduler: LRScheduler
+    per_step: bool
+
+
+@dataclass
+class Chunks:
+    """In how many parts a batch of `batch` images goes through the networks, one after the other, before the optimizer
+    steps. batch None: it must stay whole."""
+
+    number: int = 1
+    batch: int | None = None
+
+
+@dataclass(frozen=True)
+class PartialEpoch:
+    """How far an epoch has come: finished steps, sums of their metrics, learning rates at its start, seconds so far,
+    and the states of torch's generators."""
+
+    steps: int
+    sums: dict[str, Tensor]
+    rates: dict[str, float]
+    seconds: float
+    generators: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Training:
+    """What `fit` runs: one network trained by one optimizer, or (without a network) something computed by epochs.
+
+    modules: what a checkpoint holds, by name; step(network, batch, epoch) returns the loss that is minimised and
+    scalars, still on the device, each of which is averaged over the epoch. batches(epoch, generator, start) yields what
+    step takes, from batch number `start` of the epoch on, the same as without that. `first`: epochs before it are
+    passed over; `draws`: the name that the generators' seeds go by, `name` by default; `size` = images per epoch, for
+    the progress bar. updated() follows every step of the optimizer, ended(epoch) every epoch before it is measured.
+    evaluate() measures what is to be recorded with an epoch, and judge(metrics) may refuse to go on. finish() changes
+    the modules after the last epoch, before its checkpoint is written. images(epoch, step): the ids of a step's
+    images, for messages. chunks: in how many parts a batch may go through the network.
+    """
+
+    name: str
+    epochs: int
+    size: int
+    modules: Mapping[str, nn.Module]
+    step: Step
+    batches: Callable[[int, torch.Generator, int], Iterable[Batch]]
+    network: str | None = None
+    optimizer: Optimizer | None = None
+    schedule: Schedule | None = None
+    first: int = 0
+    steps_per_epoch: int = 1
+    draws: str | None = None
+    autocast: Callable[[], AbstractContextManager[None]] = nullcontext
+    updated: Callable[[], object] = nothing
+    ended: Callable[[int], object] = nothing
+    images: Callable[[int, int], Sequence[str]] | None = None
+    describe: Callable[[Metrics], str] = str
+    evaluate: Callable[[], dict[str, float]] = dict
+    judge: Callable[[Metrics], object] = nothing
+    finish: Callable[[], object] = nothing
+    chunks: Chunks = field(default_factory=Chunks)
+
+
+@dataclass(frozen=True)
+class Session:
+    """How trainings are gone about; none of it changes a result.
+
+    record: gets an epoch's metrics just before its checkpoint is written, so that no finished epoch lacks them after a
+    crash; on_epoch: gets them after it. resume: go on from the newest intact checkpoint, in the middle of an epoch
+    where that was written there. stop: where it is asked, a checkpoint is written at the end of the step and
+    Interrupted is raised (with one worker).
+    """
+
+    seed: int
+    resume: bool = False
+    record: Callable[[Metrics], object] = nothing
+    on_epoch: Callable[[Metrics], object] = nothing
+    show_progress: bool = True
+    stop: Stop | None = None
+
+
+class _Step(nn.Module):
+    """A training's step as the forward pass of a module, so that DistributedDataParallel takes part in it whatever of
+    the network it calls."""
+
+    def __init__(self, training: Training) -> None:
+        super().__init__()
+        assert training.network is not None
+        self.network = training.modules[training.network]
+        self.step = training.step
+
+    def forward(self, batch: Batch, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.step(self.network, batch, epoch)
+
+
+def make_schedule(optimizer: Optimizer, kind: str, *, decay: float, epochs: int, steps_per_epoch: int) -> Schedule:
+    """The learning-rate schedules by name, over the optimizer's own rates as the (maximal) rates."""
+    if kind == "onecycle":
+        top = [group["lr"] for group in optimizer.param_groups]
+        total = epochs * steps_per_epoch
+        return Schedule(OneCycleLR(optimizer, top, total_steps=total, cycle_momentum=False), per_step=True)
+    if kind == "exponential":
+        return Schedule(ExponentialLR(optimizer, decay), per_step=False)
+    return Schedule(ConstantLR(optimizer, 1.0), per_step=False)
+
+
+def epoch_seed(seed: int, stage: str, epoch: int) -> int:
+    """The seed of an epoch's generators."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {stage} {epoch}".encode()).digest()[:6], "big")
+
+
+def fit(training: Training, session: Session, checkpoint: Path, identity: str) -> None:
+    """Trains, writing `checkpoint` after every epoch (and every ten minutes of one).
+
+    identity: hash of what the result depends on; a checkpoint of another identity is refused with RunError.
+    Raises DivergedError when a loss is not finite, within 100 steps and with the ids of the first such batch (with
+    several workers, at the end of the epoch and without); the last finite checkpoint remains. Memory that does not
+    suffice, a GPU's or the machine's, becomes a RunError that says what to lower, or smaller chunks where the training
+    allows them.
+    """
+    stop = session.stop
+    # one worker looks for all: on a shared disk they might see different epochs, and wait for each other for ever
+    there = session.resume and distributed.from_first(lambda: checkpoint.exists() or previous(checkpoint).exists())
+    epoch, within = restore(training, checkpoint, identity) if there else (0, None)
+    if epoch < training.first:
+        _pass_over(training)
+        epoch = training.first
+    step = stepper(training)
+    if training.chunks.batch is not None and not there and distributed.rank() == 0:
+        save(training, checkpoint, identity, epoch)  # to begin anew from, if the first step takes too much memory
+    with nullcontext() if stop is None else stop.deferred():
+        while epoch < training.epochs:
+            keep = _keeper(training, checkpoint, identity, epoch, stop)
+            metrics, lacking = {}, None
+            try:
+                metrics = _run_epoch(training, step, epoch, session, within, keep)
+            except (MemoryError, RuntimeError, OSError) as error:
+                lacking = lacked_memory(error)
+                if lacking is None:
+                    raise
+            if lacking is not None:  # only here: while it is handled, the error holds the tensors of its step
+                halve(training, epoch, lacking)
+                epoch, within = restore(training, checkpoint, identity)
+                continue
+            training.ended(epoch)
+            _refuse_broken(training, epoch, metrics)
+            metrics |= training.evaluate()
+            epoch, within = epoch + 1, None
+            if epoch == training.epochs:
+                training.finish()
+            if distributed.rank() == 0:
+                session.record(metrics)
+                save(training, checkpoint, identity, epoch)
+            said = training.describe(metrics)
+            tqdm.write(said) if session.show_progress else log.info(said)
+            session.on_epoch(metrics)
+            training.judge(metrics)
+            if stop is not None:
+                stop.answer()
+
+
+def stepper(training: Training) -> nn.Module | None:
+    """The step of a training, as a module whose gradients are those of all workers; None where nothing is trained."""
+    if training.network is None:
+        return None
+    step = _Step(training)
+    if distributed.size() == 1:
+        return step
+    # statistics are the same on all workers (see distributed.share_batch_statistics)
+    return DistributedDataParallel(step, broadcast_buffers=False)
+
+
+def _pass_over(training: Training) -> None:
+    """Moves optimizer and schedule to the first epoch, as if those before it had been trained without gradients."""
+    optimizer, schedule = training.optimizer, training.schedule
+    if optimizer is None or schedule is None:
+        return
+    for _ in range(training.first):
+        for _ in range(training.steps_per_epoch):
+            optimizer.step()
+            if schedule.per_step:
+                schedule.scheduler.step()
+        if not schedule.per_step:
+            schedule.scheduler.step()
+
+
+Keep = Callable[[Callable[[], PartialEpoch]], None]
+
+
+def _keeper(training: Training, checkpoint: Path, identity: str, epoch: int, stop: Stop | None) -> Keep | None:
+    """What is called after every step with a way to tell how far the epoch has come: it writes a checkpoint where one
+    is due, and answers who asked to stop. None with several workers, which would have to agree on the step."""
+    if distributed.size() > 1:
+        return None
+    last = time.monotonic()
+
+    def keep(partial: Callable[[], PartialEpoch]) -> None:
+        nonlocal last
+        asked = stop is not None and stop.asked
+        if not asked and time.monotonic() - last < _SAVE_EVERY:
+            return
+        save(training, checkpoint, identity, epoch, partial())
+        last = time.monotonic()
+        if stop is not None:
+            stop.answer()
+
+    return keep
+
+
+def halve(training: Training, epoch: int, lacking: str) -> None:
+    """After a step for which memory was too small: twice as many chunks, or RunError where that is not wanted or not
+    possible. lacking: see `lacked_memory`."""
+    where = f"{training.name}, epoch {epoch + 1}: {lacking}"
+    chunks = training.chunks
+    if chunks.batch is None or distributed.size() > 1:
+        raise RunError(
+            f"{where}; start anew with a lower --data.batch-size or --data.image-size, with --precision bf16, or with "
+            "--auto-batch, which takes a batch in several parts"
+        )
+    if chunks.batch < 4 * chunks.number:  # BatchNorm needs two images
+        raise RunError(f"{where} with {chunks.batch // chunks.number} images at a time; lower --data.image-size")
+    chunks.number *= 2
+    if training.optimizer is not None:
+        training.optimizer.zero_grad(set_to_none=True)  # of the parts that went through
+    torch.cuda.empty_cache()
+    log.warning("%s; from the last checkpoint on, each batch goes in %d parts", where, chunks.number)
+
+
+def _refuse_broken(training: Training, epoch: int, metrics: Metrics) -> None:
+    """Raises DivergedError for metrics or weights that are not finite."""
+    bad = [k for k, v in metrics.items() if isinstance(v, float) and not math.isfinite(v)]
+    if bad:
+        raise DivergedError(
+            f"{training.name}, epoch {epoch + 1}: {bad[0]} is {metrics[bad[0]]}; training diverged, "
+            "lower the learning rate"
+        )
+    broken = [k for k, m in training.modules.items() if not all(p.isfinite().all() for p in m.parameters())]
+    if broken:  # the last step of an epoch can spoil the weights without a trace in its losses
+        raise DivergedError(
+            f"{training.name}, epoch {epoch + 1}: weights of the {broken[0]} are not finite; training diverged, "
+            "lower the learning rate"
+        )
+
+
+def _run_epoch(
+    training: Training,
+    step: nn.Module | None,
+    epoch: int,
+    session: Session,
+    within: PartialEpoch | None,
+    keep: Keep | None,
+) -> Metrics:
+    seed = epoch_seed(session.seed, training.draws or training.name, epoch)
+    generator = torch.Generator().manual_seed(seed)
+    # whatever draws inside a network (dropout), which must differ between the workers of one run
+    torch.manual_seed(seed + distributed.rank())
+    sums: dict[str, Tensor] = {} if within is None else dict(within.sums)
+    optimizer = training.optimizer
+    now = {} if optimizer is None else {f"lr_{training.network}": float(optimizer.param_groups[0]["lr"])}
+    rates = now if within is None else within.rates
+    done = 0 if within is None else within.steps
+    before = 0.0 if within is None else within.seconds
+    steps, begin, recent = done, time.perf_counter(), list[Tensor]()
+    title = f"{training.name} {epoch + 1}/{training.epochs}"
+    with tqdm(
+        total=training.size, desc=title, unit="img", leave=False, disable=None if session.show_progress else True
+    ) as bar:
+        for batch in training.batches(epoch, generator, done):
+            if within is not None and steps == done:  # only now: the loader of the batches has drawn its own seed
+                _set_generators(within.generators)
+                bar.update(done * len(batch))
+            values = _stepped(training, step, batch, epoch)
+            for name, value in values.items():
+                sums[name] = sums[name] + value if name in sums else value
+            recent += [values["loss"]] if "loss" in values else []
+            if len(recent) == _LOOK_EVERY:
+                _refuse_infinite(training, epoch, steps, recent)
+                recent = []
+            if training.schedule is not None and training.schedule.per_step:
+                training.schedule.scheduler.step()
+            steps += 1
+            bar.update(len(batch) * distributed.size())
+            if keep is not None:
+
+                def partial(steps: int = steps, recent: list[Tensor] = recent) -> PartialEpoch:
+                    _refuse_infinite(training, epoch, steps - 1, recent)
+                    _refuse_broken(training, epoch, {})  # nothing that cannot be gone on from is kept
+                    return PartialEpoch(steps, sums, rates, before + time.perf_counter() - begin, _generators())
+
+                keep(partial)
+    _refuse_infinite(training, epoch, steps - 1, recent)
+    if training.schedule is not None and not training.schedule.per_step:
+        training.schedule.scheduler.step()
+    totals = {name: float(total) for name, total in sums.items()}  # the epoch's only device-to-host copy
+    means = distributed.mean_over_workers(totals, steps)
+    seconds = before + time.perf_counter() - begin
+    parts = {"chunks": training.chunks.number} if training.chunks.number > 1 else {}
+    return {
+        "stage": training.name,
+        "epoch": epoch + 1,
+        "epochs": training.epochs,
+        **means,
+        **rates,
+        **parts,
+        "seconds": round(seconds, 3),
+        "images_per_second": round(training.size / seconds, 2),
+    }
+
+
+def _stepped(training: Training, step: nn.Module | None, batch: Batch, epoch: int) -> dict[str, Tensor]:
+    try:
+        return take_step(training, step, batch, epoch)
+    except RuntimeError as error:  # as torch.use_deterministic_algorithms raises it
+        if "does not have a deterministic implementation" not in str(error):
+            raise
+        reason = str(error).split(",")[0]
+        raise RunError(f"{training.name}: {reason[:200]}; leave --deterministic out to train on this device") from None
+
+
+def take_step(training: Training, step: nn.Module | None, batch: Batch, epoch: int) -> dict[str, Tensor]:
+    """One step of a training on a batch, in as many parts as `chunks` says, of which BatchNorm sees one at a time; the
+    scalars, of parts weighted by their images."""
+    values = list[dict[str, Tensor]]()
+    for part in batch.chunks(training.chunks.number):
+        share = len(part) / len(batch)
+        if step is None:
+            with torch.no_grad(), training.autocast():
+                _, scalars = training.step(None, part, epoch)
+        else:
+            with training.autocast():
+                loss, scalars = step(part, epoch)
+            (share * loss).backward()
+            scalars = {"loss": loss} | scalars
+        values.append({name: share * value.detach() for name, value in scalars.items()})
+    if training.optimizer is not None:
+        training.optimizer.step()
+        training.optimizer.zero_grad(set_to_none=True)
+    training.updated()
+    return {name: torch.stack([v[name] for v in values]).sum() for name in values[0]}
+
+
+def _generators() -> dict[str, Any]:
+    """The states of torch's own generators, from which networks draw."""
+    on_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), "cuda": on_gpus}
+
+
+def _set_generators(states: dict[str, Any]) -> None:
+    torch.set_rng_state(states["cpu"])
+    if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states["cuda"])
+
+
+def _refuse_infinite(training: Training, epoch: int, last: int, losses: list[Tensor]) -> None:
+    """Raises DivergedError where one of the losses up to step `last` is not finite. Alone: workers that do not all see
+    it would wait for each other."""
+    if not losses or distributed.size() > 1:
+        return
+    values = torch.stack(losses).tolist()  # waits for the device: once in so many steps
+    bad = next((i for i, value in enumerate(values) if not math.isfinite(value)), None)
+    if bad is None:
+        return
+    step = last - len(losses) + 1 + bad
+    ids = list(training.images(epoch, step)) if training.images is not None else []
+    named = f"; images of that batch: {', '.join(ids[:_NAMED])}" if ids else ""
+    more = f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else ""
+    raise DivergedError(
+        f"{training.name}, epoch {epoch + 1}: loss is {values[bad]} at step {step + 1}; training diverged, lower the "
+        f"learning rate{named}{more}"
+    )
+
+
+def fill(training: Training, path: Path, identity: str) -> None:
+    """Loads the modules of a training that is finished. Raises RunError where it is missing, unfinished, damaged or
+    another config's."""
+    state = load_checkpoint(path, identity)
+    if state["epoch"] < training.epochs:
+        raise RunError(
+            f"{path}: stopped after {state['epoch']} of {training.epochs} epochs; finish it with --resume first"
+        )
+    _fill_modules(training, state, path)
+
+
+def save(training: Training, path: Path, identity: str, epoch: int, within: "PartialEpoch | None" = None) -> None:
+    """Writes the state after `epoch` whole epochs, and how far the next one has come, if it has begun."""
+    state = {
+        "identity": identity,
+        "stage": training.name,
+        "epoch": epoch,
+        "modules": {k: m.state_dict() for k, m in training.modules.items()},
+        "optimizer": None if training.optimizer is None else training.optimizer.state_dict(),
+        "schedule": None if training.schedule is None else training.schedule.scheduler.state_dict(),
+        "chunks": training.chunks.number,
+        "within": None if within is None else asdict(within),
+    }
+    save_checkpoint(path, state)
+
+
+def restore(training: Training, path: Path, identity: str) -> "tuple[int, PartialEpoch | None]":
+    """Loads the newest intact checkpoint into the training; the number of whole epochs, and how far the next one has
+    come (0 and None where there is no checkpoint). Raises RunError."""
+    state = newest_checkpoint(path, identity)
+    if state is None:
+        return 0, None
+    _fill_modules(training, state, path)
+    try:
+        if training.optimizer is not None:
+            training.optimizer.load_state_dict(state["optimizer"])
+        if training.schedule is not None:
+            training.schedule.scheduler.load_state_dict(state["schedule"])
+        training.chunks.number = max(int(state["chunks"]), training.chunks.number)
+        return int(state["epoch"]), None if state["within"] is None else PartialEpoch(**state["within"])
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise _unfit(path, error) from None
+
+
+def _fill_modules(training: Training, state: dict[str, Any], path: Path) -> None:
+    try:
+        for name, module in training.modules.items():
+            module.load_state_dict(state["modules"][name])
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise _unfit(path, error) from None
+
+
+def _unfit(path: Path, error: Exception) -> RunError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return RunError(f"{path}: does not fit this training ({reason[:200]})")

@@ -1,0 +1,193 @@
+"""`lchp train` from end to end, and what a user's mistakes are answered with: one line, status 2."""
+
+import errno
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from squares import small_values, write_images
+
+from lchp.cli import main
+from lchp.console import guarded
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("images"))
+
+
+def flags(root: Path) -> list[str]:
+    """The small config as command-line flags."""
+    out = ["--preset", "cub"]
+    for name, value in {**small_values(root), "initialization.epochs": 1, "refinement.epochs": 1}.items():
+        flag = name.replace("_", "-")
+        section, _, leaf = flag.rpartition(".")
+        if isinstance(value, bool):
+            out.append(f"--{section}.{'' if value else 'no-'}{leaf}")
+        else:
+            out += [f"--{flag}", str(value)]
+    return out
+
+
+@pytest.fixture(scope="module")
+def finished(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "finished"
+    assert main(["train", *flags(root), "--output", str(run)]) == 0
+    return run
+
+
+def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line that a wrong command is answered with."""
+    capsys.readouterr()
+    assert main(list(arguments)) == 2
+    err = capsys.readouterr().err
+    lines = [line for line in err.replace("\r", "\n").split("\n") if line.strip() and "img/s" not in line]
+    assert len(lines) == 1, err
+    assert lines[0].startswith("lchp: error: ")
+    assert "Traceback" not in err
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    "fault", [RuntimeError("can't start new thread"), BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")]
+)
+def test_too_few_threads_are_one_line(fault: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    def body() -> int:
+        raise fault
+
+    assert guarded(body) == 2
+    assert capsys.readouterr().err == (
+        "error: no more threads or processes may be started here; raise the limit (ulimit -u, or the container's)\n"
+    )
+
+
+def test_train_prints_the_table_and_the_run_folder(root: Path, tmp_path: Path, capsys) -> None:
+    run = tmp_path / "run"
+    assert main(["train", *flags(root), "--output", str(run)]) == 0
+    out, err = capsys.readouterr()
+    for text in ("Pseudo Label", "LCHP-I", "LCHP-R", "GT-Known", "Top-1", "Top-5", "mean IoU", "floor"):
+        assert text in out
+    for frame in ("center_crop", "full_image"):
+        assert frame in out
+    assert out.rstrip().endswith(f"run folder: {run}")
+    for link in ("classifier", "localizer", "refinement"):
+        assert f"{link} epoch 1/1" in out + err
+    assert "kept" in out
+    assert "Traceback" not in err
+
+
+def test_evaluate_prints_the_same_table(finished: Path, capsys) -> None:
+    capsys.readouterr()
+    assert main(["evaluate", "--run", str(finished)]) == 0
+    assert "Pseudo Label" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], [], ["--version"]])
+def test_help(arguments, capsys) -> None:
+    try:
+        assert main(arguments) == 0
+    except SystemExit as stop:
+        assert stop.code in (0, None)  # noqa: PT017
+    out = capsys.readouterr().out
+    assert "lchp" in out
+    if arguments == ["train", "--help"]:
+        for flag in (
+            "--initialization.delta",
+            "--refinement.tau",
+            "--model.weights-dir",
+            "--resume",
+            "--preset",
+            "--from",
+        ):
+            assert flag in out
+
+
+def test_python_dash_m() -> None:
+    done = subprocess.run([sys.executable, "-m", "lchp", "--help"], check=True, capture_output=True, text=True)
+    assert "train" in done.stdout
+
+
+@pytest.mark.parametrize("preset", ["cub", "tiny_imagenet", "imagenet", "folder"])
+def test_missing_root(preset, tmp_path: Path, capsys) -> None:
+    out = str(tmp_path / "run")
+    assert "data.root is not set" in mistake(capsys, "train", "--preset", preset, "--output", out)
+    line = mistake(capsys, "train", "--preset", preset, "--data.root", "/no/such/place", "--output", out)
+    assert "/no/such/place" in line
+    assert not (tmp_path / "run").exists()  # a config that cannot start leaves nothing behind
+
+
+@pytest.mark.parametrize("preset", ["cub", "tiny_imagenet", "imagenet", "folder"])
+def test_wrong_layout(preset, tmp_path: Path, capsys) -> None:
+    (tmp_path / "data").mkdir()
+    arguments = ["train", "--preset", preset, "--data.root", str(tmp_path / "data"), "--output", str(tmp_path / "run")]
+    assert str(tmp_path / "data") in mistake(capsys, *arguments)
+
+
+def test_missing_weights(root: Path, tmp_path: Path, capsys) -> None:
+    arguments = [f for f in flags(root) if f != "--model.no-pretrained"]
+    arguments[arguments.index("--model.classifier") + 1] = "mobilenet_v2"
+    line = mistake(capsys, "train", *arguments, "--model.weights-dir", str(tmp_path), "--output", str(tmp_path / "run"))
+    assert f"{tmp_path}/mobilenet_v2.safetensors: no such file" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_unknown_field(capsys) -> None:
+    assert "did you mean --initialization.delta?" in mistake(capsys, "train", "--initialization.detla", "0.5")
+
+
+def test_unknown_backbone(root: Path, tmp_path: Path, capsys) -> None:
+    arguments = flags(root)
+    arguments[arguments.index("--model.localizer") + 1] = "resnet5"
+    assert "did you mean resnet50?" in mistake(capsys, "train", *arguments, "--output", str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "--preset", "cubs"], "did you mean cub?"),
+        (["train", "--initialization.delta", "1.5"], "initialization.delta = 1.5: expected in (0, 1)"),
+        (["train", "--initialization.delta", "high"], "delta"),
+        (["train", "--initialization.attention", "maps"], "attention"),
+        (["train", "--data.image-size", "100"], "data.image_size = 100"),
+        (["train", "--resume"], "--resume needs --output"),
+        (["train", "--stage", "refine"], "--from"),
+        (["trian"], "did you mean train?"),
+        (["evaluate", "--run", "/no/such/run"], "/no/such/run"),
+    ],
+    ids=lambda v: " ".join(v) if isinstance(v, list) else "",
+)
+def test_wrong_values(arguments, said, capsys) -> None:
+    assert said in mistake(capsys, *arguments)
+
+
+def test_checkpoint_of_another_config(finished: Path, root: Path, tmp_path: Path, capsys) -> None:
+    arguments = flags(root)
+    arguments[arguments.index("--initialization.delta") + 1] = "0.3"
+    refine = ["--stage", "refine", "--from", str(finished), "--output", str(tmp_path / "run")]
+    assert "another config" in mistake(capsys, "train", *arguments, *refine)
+    assert "differs from the config" in mistake(capsys, "train", *arguments, "--resume", "--output", str(finished))
+    assert "holds a run already" in mistake(capsys, "train", *flags(root), "--output", str(finished))
+
+
+def test_checkpoint_of_a_run_with_other_classes(finished: Path, tmp_path: Path, capsys) -> None:
+    more = write_images(tmp_path / "images", classes=4)
+    refine = ["--stage", "refine", "--from", str(finished), "--output", str(tmp_path / "run")]
+    line = mistake(capsys, "train", *flags(more), *refine)
+    assert str(finished) in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_damaged_predictions(finished: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "predictions.parquet").write_bytes((finished / "predictions.parquet").read_bytes()[:300])
+    assert "damaged" in mistake(capsys, "evaluate", "--run", str(tmp_path))
+
+
+def test_choices_are_in_one_order_and_without_none(capsys) -> None:
+    said = mistake(capsys, "score", "--dataset", "birds")
+    assert "'birds' for argument '--dataset': expected one of CUB, ILSVRC, OpenImages; lchp score --help" in said
+
+
+def test_output_that_cannot_be_written(root: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "file").write_text("")
+    assert "cannot be written" in mistake(capsys, "train", *flags(root), "--output", str(tmp_path / "file" / "run"))

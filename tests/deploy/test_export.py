@@ -1,0 +1,160 @@
+"""lchp export: the file runs without lchp, for any batch, and says what the networks say; or it is not written."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from lchp import TrainConfig, override
+from lchp.cli import main
+from lchp.deploy import export
+from lchp.deploy.export import METADATA, OUTPUTS, TOLERANCE, Detector
+from lchp.deploy.predict import TrainedRun, load_run
+from lchp.errors import ConfigError, LchpError
+from lchp.method.networks import Classifier, Localizer
+
+CPU = torch.device("cpu")
+NO_LCHP = """
+import json, sys, torch
+files = {"metadata.json": ""}
+module = torch.jit.load(sys.argv[1], _extra_files=files)
+box, scores, confidence = module(torch.load(sys.argv[2]))
+assert not any(name.split(".")[0] == "lchp" for name in sys.modules)
+torch.save((box, scores, confidence), sys.argv[3])
+print(files["metadata.json"].decode() if isinstance(files["metadata.json"], bytes) else files["metadata.json"])
+"""
+
+
+def untrained(config: TrainConfig, classifier: str, localizer: str, size: int) -> TrainedRun:
+    values = {"model.classifier": classifier, "model.localizer": localizer}
+    values |= {"data.resize": size, "data.image_size": size}
+    config = override(config, values | {"data.root": "/nowhere"})
+    torch.manual_seed(0)
+    networks = Classifier(config.model, 3).eval(), Localizer(config.model, config.data.image_size).eval()
+    return TrainedRun(config, ("a", "b", "c"), *networks, "lchp_i", CPU)
+
+
+def eager(trained: TrainedRun, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    with torch.no_grad():
+        return Detector(trained.classifier, trained.localizer, 0.0).eval()(images)
+
+
+def test_torchscript_runs_in_a_process_without_lchp(squares_run: Path, tmp_path: Path) -> None:
+    file = tmp_path / "deep" / "model.pt"
+    assert main(["export", "--run", str(squares_run), "--output", str(file)]) == 0
+    images = torch.rand(3, 3, 32, 32)
+    torch.save(images, tmp_path / "images.pt")
+    command = [sys.executable, "-I", "-W", "ignore", "-c", NO_LCHP]
+    paths = [str(file), str(tmp_path / "images.pt"), str(tmp_path / "out.pt")]
+    done = subprocess.run([*command, *paths], capture_output=True, text=True, check=True, cwd=tmp_path)
+    metadata = json.loads(done.stdout)
+    assert metadata["class_names"] == ["blue", "green", "red"]
+    assert (metadata["image_size"], metadata["frame"], metadata["result"]) == (32, "full_image", "lchp_r")
+    found = torch.load(tmp_path / "out.pt")
+    for ours, theirs in zip(eager(load_run(squares_run, CPU), images), found, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+    box, scores, confidence = found
+    assert (box.shape, scores.shape, confidence.shape) == ((3, 4), (3, 3), (3,))
+    assert bool((box[:, :2] <= box[:, 2:]).all())
+    torch.testing.assert_close(scores.sum(1), torch.ones(3))
+
+
+@pytest.mark.parametrize(("backbone", "size"), [("mobilenet_v2", 64), ("resnet50", 64), ("inception_v3", 96)])
+def test_torchscript_of_the_backbones(squares_config: TrainConfig, tmp_path: Path, backbone: str, size: int) -> None:
+    trained = untrained(squares_config, backbone, backbone, size)
+    about = export.export(trained, tmp_path / "model.pt")
+    assert about["largest_difference"] <= TOLERANCE
+    module = torch.jit.load(tmp_path / "model.pt")
+    images = torch.rand(4, 3, size, size)
+    for ours, theirs in zip(eager(trained, images), module(images), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
+def onnx_outputs(file: Path, images: Tensor) -> tuple[list[np.ndarray], dict]:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    metadata = json.loads(session.get_modelmeta().custom_metadata_map[METADATA])
+    return session.run(list(OUTPUTS), {"images": images.numpy()}), metadata
+
+
+@pytest.mark.slow
+def test_onnx(squares_run: Path, tmp_path: Path) -> None:
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name)
+    file = tmp_path / "model.onnx"
+    assert main(["export", "--run", str(squares_run), "--output", str(file), "--format", "onnx"]) == 0
+    trained = load_run(squares_run, CPU)
+    for n in (1, 6):
+        images = torch.rand(n, 3, 32, 32)
+        found, metadata = onnx_outputs(file, images)
+        for ours, theirs in zip(eager(trained, images), found, strict=True):
+            np.testing.assert_allclose(ours.numpy(), theirs, atol=TOLERANCE)
+        assert metadata["class_names"] == ["blue", "green", "red"]
+    assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
+
+
+@pytest.mark.slow
+def test_onnx_of_the_backbones(squares_config: TrainConfig, tmp_path: Path) -> None:
+    """Each once, since a conversion takes ten seconds and more: inception_v3 where all its layers are used, and
+    mobilenet_v2, whose features are the same in both places, in the other."""
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name)
+    trained = untrained(squares_config, "mobilenet_v2", "inception_v3", 96)
+    export.export(trained, tmp_path / "model.onnx", "onnx")
+    images = torch.rand(3, 3, 96, 96)
+    for ours, theirs in zip(eager(trained, images), onnx_outputs(tmp_path / "model.onnx", images)[0], strict=True):
+        np.testing.assert_allclose(ours.numpy(), theirs, atol=TOLERANCE)
+
+
+def test_a_file_that_differs_is_not_written(squares_run: Path, tmp_path: Path, monkeypatch) -> None:
+    trained = load_run(squares_run, CPU)
+
+    def wrong(detector, example, metadata):
+        content, run = export._torchscript(detector, example, metadata)
+        return content, lambda images: [output + 0.01 for output in run(images)]
+
+    monkeypatch.setitem(export._FORMATS, "torchscript", wrong)
+    with pytest.raises(LchpError, match=r"differ from the networks' by 0\.01"):
+        export.export(trained, tmp_path / "model.pt")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_outputs_that_are_no_numbers_are_refused(squares_run: Path, tmp_path: Path) -> None:
+    trained = load_run(squares_run, CPU)
+    with torch.no_grad():
+        trained.classifier.linear.weight[0, 0] = float("nan")
+    with pytest.raises(LchpError, match="differ"):
+        export.export(trained, tmp_path / "model.pt")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_real_images_are_checked_where_they_are(squares_run: Path) -> None:
+    trained = load_run(squares_run, CPU)
+    assert len(export._check_images(trained)) == 3
+    gone = replace(trained, config=override(trained.config, {"data.root": "/nowhere"}))
+    assert len(export._check_images(gone)) == 2
+
+
+def test_onnx_without_its_packages_is_one_line(squares_run: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(export.importlib.util, "find_spec", lambda _name: None)
+    with pytest.raises(ConfigError, match=r"pip install -c constraints.txt -e '.\[export\]'"):
+        export.export(load_run(squares_run, CPU), tmp_path / "model.onnx", "onnx")
+
+
+def test_a_folder_is_no_file(squares_run: Path, tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "model.pt"
+    folder.mkdir()
+    assert main(["export", "--run", str(squares_run), "--output", str(folder)]) == 2
+    assert "is a folder" in capsys.readouterr().err
+
+
+def test_the_name_says_the_format(squares_run: Path, capsys) -> None:
+    for arguments in (["--output", "model.bin"], ["--output", "model.onnx", "--format", "torchscript"]):
+        assert main(["export", "--run", str(squares_run), *arguments]) == 2
+        assert "end its name in .onnx" in capsys.readouterr().err

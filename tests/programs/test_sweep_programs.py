@@ -1,0 +1,194 @@
+"""Sweeps as users start them, with a Ray of their own: killed, interrupted, on clusters. Everything here is slow."""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import small
+from programs import finished_epochs, lines_of, program, result_of, start, wait_for, wait_until_gone
+
+from lchp.files import runs
+from lchp.harness import Sweep, grid
+from lchp.harness.cells import expand, pinned
+from lchp.training.chain import KINDS
+from lchp.training.run import train
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small.make_folder(tmp_path_factory.mktemp("images"))
+
+
+CELLS = grid({"initialization.delta": [0.2, 0.4], "refinement.tau": [0.0, 0.2]})
+ONE = ("--max-concurrent", "1")
+"""Where two trainings at once add nothing: each has a process of its own, which takes five seconds to start."""
+
+
+def test_kill_the_driver_at_a_random_moment_and_resume(root: Path, tmp_path: Path) -> None:
+    """SIGKILL anywhere between the first epoch and the end, then --resume: every cell's predictions equal, bitwise,
+    those of plain runs; and the terminal shows our lines alone."""
+    epochs = {"first": 4, "second": 4}
+    script, storage = program(tmp_path, root, **epochs), tmp_path / "results"
+    moment = random.SystemRandom().randint(1, 24)  # of 32 epochs
+    print(f"kill after {moment} epochs")
+    process = start(script, "--storage", str(storage))
+    wait_for(lambda: finished_epochs(storage) >= moment, process)
+    assert process.poll() is None
+    process.kill()
+    process.communicate()  # its Ray processes may live on for seconds; what they do must not matter
+    # in this order, since a process that lives on may publish its folder between the two lines
+    begun = {p.name: runs.read_metrics(p) for p in storage.glob("sweeps/grid/work/*") if p.is_dir()}
+    finished = {p.parent.name for p in storage.glob("store/*/*/DONE")}
+    again = start(script, "--storage", str(storage), "--resume", *ONE)
+    out, err = again.communicate(timeout=300)
+    assert again.returncode == 0, err
+    assert "records:" in out
+    assert "ray" not in out.replace(str(tmp_path), "").lower()
+    ours = tuple(f"{kind} of " for kind in KINDS)
+    assert [line for line in lines_of(err) if not line.startswith(ours)] == []
+    wait_until_gone(again.pid)
+    wait_until_gone(process.pid)
+    found = result_of(storage)
+    assert len(found) == 4
+    done = runs.read_json(storage / "sweeps" / "grid" / "sweep.json")["jobs"]
+    assert all(j["found"] for n, j in done.items() if n.split("-")[1] in finished)  # what was finished is kept
+    for name, lines in begun.items():  # what was trained before the kill was not trained again
+        kind, key = name.split("-")
+        kept = lines[:-1]  # the last may lack its checkpoint; a folder may have been made and no more
+        assert runs.read_metrics(storage / "store" / kind / key)[: len(kept)] == kept
+    assert finished or any(begun.values())  # every classifier may be finished and nothing else have an epoch yet
+    for cell in expand(Sweep("x", pinned(small.config(root, **epochs), gpu=False), CELLS)):
+        alone = train(cell.config, output=tmp_path / "alone" / cell.key)
+        assert (alone.run / runs.PREDICTIONS).read_bytes() == found[cell.key]
+
+
+def test_ctrl_c_and_sigterm_end_at_once_and_say_how_to_go_on(root: Path, tmp_path: Path) -> None:
+    script, storage = program(tmp_path, root, first=2000, second=1), tmp_path / "results"
+    folder = storage / "sweeps" / "grid"
+
+    def epochs() -> dict[str, list[dict[str, Any]]]:
+        return {work.name: runs.read_metrics(work) for work in folder.glob("work/classifier-*") if work.is_dir()}
+
+    def stopped(signum: int, status: int, *flags: str) -> dict[str, list[dict[str, Any]]]:
+        """Starts the sweep, stops it once it has trained on; the epochs that it leaves."""
+        before, begin = epochs(), time.monotonic()
+        process = start(script, "--storage", str(storage), *flags)
+        wait_for(lambda: any(len(v) > len(before.get(k, [])) for k, v in epochs().items()), process)
+        told = time.monotonic()
+        if signum == signal.SIGINT:
+            for _ in range(5):  # by somebody who does not wait
+                os.killpg(process.pid, signum)  # as a terminal does, to everybody in the foreground
+                time.sleep(0.2)
+        else:
+            process.send_signal(signum)  # as a batch system does, which knows the program alone
+        _, err = process.communicate(timeout=200)
+        # Ray gets LEAVING twice; a loaded machine takes longer to stop, but to start as well
+        assert time.monotonic() - told < max(60, told - begin)
+        assert process.returncode == status
+        lines = lines_of(err)
+        assert len(lines) == 1, err
+        assert "stopped; finished epochs are kept, go on with: python" in lines[0]
+        assert lines[0].endswith("--resume")
+        wait_until_gone(process.pid)
+        assert len(runs.read_json(folder / "sweep.json")["cells"]) == 4
+        after = epochs()
+        assert all(after[name][: len(lines)] == lines for name, lines in before.items())
+        return after
+
+    first = stopped(signal.SIGINT, 130)
+    second = stopped(signal.SIGTERM, 143, *ONE, "--resume")
+    assert sum(map(len, second.values())) > sum(map(len, first.values()))
+
+
+@pytest.mark.parametrize("part", ["gcs_server", "/raylet/raylet", "ray::RuntimeEnvAgent"])
+def test_a_part_of_ray_that_dies_ends_the_sweep_with_one_line(root: Path, tmp_path: Path, part: str) -> None:
+    script, storage = program(tmp_path, root, first=2000, second=1), tmp_path / "results"
+    begin = time.monotonic()
+    process = start(script, "--storage", str(storage), *ONE)
+    wait_for(lambda: any(storage.glob("sweeps/grid/work/*/checkpoints/*.pt")), process)
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            session = int((folder / "stat").read_text().rpartition(")")[2].split()[3])
+            if session == process.pid and part in (folder / "cmdline").read_text():
+                os.kill(int(folder.name), signal.SIGKILL)
+    told = time.monotonic()
+    _, err = process.communicate(timeout=300)
+    assert time.monotonic() - told < max(60, told - begin)
+    assert process.returncode == 2
+    lines = lines_of(err)
+    assert len(lines) == 1, err
+    assert lines[0].startswith("error: Ray's ")
+    assert lines[0].endswith("finished epochs are kept, go on by --resume")
+    wait_until_gone(process.pid)
+    assert len(runs.read_json(storage / "sweeps" / "grid" / "sweep.json")["cells"]) == 4
+
+
+def test_no_cluster_at_an_address(root: Path, tmp_path: Path) -> None:
+    script = program(tmp_path, root)
+    process = start(script, "--storage", str(tmp_path / "results"), "--address", "127.0.0.1:1")
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 2
+    lines = lines_of(err)
+    assert lines[-1].startswith("error: the Ray cluster at 127.0.0.1:1 could not be joined")
+    assert not (tmp_path / "results" / "sweeps" / "grid" / "sweep.json").exists()  # the same command may be given again
+
+
+def test_a_node_killed_mid_sweep_loses_no_cell(root: Path, tmp_path: Path) -> None:
+    """Two nodes on this machine, one of which is killed while it trains."""
+    code = f"""
+    import json, sys, threading, time
+    from pathlib import Path
+    from lchp.harness.cluster import QUIET
+    import os
+    os.environ.update(QUIET)
+    from ray.cluster_utils import Cluster
+    import small
+    from lchp.harness import Options, Sweep, grid, run
+
+    storage = Path({str(tmp_path / "results")!r})
+    nodes = Cluster(initialize_head=True, head_node_args={{"num_cpus": 1, "include_dashboard": False}})
+    second = nodes.add_node(num_cpus=1)
+    nodes.wait_for_nodes()
+    landed = set()
+
+    def kill():
+        lock = None
+        while not lock:
+            for path in storage.glob("sweeps/cluster/work/classifier-*/checkpoints/initialization.pt"):
+                pid = (path.parent.parent.with_name(path.parent.parent.name + ".lock")).read_text().split()[1]
+                parent = Path(f"/proc/{{pid}}/stat").read_text().rpartition(")")[2].split()[1]
+                landed.add(parent)
+                if len(landed) == 2:
+                    lock = path
+            time.sleep(0.01)
+        nodes.remove_node(second, allow_graceful=False)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    base = small.config(Path({str(root)!r}), first=30, second=2)
+    cells = grid({{"initialization.delta": [0.2, 0.4], "refinement.tau": [0.0, 0.2]}})
+    result = run(Sweep("cluster", base, cells), Options(storage, address=nodes.address))
+    states = [c.state for c in result.cells]
+    print(json.dumps({{"states": states, "killed": not killer.is_alive(), "nodes": len(landed)}}))
+    nodes.shutdown()
+    """
+    script = tmp_path / "cluster.py"
+    script.write_text(textwrap.dedent(code))
+    paths = [str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    process = start(script, env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)})
+    out, err = process.communicate(timeout=500)
+    assert process.returncode == 0, err
+    said = json.loads(out.splitlines()[-1])
+    assert said == {"states": ["done"] * 4, "killed": True, "nodes": 2}
+    wait_until_gone(process.pid)
+    attempts = [j["attempts"] for j in runs.read_json(tmp_path / "results/sweeps/cluster/sweep.json")["jobs"].values()]
+    assert max(attempts) >= 2

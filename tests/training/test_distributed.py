@@ -1,0 +1,159 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import small
+import torch
+import torch.distributed as dist
+from killed import CONTEXT
+from torch import nn
+from torch.multiprocessing.spawn import start_processes
+
+from lchp.config import override, to_dict
+from lchp.errors import ConfigError
+from lchp.method.batch import Batch
+from lchp.system import distributed
+from lchp.training.fit import Training, stepper, take_step
+
+
+def spawn(work: Any, folder: Path, *arguments: Any, workers: int = 2) -> list[Any]:
+    """Runs work(rank, folder, *arguments) in gloo workers; returns what each left in RANK.json."""
+    # forked from one that has imported what a training imports
+    start_processes(_start, (work, workers, str(folder), arguments), workers, start_method=CONTEXT.get_start_method())
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(workers)]
+
+
+def _start(rank: int, work: Any, workers: int, folder: str, arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=workers)
+    result = work(rank, Path(folder), *arguments)
+    (Path(folder) / f"{rank}.json").write_text(json.dumps(result))
+    dist.destroy_process_group()
+
+
+def batch_norm_step(x: torch.Tensor) -> tuple[nn.Module, float]:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3), nn.BatchNorm2d(2))
+    net = distributed.share_batch_statistics(net)
+    batch = Batch(x[distributed.part(len(x))], torch.zeros(len(x)))
+
+    def step(net: nn.Module, batch: Batch, _epoch: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        return (net(batch.images) ** 3).mean(), {}  # of a cube: its gradient does not vanish behind BatchNorm
+
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    training = Training("line", 1, 6, {"net": net}, step, lambda *_: [batch], "net", optimizer)
+    scalars = take_step(training, stepper(training), batch, 0)
+    return net, distributed.mean_over_workers({"loss": float(scalars["loss"])}, 1)["loss"]
+
+
+def images() -> torch.Tensor:
+    return torch.randn(6, 3, 9, 9, generator=torch.Generator().manual_seed(1)) * 2 + 1
+
+
+def batch_norm_worker(*_: Any) -> Any:
+    net, loss = batch_norm_step(images())
+    return {"loss": loss, "state": {k: v.tolist() for k, v in net.state_dict().items()}}
+
+
+def test_batch_statistics_and_gradients_are_those_of_the_global_batch(tmp_path: Path) -> None:
+    net, loss = batch_norm_step(images())
+    for found in spawn(batch_norm_worker, tmp_path):
+        assert found["loss"] == pytest.approx(loss, rel=1e-5)
+        for name, value in net.state_dict().items():
+            np.testing.assert_allclose(found["state"][name], value.numpy(), rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def exchange_worker(rank: int, _: Path) -> Any:
+    dealt = list(distributed.dealt(list(range(7))))
+    try:
+        distributed.part(7)
+        refused = False
+    except ConfigError:
+        refused = True
+    return {
+        "dealt": dealt,
+        "collected": distributed.collected([10 * i for i in dealt]),
+        "first": distributed.from_first(lambda: f"of {rank}"),
+        "part": [distributed.part(8).start, distributed.part(8).stop],
+        "refused": refused,
+        "mean": distributed.mean_over_workers({"a": float(rank)}, 2),
+        "of one": distributed.mean_over_workers({"a": 6.0} if rank else {}, 3 * rank),
+    }
+
+
+def test_workers_exchange(tmp_path: Path) -> None:
+    one, two = spawn(exchange_worker, tmp_path)
+    assert one["dealt"] == [0, 2, 4, 6]
+    assert two["dealt"] == [1, 3, 5]
+    assert one["collected"] == two["collected"] == [0, 10, 20, 30, 40, 50, 60]
+    assert one["first"] == two["first"] == "of 0"
+    assert one["part"] == [0, 4]
+    assert two["part"] == [4, 8]
+    assert one["refused"]
+    assert one["mean"] == two["mean"] == {"a": 0.25}
+    assert one["of one"] == two["of one"] == {"a": 2.0}  # the other had no batch left
+
+
+def test_one_process_does_nothing() -> None:
+    assert distributed.size() == 1
+    assert distributed.part(7) == slice(0, 7)
+    assert distributed.collected([3, 1]) == [3, 1]
+    net = nn.BatchNorm2d(3)
+    assert type(distributed.share_batch_statistics(net)) is nn.BatchNorm2d
+
+
+def train_worker(_: int, folder: Path, configs: dict[str, dict[str, Any]]) -> Any:
+    return {name: train_in(folder / "two" / name, values) for name, values in configs.items()}
+
+
+def train_in(run: Path, values: dict[str, Any]) -> Any:
+    from lchp.config import from_dict
+    from lchp.training.run import train
+
+    seen: list[dict[str, Any]] = []
+    result = train(from_dict(values), seen.append, output=run)
+    return {"metrics": seen, "summary": result.summary}
+
+
+METHODS: dict[str, dict[str, Any]] = {
+    "lchp": {},
+    "frozen": {"refinement.labeller": "frozen"},
+    # the boxes of all training images are one batch, which one of the workers gets
+    "psol": {"method.name": "psol", "method.localizer": True, "method.refine": True, "evaluation.batch_size": 64},
+}
+LINES = {"lchp": 4, "frozen": 6, "psol": 5}
+"""Epochs of all links: the classifier's one, PSOL's boxes, the localizer's one, two of labels, two of refinement."""
+
+
+@pytest.mark.slow
+def test_two_workers_train_as_one(tmp_path: Path) -> None:
+    """Same losses (to fp32 rounding) as one worker with the same global batch, and nearly the same boxes; with labels
+    made once; and of PSOL with LCHP's refinement: of its classifier, of DDT's boxes of all training images, of its
+    localizer."""
+    from lchp.evaluation.predictions import read_predictions
+
+    config = small.config(small.make_folder(tmp_path / "images"), first=1, second=2)
+    config = override(config, {"data.validation": 0.25, "evaluation.batch_size": 5})
+    assert set(METHODS) == set(LINES)
+    configs = {name: to_dict(override(config, method)) for name, method in METHODS.items()}
+    torch.set_num_threads(1)
+    one = {name: train_in(tmp_path / "one" / name, values) for name, values in configs.items()}
+    two = spawn(train_worker, tmp_path, configs)  # both in the same workers, which take seconds to start
+    names = ("l_cls", "l_reg", "loss", "top1", "confidence", "kept", "pseudo_area", "box_area", "validation_score")
+    for method, alone in one.items():
+        both = [found[method] for found in two]
+        assert both[0]["summary"] == both[1]["summary"]
+        for found in both:
+            assert [m["stage"] for m in found["metrics"]] == [m["stage"] for m in alone["metrics"]]
+            for mine, theirs in zip(found["metrics"], alone["metrics"], strict=True):
+                for name in [n for n in names if n in theirs]:
+                    at = (method, name, theirs["epoch"])
+                    assert mine[name] == pytest.approx(theirs[name], rel=2e-3, abs=1e-4), at
+        a, b = (read_predictions(tmp_path / workers / method) for workers in ("one", "two"))
+        assert a["image_id"] == b["image_id"]
+        for name in ("lchp_i_box", "lchp_r_box", *(["pseudo_label_box"] if method == "psol" else [])):
+            np.testing.assert_allclose(np.array(a[name].to_pylist()), np.array(b[name].to_pylist()), atol=5e-3)
+        lines = (tmp_path / "two" / method / "metrics.jsonl").read_text().splitlines()
+        assert len(lines) == LINES[method] == len(alone["metrics"])  # worker 0 alone writes
