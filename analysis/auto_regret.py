@@ -28,8 +28,9 @@ from lchp.errors import RunError
 from lchp.evaluation.frames import FRAMES, Frame
 from lchp.evaluation.metrics import best_iou, gt_known
 from lchp.files.runs import CHECKPOINTS, link_folder, read_config, write_atomically
+from lchp.files.schema import FrameName
 from lchp.files.targets import holding, require_file
-from lchp.method.choice import PARTS, ROUNDS, candidate_boxes, candidates, known_by, score
+from lchp.method.choice import PARTS, ROUNDS, candidates, known_by_each, looked_at, score
 from lchp.method.pseudo_boxes import Snapshots, make_teacher
 from lchp.training.batches import plain_batches
 from lchp.training.chain import STAGES, method_of
@@ -51,6 +52,8 @@ class Flags:
     """Training images that score the candidates."""
     test: int = 0
     """Test images that the oracle reads; 0: all."""
+    frame: tuple[FrameName, ...] = FRAMES
+    """Frames that the oracle looks at."""
     csv: Path | None = None
     """File for a row per candidate."""
     data_root: Annotated[Path | None, tyro.conf.arg(name="data-root")] = None
@@ -77,13 +80,13 @@ def _alike(preset: TrainConfig, config: TrainConfig) -> bool:
 def scored(teacher: Any, context: Context, configs: Sequence[InitializationConfig], images: int) -> torch.Tensor:
     """Candidates x PARTS in percent, over training images as `auto` sees them."""
     config = context.config
-    order = torch.randperm(len(context.images), generator=torch.Generator().manual_seed(0)).tolist()[:images]
+    order = looked_at(len(context.images))[:images]
     fill = teacher.mean if config.initialization.mask == "mean" else torch.zeros_like(teacher.mean)
     sums = torch.zeros(len(configs), len(PARTS), dtype=torch.float64)
     for batch in plain_batches(context, "center_crop", order):
         with context.autocast:
-            for n, (_, b) in enumerate(candidate_boxes(teacher, batch.images, configs)):
-                crop, masked = known_by(teacher, batch.images, batch.labels, b, fill, config.refinement.crop_margin)
+            known = known_by_each(teacher, batch.images, batch.labels, configs, fill, config.refinement.crop_margin)
+            for n, (crop, masked, b) in enumerate(known):
                 parts = crop, masked, area(b), score(crop, masked, b)
                 sums[n] += torch.stack(parts).sum(1).double().cpu()
     return 100 * sums / len(order)
@@ -128,7 +131,7 @@ def look(run: Path, flags: Flags) -> pd.DataFrame:
         elif after != first.epochs:
             raise RunError(f"{run}: keeps the last teacher alone; train it with initialization.mask_delta")
         parts = scored(teacher, context, every, flags.images)
-        for name in FRAMES:
+        for name in flags.frame:
             frame = Frame.of(name, config.data)
             truth = frame.truth(known, context.test.sizes())
             for n, (c, b) in enumerate(zip(every, boxes(teacher, context, frame, every), strict=True)):  # pyright: ignore

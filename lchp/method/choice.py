@@ -86,6 +86,25 @@ def known_by(
     return of_class(crop(images, boxes, margin)), of_class(mask_out(images, boxes, fill))
 
 
+def known_by_each(
+    teacher: Classifier,
+    images: Tensor,
+    labels: Tensor,
+    configs: Sequence[InitializationConfig],
+    fill: Tensor,
+    margin: float,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """By each config: `known_by` of its boxes (B and B), and the boxes, B x 4. Boxes that two configs agree in are
+    looked at once."""
+    seen: list[tuple[Tensor, Tensor, Tensor]] = []
+    for _, boxes in candidate_boxes(teacher, images, configs):
+        found = next((s for s in seen if torch.equal(s[2], boxes)), None)
+        if found is None:
+            found = *known_by(teacher, images, labels, boxes, fill, margin), boxes
+            seen.append(found)
+        yield found
+
+
 def score(crop: Tensor, masked: Tensor, boxes: Tensor) -> Tensor:
     """The score of boxes B x 4, from what `known_by` says of them; B values in [-1, 1]."""
     return (crop - masked) * (1 - area(boxes))

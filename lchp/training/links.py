@@ -20,7 +20,7 @@ from lchp.config import InitializationConfig, RefinementConfig, TrainConfig, sho
 from lchp.errors import ConfigError, RunError
 from lchp.evaluation.inference import BoxSource, Models, predicting
 from lchp.method.batch import Batch, Step
-from lchp.method.choice import ROUNDS, Choice, candidate_boxes, known_by, looked_at, parted
+from lchp.method.choice import ROUNDS, Choice, known_by_each, looked_at, parted
 from lchp.method.definition import Teaching
 from lchp.method.networks import Classifier, Localizer
 from lchp.method.pseudo_boxes import Snapshots, make_teacher, update_teacher
@@ -181,10 +181,9 @@ def _choice(work: Work, link: Link) -> Training:
     def step(_net: None, batch: Batch, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
         running, x = choice.running(epoch), batch.images
         with predicting(len(x)):
-            found = candidate_boxes(scorer, x, [choice.configs[n] for n in running])
-            for n, (_, boxes) in zip(running, found, strict=True):
-                known = known_by(scorer, x, batch.labels, boxes, fill, config.refinement.crop_margin)
-                choice.note(epoch, n, *known, boxes)
+            configs, margin = [choice.configs[n] for n in running], config.refinement.crop_margin
+            for n, known in zip(running, known_by_each(scorer, x, batch.labels, configs, fill, margin), strict=True):
+                choice.note(epoch, n, *known)
         score = choice.scores(epoch)[running].max()
         return score, {"score": score}
 
