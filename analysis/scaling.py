@@ -236,7 +236,7 @@ def tables_of(storage: Path) -> str:
     """Table 4 of a storage, as text."""
     from lchp.report.tables.write import render_tables
 
-    return render_tables(storage, PRESETS["folder"], (4,), Path(__file__).with_name("paper.csv"))
+    return render_tables(storage, PRESETS["folder"], (4,))
 
 
 if __name__ == "__main__":

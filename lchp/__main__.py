@@ -1,6 +1,6 @@
 """`python -m lchp`."""
 
-from lchp.cli import main
+from lchp.cli import program
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    program()

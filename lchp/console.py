@@ -5,7 +5,9 @@ import contextlib
 import dataclasses
 import io
 import logging
+import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +22,7 @@ from lchp.config import FIELDS, TrainConfig, preset, suggest
 from lchp.errors import ConfigError, LchpError, is_of_threads, lacked_memory, printable
 from lchp.files.targets import as_path
 from lchp.system import streams
-from lchp.system.interrupt import Interrupted, on_signals
+from lchp.system.interrupt import SIGNALS, Interrupted, on_signals
 
 INTERRUPTED = 130
 
@@ -98,6 +100,17 @@ def _what_to_mend(fault: Exception) -> str | None:
     return None
 
 
+def exit_program(status: int) -> None:
+    """Ends the program with an exit status, past threads of Ray's that would hold it or wait for a dead one."""
+    streams.settle()
+    if status in (128 + s for s in SIGNALS):
+        for signum in SIGNALS:
+            signal.signal(signum, signal.SIG_IGN)
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        stream.flush()
+    os._exit(status)
+
+
 def preset_config(arguments: list[str]) -> TrainConfig:
     """The preset is read first, since it sets the defaults of all other options."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -105,13 +118,18 @@ def preset_config(arguments: list[str]) -> TrainConfig:
     return preset(parser.parse_known_args(arguments)[0].preset)
 
 
-def parse(command: Callable[..., Any], arguments: list[str], program: str, default: Any = None) -> Any:
-    """Arguments to an instance of the dataclass `command`; raises ConfigError, one line, for what does not fit."""
+def parse(
+    command: Callable[..., Any], arguments: list[str], program: str, default: Any = None, *, about: str | None = None
+) -> Any:
+    """Arguments to an instance of the dataclass `command`; raises ConfigError, one line, for what does not fit. about:
+    what --help says first, in place of the docstring of `command`."""
     for before, text in zip(("", *arguments), arguments, strict=False):
         option, equals, value = text.partition("=") if text.startswith("--") else (before, "=", text)
         if equals and not value.strip():  # an empty path would be the current folder
             raise ConfigError(f"{option if option.startswith('-') else 'an argument'}: is empty")
     extra = {} if default is None else {"default": default}
+    if about is not None:
+        extra["description"] = about
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
@@ -150,14 +168,15 @@ def _explained(fault: str, program: str) -> str:
 def _flags(command: Any) -> list[str]:
     """Options that a mistyped one may have meant."""
     found = []
-    for name, kind in get_type_hints(command).items():
+    for name, annotated in get_type_hints(command, include_extras=True).items():
+        kind = getattr(annotated, "__origin__", annotated)
         if kind is TrainConfig:
             found += [f"--{field.replace('_', '-')}" for field in FIELDS]
         elif dataclasses.is_dataclass(kind):
             found += _flags(kind)
         else:
-            said = "from" if name == "source" else name.removesuffix("_folder")
-            found.append(f"--{said.replace('_', '-')}")
+            said = next((m.name for m in getattr(annotated, "__metadata__", ()) if getattr(m, "name", None)), name)
+            found.append(f"--{said.removesuffix('_folder').replace('_', '-')}")
     return found
 
 

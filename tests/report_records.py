@@ -21,14 +21,14 @@ from lchp.evaluation.predictions import frame_table, write_predictions
 from lchp.files.runs import write_json
 
 GOLDEN = Path(__file__).parent / "golden" / "report"
-PAPER = Path(__file__).parents[1] / "analysis" / "paper.csv"
+ANALYSIS = Path(__file__).parents[1] / "analysis"
 FLOORS = {"center_crop": (5.0, 26.0), "full_image": (1.0, 15.0)}
 TAUS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 def analysis_script(name: str) -> ModuleType:
     """analysis/NAME.py, which is no module of a package."""
-    spec = importlib.util.spec_from_file_location(name, PAPER.with_name(f"{name}.py"))
+    spec = importlib.util.spec_from_file_location(name, ANALYSIS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -205,7 +205,7 @@ def golden_texts(storage: Path) -> dict[str, str]:
     from lchp.report.tables.numbers import OF_PAPER, tables
     from lchp.report.tables.render import FORMATS, to_text
 
-    made = tables(collect([storage]), PRESETS["parts"], read_paper(PAPER), OF_PAPER)
+    made = tables(collect([storage]), PRESETS["parts"], read_paper(), OF_PAPER)
     table_4 = {f"table_4.{suffix}": render(made[3]) for suffix, render in FORMATS.items()}
     return {"tables.txt": "\n".join(map(to_text, made)), **table_4}
 

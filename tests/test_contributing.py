@@ -21,7 +21,7 @@ import csv, json, sys
 from pathlib import Path
 
 import torch
-from report_records import PAPER, store
+from report_records import store
 from squares import small_config
 
 import lchp
@@ -54,7 +54,7 @@ print(json.dumps({
     "stages": [json.loads(line)["stage"] for line in (out / "own" / "metrics.jsonl").read_text().splitlines()],
     "boxes": [int(v.isfinite().all()) for v in table.values() if v.is_floating_point()],
     "results": sorted(own.summary["results"]),
-    "table": render_tables(out / "records", PRESETS["parts"], (9,), PAPER),
+    "table": render_tables(out / "records", PRESETS["parts"], (9,)),
 }))
 """
 

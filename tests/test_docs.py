@@ -32,6 +32,7 @@ from pages import (
 from report_records import analysis_script
 
 import lchp
+import lchp.cli
 import lchp.harness
 from lchp.backbones import BACKBONES
 from lchp.baselines import METHODS
@@ -41,6 +42,8 @@ from lchp.console import parse, preset_config
 from lchp.data import DATASETS
 from lchp.errors import ConfigError
 from lchp.harness import Options, Sweep, SweepResult
+from lchp.harness.grids import NAMES
+from lchp.harness.own import OwnFlags, read_grid, read_sweep
 from lchp.harness.script import Flags
 from lchp.harness.search_script import SearchFlags
 from lchp.harness.sweep import Outcome, Plan, make_plan
@@ -65,12 +68,24 @@ def then_stop(reads: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def lchp_line(words: list[str]) -> None:
+    if words[0] == "sweep":
+        lchp_sweep(words[1:])
+        return
     name = next(n for n in COMMANDS if words[: len(n.split())] == n.split())
     rest = words[len(name.split()) :]
     default = Train(preset_config(rest)) if COMMANDS[name] is Train else None
     if rest == ["--help"]:
         return
     assert isinstance(parse(COMMANDS[name], rest, f"lchp {name}", default), COMMANDS[name])
+
+
+def lchp_sweep(words: list[str]) -> None:
+    if not words:  # named in the text
+        return
+    if words[0] in NAMES:
+        sweep_line(f"sweeps/{words[0]}.py", words[1:])
+    elif words != ["--help"] and not words[0].endswith(".toml"):
+        assert read_grid(parse(OwnFlags, words, "lchp sweep", OwnFlags(Flags(preset_config(words)))).grid)
 
 
 def sweep_line(script: str, rest: list[str]) -> None:
@@ -89,6 +104,7 @@ def analysis_line(name: str, rest: list[str], patch: pytest.MonkeyPatch) -> None
     patch.syspath_prepend(ROOT / "analysis")  # as Python lets a script do
     patch.syspath_prepend(ROOT)
     script = analysis_script(name)
+    patch.setattr(lchp.cli, "parse", then_stop(lchp.cli.parse))
     if hasattr(script, "parse"):
         patch.setattr(script, "parse", then_stop(script.parse))
     patch.setattr(argparse.ArgumentParser, "parse_args", then_stop(argparse.ArgumentParser.parse_args))
@@ -178,8 +194,8 @@ def test_commands_in_the_text_are_understood(line: str, monkeypatch: pytest.Monk
 
 def test_there_are_commands_to_check() -> None:
     assert len([line for line in TYPED if line.startswith("lchp ")]) >= 30
-    assert len([line for line in TYPED if line.startswith("python sweeps/")]) >= 10
-    assert len([line for line in TYPED if "analysis" in line]) >= 15
+    assert len([line for line in TYPED if line.startswith(("python sweeps/", "lchp sweep "))]) >= 10
+    assert len([line for line in TYPED if "analysis" in line]) >= 10
 
 
 @pytest.mark.parametrize(
@@ -395,6 +411,14 @@ def test_the_sweep_of_ones_own_runs_as_printed(tmp_path: Path, monkeypatch: pyte
     states = [(p.job.kind, p.state) for p in plan.schedule.jobs.values()]
     kinds = {kind: states.count((kind, "waiting")) for kind in KINDS}
     assert kinds == {"classifier": 2, "choice": 0, "boxes": 0, "localizer": 4, "labels": 0, "refinement": 8}
+
+
+def test_the_file_of_a_sweep_reads_as_printed(tmp_path: Path) -> None:
+    (text,) = (b.text for b in blocks(ROOT / "docs" / "sweeps.md") if b.language == "toml")
+    (path := tmp_path / "mine.toml").write_text(text)
+    found = read_sweep(path)
+    assert (found.name, found.preset, found.seeds, len(found.cells)) == ("alpha", "parts", 3, 4 + 1 + 20)
+    assert found.base == {"refinement.labeller": "frozen"}
 
 
 def test_the_sketch_of_packages_is_that_of_the_code(tmp_path: Path) -> None:

@@ -43,8 +43,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def package() -> set[str]:
-    """Files of the package: modules, the report's templates, and the mark that its types are its own."""
-    modules = {p.relative_to(ROOT).as_posix() for p in (ROOT / "lchp").rglob("*.py")} | {"lchp/py.typed"}
+    """Files of the package: modules, the paper's values, the report's templates, and the mark of typed packages."""
+    modules = {p.relative_to(ROOT).as_posix() for p in (ROOT / "lchp").rglob("*.py")}
+    modules |= {"lchp/py.typed", "lchp/report/paper.csv"}
     return modules | {f"lchp/report/page/templates/report.{suffix}" for suffix in ("css", "html.j2", "js")}
 
 
@@ -54,7 +55,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(built: Path) -> None:
         assert set(wheel.namelist()) == package() | {f"{INFO}/{name}" for name in about}
         metadata = message_from_string(wheel.read(f"{INFO}/METADATA").decode())
         assert wheel.read(f"{INFO}/licenses/LICENSE") == (ROOT / "LICENSE").read_bytes()
-        assert "lchp = lchp.cli:main" in wheel.read(f"{INFO}/entry_points.txt").decode()
+        assert "lchp = lchp.cli:program" in wheel.read(f"{INFO}/entry_points.txt").decode()
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == "<3.14,>=3.11"
     assert metadata["Description-Content-Type"] == "text/markdown"
@@ -67,7 +68,7 @@ def test_the_source_distribution_adds_the_scripts(built: Path) -> None:
     files = {"CHANGELOG.md", "LICENSE", "LICENSES.md", "MANIFEST.in", "README.md", "constraints.txt", "pyproject.toml"}
     scripts = {p.relative_to(ROOT).as_posix() for name in ("sweeps", "analysis") for p in (ROOT / name).glob("*.py")}
     made = {name for name in found if name.startswith("lchp.egg-info/")} | {"PKG-INFO", "setup.cfg"}
-    assert found == package() | files | scripts | made | {"analysis/paper.csv"}
+    assert found == package() | files | scripts | made
 
 
 def test_licences_of_what_is_installed() -> None:

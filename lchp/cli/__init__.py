@@ -1,4 +1,4 @@
-"""The command line: lchp train | evaluate | score | scoremaps | predict | export | data, a file per command."""
+"""The command line: a file per command (`lchp --help` lists them)."""
 
 import logging
 import sys
@@ -10,17 +10,24 @@ from lchp import __version__
 from lchp.cli.data import DataCheck, DataDownload
 from lchp.cli.evaluate import Evaluate
 from lchp.cli.export import Export
+from lchp.cli.figures import Figures
 from lchp.cli.predict import Predict
+from lchp.cli.report import Report
 from lchp.cli.score import Score
 from lchp.cli.scoremaps import ScoreMaps
+from lchp.cli.sweep import run_sweep
+from lchp.cli.tables import Tables
 from lchp.cli.train import Train
 from lchp.config import PRESETS, suggest
-from lchp.console import guarded, parse, preset_config
+from lchp.console import exit_program, guarded, parse, preset_config
 from lchp.errors import ConfigError
 from lchp.system import streams
 
 COMMANDS: dict[str, type[Any]] = {
     "train": Train,
+    "tables": Tables,
+    "figures": Figures,
+    "report": Report,
     "evaluate": Evaluate,
     "score": Score,
     "scoremaps": ScoreMaps,
@@ -35,10 +42,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit status: 0, 1 for a fault found, or as `guarded` says."""
     streams.prepare()
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["sweep"]:  # a program of its own: it says itself how to go on
+        return run_sweep(arguments[1:])
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     kept = "; what was trained is kept: go on with the same command, --output and --resume"
     stopped = f"lchp: stopped{kept if arguments[:1] == ['train'] else ''}"
     return guarded(lambda: _dispatch(arguments), stopped, error="lchp: error")
+
+
+def program() -> None:
+    """`lchp` as a program: it ends as a sweep's script does where it has started Ray."""
+    status = main()
+    if "ray" in sys.modules:
+        exit_program(status)
+    raise SystemExit(status)
+
+
+def script(name: str, file: str, arguments: Sequence[str]) -> int:
+    """A command under the name of its script, `file`; the exit status."""
+    return guarded(lambda: parse(COMMANDS[name], list(arguments), file).run())
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -55,12 +77,13 @@ def _dispatch(arguments: list[str]) -> int:
         print(_overview())
         return 0
     said = " ".join(arguments[: 2 if arguments[0] == "data" else 1])
-    raise ConfigError(f"{said}: no such command{suggest(said, COMMANDS)}; lchp --help lists them")
+    raise ConfigError(f"{said}: no such command{suggest(said, [*COMMANDS, 'sweep'])}; lchp --help lists them")
 
 
 def _overview() -> str:
     width = max(map(len, COMMANDS))
-    commands = "\n".join(f"  {n:<{width}}  {(c.__doc__ or '').strip().splitlines()[0]}" for n, c in COMMANDS.items())
+    about = {"train": Train.__doc__, "sweep": run_sweep.__doc__} | {n: c.__doc__ for n, c in COMMANDS.items()}
+    commands = "\n".join(f"  {n:<{width}}  {(text or '').strip().splitlines()[0]}" for n, text in about.items())
     presets = "\n".join(f"  {n:<{width}}  {p.about}" for n, p in PRESETS.items())
     return (
         "usage: lchp COMMAND [OPTIONS]   (lchp COMMAND --help lists the options)\n\n"

@@ -5,15 +5,16 @@ import difflib
 import functools
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from numbers import Real
-from types import NoneType, UnionType
+from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from lchp.errors import ConfigError
 
 _PLAIN = frozenset({bool, int, float, str, NoneType})
+_WORDS: Mapping[str, Any] = MappingProxyType({"none": None, "true": True, "false": False})
 _FLOAT32 = 3e38  # what networks compute in ends a little above
 
 
@@ -131,6 +132,24 @@ class Field:
         if expected is None:
             return found
         raise ConfigError(f"{self.name} = {quoted(value)}: expected {expected}")
+
+    def parse(self, text: str) -> Any:
+        """The value of a text as `show` writes it, or as a user types it: `0.7`, `scale+flip`, `[0.8, 1.2]`, `None`.
+        Raises ConfigError."""
+        for reading in _readings(text.strip()):
+            with contextlib.suppress(ConfigError):
+                return self.read(reading)
+        raise ConfigError(f"{self.name} = {quoted(text)}: expected {self.allowed}")
+
+
+def _readings(text: str) -> Iterator[Any]:
+    """What a text may mean, the narrowest first."""
+    yield from (value for word, value in _WORDS.items() if text.lower() == word)
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            yield kind(text)
+    yield text
+    yield tuple(next(_readings(part.strip())) for part in re.split("[+,]", text.strip("[]()")) if part.strip())
 
 
 def field_of(name: str, annotation: Any) -> Field:

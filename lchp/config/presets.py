@@ -33,7 +33,7 @@ class Preset:
     localizers: tuple[str, ...] = ("vgg19_bn", "resnet50", "inception_v3")
     """Backbones of Table 5. The recipe's own delta, tau and localizer are in these lists: tables share cells."""
     classifiers: tuple[str, ...] = ()
-    """More classifiers that the compared methods run on (sweeps/methods.py), beside the recipe's own."""
+    """More classifiers that the compared methods run on (`lchp sweep methods`), beside the recipe's own."""
 
 
 _CPU = TrainConfig(

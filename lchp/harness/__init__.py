@@ -15,8 +15,10 @@ A sweep is a base config, cells (overrides of it) and a name; `run` trains what 
 """
 
 import lchp.system.imports  # noqa: F401  (before all that it explains)
+from lchp.console import exit_program
 from lchp.harness.cells import Overrides, Sweep, grid
-from lchp.harness.script import exit_program, main, paper_tables
+from lchp.harness.grids import run_named
+from lchp.harness.script import main, paper_tables
 from lchp.harness.sweep import Options, Outcome, SweepResult, run
 
 __all__ = [
@@ -30,4 +32,5 @@ __all__ = [
     "main",
     "paper_tables",
     "run",
+    "run_named",
 ]

@@ -1,13 +1,11 @@
 """The flags that all sweeps share, and what a sweep's script does: `main` is its whole machinery."""
 
-import os
 import shlex
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
@@ -18,12 +16,28 @@ from lchp.harness.cells import Overrides, Sweep
 from lchp.harness.printout import closing_table, dry_run_text, timing_line
 from lchp.harness.sweep import Options, SweepResult, make_plan, run
 from lchp.system import streams
-from lchp.system.interrupt import SIGNALS
 
 Cells = Callable[[Preset], Sequence[Overrides]]
 """What a sweep varies, given the preset with its lists of deltas, taus and localizers."""
 Closing = Callable[[SweepResult, Preset], str]
 """What a script adds to the closing table, given the preset with the flags' config."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """The words that start a sweep: by default `python` and the script that runs."""
+
+    words: tuple[str, ...] = field(default_factory=lambda: ("python", sys.argv[0]))
+
+    @property
+    def name(self) -> str:
+        """As --help and messages call it: `delta_tau.py`, `lchp sweep delta_tau`."""
+        return Path(self.words[-1]).name if self.words[0] == "python" else " ".join(self.words)
+
+    def to_go_on(self, arguments: Sequence[str]) -> str:
+        """What to say after Ctrl-C, SIGTERM or SIGHUP."""
+        again = [*self.words, *arguments] + ([] if "--resume" in arguments else ["--resume"])
+        return f"stopped; finished epochs are kept, go on with: {shlex.join(again)}"
 
 
 @dataclass
@@ -76,6 +90,7 @@ def main(
     about: str | None = None,
     closing: Closing | None = None,
     argv: Sequence[str] | None = None,
+    program: Program | None = None,
 ) -> int:
     """Runs a sweep's script: parses the common flags, runs, prints the closing table (and what `closing` adds).
 
@@ -83,58 +98,37 @@ def main(
     SIGTERM.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    program = program or Program()
 
     def body() -> int:
-        flags: Flags = parse(
-            described(Flags, about), arguments, Path(sys.argv[0]).name, Flags(preset_config(arguments))
-        )
-        sweep = flags.sweep(name, cells)
-        if flags.dry_run:
-            print(dry_run_text(make_plan(sweep, flags.options, look_only=True)))
-            return 0
-        streams.outlast()
-        result = run(sweep, flags.options, show_progress=True)
-        print(f"\n{closing_table(result)}")
-        if closing is not None:
-            print(f"\n{closing(result, replace(PRESETS[flags.preset], config=flags.config))}")
-        print(f"\n{timing_line(result)}\nrecords: {result.folder / 'sweep.json'}")
-        return 1 if result.failed else 0
+        flags: Flags = parse(Flags, arguments, program.name, Flags(preset_config(arguments)), about=about)
+        return conduct(flags, flags.sweep(name, cells), closing)
 
-    return guarded(body, to_go_on(arguments))
+    return guarded(body, program.to_go_on(arguments))
 
 
-def to_go_on(arguments: Sequence[str]) -> str:
-    """What to say after Ctrl-C, SIGTERM or SIGHUP."""
-    again = [sys.argv[0], *arguments] + ([] if "--resume" in arguments else ["--resume"])
-    return f"stopped; finished epochs are kept, go on with: python {shlex.join(again)}"
+def conduct(flags: Flags, sweep: Sweep, closing: Closing | None = None) -> int:
+    """Runs what the flags ask for, or says what would be run; the exit status."""
+    if flags.dry_run:
+        print(dry_run_text(make_plan(sweep, flags.options, look_only=True)))
+        return 0
+    streams.outlast()
+    result = run(sweep, flags.options, show_progress=True)
+    print(f"\n{closing_table(result)}")
+    if closing is not None:
+        print(f"\n{closing(result, replace(PRESETS[flags.preset], config=flags.config))}")
+    print(f"\n{timing_line(result)}\nrecords: {result.folder / 'sweep.json'}")
+    return 1 if result.failed else 0
 
 
-def paper_tables(paper: Path, numbers: Sequence[int], then: str | None = None) -> Closing:
-    """What a sweep's script prints at its end: the tables of these numbers, made from the storage beside the
-    values in `paper` (analysis/paper.csv), and the command to try next."""
+def paper_tables(numbers: Sequence[int], then: str | None = None) -> Closing:
+    """What a sweep's script prints at its end: the tables of these numbers, made from the storage beside the paper's
+    values, and the command to try next."""
 
     def closing(result: SweepResult, preset: Preset) -> str:
         from lchp.report.tables.write import render_tables
 
-        text = render_tables(result.storage, preset, numbers, paper).rstrip()
+        text = render_tables(result.storage, preset, numbers).rstrip()
         return f"{text}\n\nnext: {then}" if then else text
 
     return closing
-
-
-def described(flags: type[Any], about: str | None) -> type[Any]:
-    """The flags with a script's own description above them in --help."""
-    if about:
-        flags.__doc__ = about
-    return flags
-
-
-def exit_program(status: int) -> None:
-    """Ends the program with an exit status, past threads of Ray's that would hold it or wait for a dead one."""
-    streams.settle()
-    if status in (128 + s for s in SIGNALS):
-        for signum in SIGNALS:
-            signal.signal(signum, signal.SIG_IGN)
-    for stream in filter(None, (sys.stdout, sys.stderr)):
-        stream.flush()
-    os._exit(status)

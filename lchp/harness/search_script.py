@@ -4,7 +4,6 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Annotated
 
 import optuna
@@ -17,7 +16,7 @@ from lchp.errors import ConfigError
 from lchp.harness.cells import Overrides
 from lchp.harness.database import DATABASE, Database, open_study
 from lchp.harness.printout import timing_line
-from lchp.harness.script import Flags, described, to_go_on
+from lchp.harness.script import Flags, Program
 from lchp.harness.search import VALIDATION, Search, measured, search, trials_of
 from lchp.harness.sweep import SweepResult
 from lchp.system import streams
@@ -38,13 +37,21 @@ class SearchFlags:
     """Stop refinements whose objective falls behind (ASHA)."""
 
 
-def main(name: str, space: PresetSpace, *, about: str | None = None, argv: Sequence[str] | None = None) -> int:
+def main(
+    name: str,
+    space: PresetSpace,
+    *,
+    about: str | None = None,
+    argv: Sequence[str] | None = None,
+    program: Program | None = None,
+) -> int:
     """Runs a search's script; returns the exit status as `lchp.harness.main` does."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    program = program or Program()
 
     def body() -> int:
         default = SearchFlags(Flags(preset_config(arguments)))
-        flags: SearchFlags = parse(described(SearchFlags, about), arguments, Path(sys.argv[0]).name, default)
+        flags: SearchFlags = parse(SearchFlags, arguments, program.name, default, about=about)
         common = flags.common
         if common.limit is not None:
             raise ConfigError("--limit: a search has no list of cells; --trials says how many to try")
@@ -73,7 +80,7 @@ def main(name: str, space: PresetSpace, *, about: str | None = None, argv: Seque
         print(f"\n{timing_line(result)}\nrecords: {result.folder / 'sweep.json'}; study: optuna-dashboard {study}")
         return 1 if result.failed else 0
 
-    return guarded(body, to_go_on(arguments))
+    return guarded(body, program.to_go_on(arguments))
 
 
 def closing(spec: Search, result: SweepResult) -> str:

@@ -1,12 +1,16 @@
-"""What every script of analysis/ is told of the records: the flags that they share."""
+"""What the commands over records are told: the flags that they share, and the names that these take."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 from lchp.errors import ConfigError
+
+FigureName = Literal["delta", "tau", "iou", "confidence", "training", "grid", "panel"]
+Pick = Literal["random", "best", "worst", "gained", "lost"]
+Against = Literal["pseudo_label", "lchp_i"]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The paper's values: analysis/paper.csv, `table,row,column,value`, values as printed there."""
+"""The paper's values: paper.csv beside this file, `table,row,column,value`, values as printed there."""
 
 import csv
 from collections.abc import Mapping
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lchp.errors import DataError
 
+PAPER = Path(__file__).with_name("paper.csv")
 HEAD = ["table", "row", "column", "value"]
 
 
@@ -42,7 +43,7 @@ def number(text: str | None) -> float | None:
         return None
 
 
-def read_paper(path: Path) -> Paper:
+def read_paper(path: Path = PAPER) -> Paper:
     """Reads paper.csv. Raises DataError naming file and line."""
     try:
         with path.open(newline="", encoding="utf-8") as file:

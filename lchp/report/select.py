@@ -3,8 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import NoneType
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -54,14 +53,18 @@ class Selection:
 
 def parse_where(conditions: Sequence[str]) -> dict[str, Any]:
     """`FIELD=VALUE` as typed to values of the config. Raises ConfigError for a field or a value that does not fit."""
-    hints, found = field_types(), {}
+    found: dict[str, Any] = {}
     for text in conditions:
         name, equals, value = text.partition("=")
         if not equals:
             raise ConfigError(f"--where {text}: expected FIELD=VALUE, e.g. --where initialization.attention=features")
-        if name not in hints:
-            raise ConfigError(f"--where {text}: {name} is no field{suggest(name, hints)}")
-        found[name] = _typed(name, value, hints[name])
+        if name not in FIELDS:
+            raise ConfigError(f"--where {text}: {name} is no field{suggest(name, FIELDS)}")
+        try:
+            read = FIELDS[name].parse(value)
+        except ConfigError:
+            raise ConfigError(f"--where {text}: expected {FIELDS[name].allowed}") from None
+        found[name] = _ordered(read) if name == SUBSET else read
     return found
 
 
@@ -72,31 +75,6 @@ def require(records: Records, conditions: Mapping[str, Any]) -> None:
         if show(value) not in there:
             listed = ", ".join(there[:12]) + (" ..." if len(there) > 12 else "")
             raise ConfigError(f"--where {name}={show(value)}: no run has it; there are {listed or 'no runs'}")
-
-
-def _typed(name: str, text: str, hint: Any) -> Any:
-    """`text` as the field's type."""
-    origin, args = get_origin(hint), get_args(hint)
-    try:
-        if hint in (int, float):
-            return hint(text)
-        if hint is bool:
-            return {"true": True, "false": False}[text.lower()]
-        if origin is tuple:
-            parts = text.replace("+", ",").split(",")
-            return tuple(float(p) for p in parts) if float in args else _ordered(parts)
-    except (ValueError, KeyError):
-        kind = {int: "a whole number", bool: "True or False"}.get(hint, "a number")
-        raise ConfigError(f"--where {name}={text}: expected {kind}") from None
-    if name == "initialization.delta" or (NoneType in args and float in args):  # a number, or a word beside
-        try:
-            return float(text)
-        except ValueError:
-            if text not in ("auto", "None") or (text == "auto") != (name == "initialization.delta"):
-                raise ConfigError(f"--where {name}={text}: expected {FIELDS[name].allowed}") from None
-    if origin is Literal and text not in args:
-        raise ConfigError(f"--where {name}={text}: expected one of {', '.join(args)}")
-    return None if text == "None" and NoneType in args else text
 
 
 def _ordered(subset: Sequence[str]) -> tuple[str, ...]:

@@ -2,7 +2,6 @@
 
 import json
 import re
-import runpy
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +30,7 @@ from lchp.evaluation.scoring import score_maps
 from lchp.evaluation.scoring.scoremaps import in_its_frame
 from lchp.files import runs
 from lchp.harness.cells import Sweep, expand, jobs_of, make_cell
+from lchp.harness.grids import SWEEPS
 from lchp.method.batch import Batch
 from lchp.report.read import collect, result_of
 from lchp.training import links, map_boxes
@@ -127,7 +127,7 @@ def test_a_classifier_of_the_same_scheme_serves(psol: Result, tmp_path: Path) ->
 
 def test_methods_of_one_scheme_share_their_classifier(root: Path) -> None:
     base = small_config(root)
-    cells = runpy.run_path(str(Path(__file__).parents[2] / "sweeps" / "methods.py"))["cells"]
+    cells = SWEEPS["methods"].cells
     preset = replace(PRESETS["parts"], config=base, classifiers=("tiny_deep",))
     wanted = expand(Sweep("methods", base, cells(preset)))
     assert len({cell.key for cell in wanted}) == 2 * len(COMPARED) + 3

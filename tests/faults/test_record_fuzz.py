@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pydantic import TypeAdapter
-from report_records import PAPER, write_predicted, write_run
+from report_records import ANALYSIS, write_predicted, write_run
 
 from lchp.cli import main
 from lchp.config import PRESETS, TrainConfig, preset
@@ -39,7 +39,7 @@ from lchp.report.tables.write import TableOptions as Tables
 from lchp.report.tables.write import make_tables
 from lchp.report.unboxed import rank, rank_text
 
-RECORDS = PAPER.parent / "records"
+RECORDS = ANALYSIS / "records"
 LCHP = RECORDS / "cub50" / "store" / "stage2" / "fed3861cd0ed6d7f"
 COMPARED = RECORDS / "cub50_methods" / "store" / "stage2" / "f8458f03f238cf28"
 SWEEPS = RECORDS / "cub50_methods" / "sweeps" / "methods"
@@ -227,10 +227,10 @@ def test_no_changed_run_stops_what_reads_a_storage(tmp_path: Path, capsys: pytes
     named = {line for line in refused.values() if runs.METRICS not in line}
     assert named <= set(records.problems)
     assert len(records.runs) > 20
-    for table in tables(records, PRESETS["cub50_cpu"], read_paper(PAPER)):
+    for table in tables(records, PRESETS["cub50_cpu"], read_paper()):
         assert all([to_text(table), *(render(table) for render in FORMATS.values())])
     assert rank_text(rank(records))
-    status = make_page(PageOptions((tmp_path / "runs",), tmp_path / "report.html", figures=False), PAPER)
+    status = make_page(PageOptions((tmp_path / "runs",), tmp_path / "report.html", figures=False))
     assert status == 1
     assert named <= set(capsys.readouterr().err.splitlines())
 
@@ -448,7 +448,7 @@ def test_the_records_of_the_analysis_are_read_as_they_were(tmp_path: Path, name:
     """Of two recipes, written before several fields were there: the tables beside them, byte by byte."""
     storage = RECORDS / name
     assert collect([storage]).problems == ()
-    assert make_tables(Tables((storage,), tmp_path), PAPER) == 0
+    assert make_tables(Tables((storage,), tmp_path)) == 0
     same = [
         p.name for p in sorted((storage / "tables").iterdir()) if p.read_bytes() == (tmp_path / p.name).read_bytes()
     ]
@@ -466,7 +466,7 @@ def test_the_records_of_the_analysis_are_read_as_they_were(tmp_path: Path, name:
 def test_the_tables_of_several_storages_are_as_they_were(tmp_path: Path) -> None:
     """As analysis/FINDINGS.md makes them."""
     storages = (RECORDS / "cub50", RECORDS / "cub50_methods")
-    assert make_tables(Tables(storages, tmp_path, preset="cub50_cpu", numbers=(1, 8)), PAPER) == 0
+    assert make_tables(Tables(storages, tmp_path, preset="cub50_cpu", numbers=(1, 8))) == 0
     for name in ("table_1.md", "table_8.md"):
         assert (tmp_path / name).read_bytes() == (RECORDS / "cub50_methods" / "tables" / name).read_bytes()
 

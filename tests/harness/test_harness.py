@@ -1,12 +1,10 @@
 """The harness without Ray: store, cells, schedule, plans."""
 
-import importlib
 import itertools
 import json
 import logging
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any, cast
 
 import numpy as np
@@ -24,6 +22,7 @@ from lchp.harness import printout as tables
 from lchp.harness.cells import Cell, Job, expand, jobs_of, make_cell, pinned
 from lchp.harness.cluster import Resources
 from lchp.harness.display import Display, weight
+from lchp.harness.grids import SWEEPS, search_space
 from lchp.harness.printout import timing_line
 from lchp.harness.schedule import FINISHED, JobSchedule
 from lchp.harness.store import DONE, PREDICTED, RESULT, Store
@@ -44,18 +43,6 @@ from lchp.harness.trial import Setting, run_job
 from lchp.training.chain import Kind, epochs_of, method_of
 from lchp.training.checkpoints import previous, save_checkpoint
 from lchp.training.run import probe
-
-SWEEPS = Path(__file__).parents[2] / "sweeps"
-
-
-@pytest.fixture(autouse=True)
-def sweeps_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(SWEEPS))
-
-
-def script(name: str) -> ModuleType:
-    return importlib.import_module(name)
-
 
 # --- the store
 
@@ -243,7 +230,7 @@ def test_every_link_of_a_sweep_is_trained_once(
     tmp_path: Path, name: str, trained: tuple[int, ...], cost: str, less: str, seeds: int
 ) -> None:
     base = override(preset("parts"), {"refinement.labeller": "frozen"})
-    plan = make_plan(Sweep(name, base, script(name).cells(PRESETS["parts"]), range(seeds)), Options(tmp_path))
+    plan = make_plan(Sweep(name, base, SWEEPS[name].cells(PRESETS["parts"]), range(seeds)), Options(tmp_path))
     expected = [
         f"{kind}: {seeds * number} {'to compute' if kind in ('boxes', 'labels') else 'to train'}, 0 in store"
         for kind, number in zip(LINKS, trained, strict=True)
@@ -260,7 +247,7 @@ def test_every_link_of_a_sweep_is_trained_once(
 
 
 def test_without_sharing_each_cell_is_one_job_that_trains_all(tmp_path: Path) -> None:
-    cells = script("delta_tau").cells(PRESETS["parts"])
+    cells = SWEEPS["delta_tau"].cells(PRESETS["parts"])
     plan = make_plan(Sweep("delta_tau", preset("parts"), cells), Options(tmp_path, share=False))
     jobs = [p.job for p in plan.schedule.jobs.values()]
     assert len(jobs) == 24
@@ -286,7 +273,7 @@ def test_dry_run_says_what_is_to_be_trained(
 
     monkeypatch.setattr(tables, "probe", probe)
     argv = ["--dry-run", "--storage", str(tmp_path), "--refinement.labeller", "frozen", "--max-concurrent", "1"]
-    status = main("delta_tau", script("delta_tau").cells, argv=argv)
+    status = main("delta_tau", SWEEPS["delta_tau"].cells, argv=argv)
     out = capsys.readouterr().out.splitlines()
     assert status == 0
     assert out[-6:] == [
@@ -330,7 +317,7 @@ def test_mistakes_get_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     from lchp.harness import main
 
     storage = [] if flags[0] == "--storag" else ["--storage", str(tmp_path)]
-    status = main("delta_tau", script("augmentations").cells, argv=["--dry-run", *storage, *flags])
+    status = main("delta_tau", SWEEPS["augmentations"].cells, argv=["--dry-run", *storage, *flags])
     err = capsys.readouterr().err
     assert status == 2
     assert said in err
@@ -347,13 +334,13 @@ def test_a_failed_cell_is_named_and_makes_the_exit_status_1(
         return SweepResult(options.storage, [Outcome(cell, "failed", "training diverged", "diverged", None, None)])
 
     monkeypatch.setattr(cli, "run", one_fails)
-    assert cli.main("backbones", script("backbones").cells, argv=["--storage", str(tmp_path)]) == 1
+    assert cli.main("backbones", SWEEPS["backbones"].cells, argv=["--storage", str(tmp_path)]) == 1
     assert "failed: localizer tiny, seed 0: training diverged" in capsys.readouterr().out
 
 
 def test_delta_tau_begins_with_the_cells_of_its_tables() -> None:
     chosen = PRESETS["cub"]
-    cells = script("delta_tau").cells(chosen)
+    cells = SWEEPS["delta_tau"].cells(chosen)
     delta, tau = chosen.config.initialization.delta, chosen.config.refinement.tau
     of_tables = [c["initialization.delta"] == delta or c["refinement.tau"] == tau for c in cells]
     assert of_tables == [True] * 9 + [False] * 15
@@ -365,7 +352,7 @@ def test_a_limit_takes_the_first_cells_and_a_resumed_sweep_the_others(tmp_path: 
     def planned(*flags: str) -> Plan:
         argv = ["--seeds", "2", *flags]
         wanted = parse(cli.Flags, argv, "all_tables.py", cli.Flags(preset("parts")))
-        return make_plan(wanted.sweep("all_tables", script("all_tables").cells), Options(tmp_path))
+        return make_plan(wanted.sweep("all_tables", SWEEPS["all_tables"].cells), Options(tmp_path))
 
     everything = [c.key for c in planned().cells]
     few = planned("--limit", "10")  # the tenth comes after the last tau, which is the recipe a second time
@@ -381,7 +368,7 @@ def test_a_limit_takes_the_first_cells_and_a_resumed_sweep_the_others(tmp_path: 
 @pytest.mark.parametrize("name", PRESETS)
 def test_open_choices_vary_one_field_of_the_recipe(name: str) -> None:
     chosen = PRESETS[name]
-    recipe, *others = script("open_choices").cells(chosen)
+    recipe, *others = SWEEPS["open_choices"].cells(chosen)
     assert recipe == {}
     flat, configs = to_flat(chosen.config), {chosen.config}
     for cell in others:
@@ -515,7 +502,7 @@ def test_a_flag_that_the_sweep_sets_itself_is_refused(tmp_path: Path, capsys: py
     from lchp.harness import main
 
     argv = ["--dry-run", "--storage", str(tmp_path), "--initialization.delta", "0.4"]
-    assert main("delta_tau", script("delta_tau").cells, argv=argv) == 2
+    assert main("delta_tau", SWEEPS["delta_tau"].cells, argv=argv) == 2
     assert (
         "--initialization.delta 0.4: this sweep sets it in every cell (0.1, 0.3, 0.5, 0.7)" in capsys.readouterr().err
     )
@@ -531,7 +518,7 @@ def test_a_dry_run_changes_nothing_and_names_earlier_flags(
 
     monkeypatch.setattr(tables, "probe", lambda config, _last: dict.fromkeys(epochs_of(config), 3.0))
     store, base = Store(tmp_path), pinned(preset("parts"), gpu=False)
-    cells = script("backbones").cells(PRESETS["parts"])
+    cells = SWEEPS["backbones"].cells(PRESETS["parts"])
     plan = make_plan(Sweep("backbones", base, cells[:1]), Options(tmp_path))
     write_record(plan)
     damaged = finished(store, "refinement", plan.cells[0].key)
@@ -539,12 +526,12 @@ def test_a_dry_run_changes_nothing_and_names_earlier_flags(
     before = sorted(tmp_path.rglob("*"))
     argv = ["--dry-run", "--resume", "--limit", "1", "--device", "cpu"]
     here = [*argv, "--storage", str(tmp_path), "--initialization.epochs", "1"]
-    assert main("backbones", script("backbones").cells, argv=here) == 0
+    assert main("backbones", SWEEPS["backbones"].cells, argv=here) == 0
     assert sorted(tmp_path.rglob("*")) == before
     assert "would be moved aside" in caplog.text
     out = capsys.readouterr().out
     assert "localizer tiny (initialization.epochs 4)" in out
-    assert main("backbones", script("backbones").cells, argv=[*argv, "--storage", f"{tmp_path}x"]) == 0
+    assert main("backbones", SWEEPS["backbones"].cells, argv=[*argv, "--storage", f"{tmp_path}x"]) == 0
     assert "holds no sweep backbones to go on with" in caplog.text
 
 
@@ -620,7 +607,7 @@ def test_overhead_is_what_training_does_not_explain() -> None:
 def test_search_space_fits_every_preset() -> None:
     for chosen in PRESETS.values():
         trial = optuna.create_study().ask()
-        override(chosen.config, script("search").space(chosen, trial))
+        override(chosen.config, search_space(chosen, trial))
 
 
 # --- the schedule

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from report_records import PAPER, analysis_script
+from report_records import ANALYSIS, analysis_script
 from squares import small_config, write_images
 
 from lchp.config import RefinementConfig
@@ -43,7 +43,7 @@ def test_the_baseline_computes_what_lchp_computes() -> None:
 def test_the_benchmark_measures_both_sides(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.syspath_prepend(PAPER.parent)  # it imports the baseline beside it, as Python lets a script do
+    monkeypatch.syspath_prepend(ANALYSIS)  # it imports the baseline beside it, as Python lets a script do
     script = analysis_script("benchmark")
     file = tmp_path / "out.json"
     small = [

@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from report_records import PAPER, analysis_script, seal, store, write_run, write_sweep
+from report_records import analysis_script, seal, store, write_run, write_sweep
 
 from lchp.config import override, preset
 from lchp.files.runs import append_metrics, read_json, write_json
@@ -96,7 +96,7 @@ class Elements(HTMLParser):
 
 def page_of(storage: Path) -> str:
     asked = PageOptions((storage,), figures=False)
-    return render(gather(collect([storage]), asked, read_paper(PAPER))).decode("ascii")
+    return render(gather(collect([storage]), asked, read_paper())).decode("ascii")
 
 
 def test_a_page_has_the_elements_that_tame_records_have(storage: Path, tmp_path: Path) -> None:

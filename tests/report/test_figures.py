@@ -14,7 +14,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
-from report_records import PAPER, analysis_script, write_grid, write_run
+from report_records import analysis_script, write_grid, write_run
 from scipy.stats import spearmanr
 
 from lchp.config import PRESETS, TrainConfig, override, preset
@@ -86,7 +86,7 @@ def predicted(ious: dict[str, list[float]], **more: Any) -> Predicted:
 
 
 def test_curves_show_the_figures_of_tables_3_and_4(storage: Path) -> None:
-    records, paper = collect([storage]), read_paper(PAPER)
+    records, paper = collect([storage]), read_paper()
     for number, drawing, title in (
         (3, curves.over_delta(records, PARTS, paper), "Pseudo Label"),
         (4, curves.over_tau(records, PARTS, paper), "LCHP-R"),
@@ -106,7 +106,7 @@ def test_curves_show_the_figures_of_tables_3_and_4(storage: Path) -> None:
 
 
 def test_the_papers_curve_stands_in_its_own_frame_only(storage: Path) -> None:
-    drawing = curves.over_delta(collect([storage]), PARTS, read_paper(PAPER))
+    drawing = curves.over_delta(collect([storage]), PARTS, read_paper())
     lines: Any = [ax.get_lines() for ax in drawing.figure.axes]
     hollow = [[d for d in drawn if d.get_markerfacecolor() == "white"] for drawn in lines]
     assert [len(found) for found in hollow] == [3, 0]
@@ -115,7 +115,7 @@ def test_the_papers_curve_stands_in_its_own_frame_only(storage: Path) -> None:
 
 
 def test_failed_trainings_are_marked_and_have_no_point(storage: Path) -> None:
-    drawing = curves.over_tau(collect([storage]), PARTS, read_paper(PAPER))
+    drawing = curves.over_tau(collect([storage]), PARTS, read_paper())
     center, full, kept = drawing.figure.axes
     assert [t.get_text() for t in center.texts] == ["failed, as the paper's"]
     assert [t.get_text() for t in full.texts] == ["failed"]
@@ -126,14 +126,14 @@ def test_failed_trainings_are_marked_and_have_no_point(storage: Path) -> None:
 
 def test_floors_are_those_of_each_frame(storage: Path) -> None:
     for ax, floors in zip(
-        curves.over_delta(collect([storage]), PARTS, read_paper(PAPER)).figure.axes, ((5, 26), (1, 15)), strict=True
+        curves.over_delta(collect([storage]), PARTS, read_paper()).figure.axes, ((5, 26), (1, 15)), strict=True
     ):
         drawn = [line(ax, f"floor: {name}").get_ydata()[0] for name in ("whole frame", "80 % box")]
         assert drawn == pytest.approx(floors)
 
 
 def test_curves_without_figures_say_why(tmp_path: Path) -> None:
-    paper = read_paper(PAPER)
+    paper = read_paper()
     boxless = write_run(tmp_path / "run", preset("parts"), dict.fromkeys(RESULTS))
     with pytest.raises(RunError, match="no ground-truth boxes"):
         curves.over_delta(collect([boxless]), PARTS, paper)
@@ -385,7 +385,7 @@ def test_the_panel_needs_both_checkpoints(run_copy: Path, squares) -> None:
 
 
 def test_the_same_records_give_the_same_bytes(storage: Path) -> None:
-    paper, before = read_paper(PAPER), dict(matplotlib.rcParams)
+    paper, before = read_paper(), dict(matplotlib.rcParams)
 
     def files() -> list[bytes]:
         drawing = curves.over_delta(collect([storage]), PARTS, paper)
@@ -401,7 +401,7 @@ def test_the_same_records_give_the_same_bytes(storage: Path) -> None:
 
 def test_the_recipes_lowest_seed_is_shown(storage: Path, tmp_path: Path) -> None:
     def shown(wanted: FigureOptions) -> Material:
-        return Material(wanted, collect(wanted.storages), PARTS, read_paper(PAPER))
+        return Material(wanted, collect(wanted.storages), PARTS, read_paper())
 
     material = shown(FigureOptions((storage,)))
     assert material.rows["seed"].tolist() == [0, 1]
@@ -458,7 +458,7 @@ def test_data_that_moved_can_be_named(run_copy: Path, squares_root: Path, tmp_pa
     config["data"]["root"] = "/nowhere"
     (run_copy / "config.json").write_text(json.dumps(config))
     wanted = FigureOptions((), run=run_copy, figures=("grid",), images=1, data_root=squares_root)
-    assert make_figures(wanted, tmp_path / "out", PAPER) == 0
+    assert make_figures(wanted, tmp_path / "out") == 0
 
 
 def test_a_storage_without_runs(script: ModuleType, tmp_path: Path, capsys) -> None:
@@ -492,7 +492,7 @@ def test_mistakes_are_one_line(script: ModuleType, storage: Path, arguments: lis
 
 def test_an_unknown_image_and_a_sweeps_figure_of_one_run_are_mistakes(squares_run: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--image nothing"):
-        make_figures(FigureOptions((), run=squares_run, figures=("panel",), image="nothing"), tmp_path, PAPER)
+        make_figures(FigureOptions((), run=squares_run, figures=("panel",), image="nothing"), tmp_path)
     with pytest.raises(ConfigError, match="name their --storage"):
         FigureOptions((), run=squares_run, figures=("delta",))
 
@@ -525,7 +525,7 @@ def test_a_compared_methods_run_is_drawn_with_the_results_it_has(
     train(
         override(squares_config, {"method.name": name, "tensorboard": True, "refinement.tau": 0.0, **more}), output=run
     )
-    assert make_figures(FigureOptions((), run=run), tmp_path / "figures", PAPER) == 0
+    assert make_figures(FigureOptions((), run=run), tmp_path / "figures") == 0
     made = {path.stem: path.read_text() for path in (tmp_path / "figures").glob("*.txt")}
     assert set(made) == {"iou", "confidence", "training", "grid_random_center_crop"}
     assert all(said in caption for caption in made.values())
@@ -542,7 +542,7 @@ def test_a_compared_methods_run_is_drawn_with_the_results_it_has(
     stages = [line["stage"] for line in metrics_of(run) if line["stage"] != "initialization"]
     assert all(f"{stage}/boxes".encode() in events for stage in stages)
     capsys.readouterr()
-    assert make_figures(FigureOptions((), run=run, figures=("panel",)), tmp_path / "none", PAPER) == 1
+    assert make_figures(FigureOptions((), run=run, figures=("panel",)), tmp_path / "none") == 1
     assert "the panel shows LCHP's own stages" in capsys.readouterr().err
     predicted = read_frame(run, "center_crop")
     assert predicted.last == RESULTS[results - 1]

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_records import PAPER, store, write_run, write_sweep
+from report_records import store, write_run, write_sweep
 
 from lchp.config import PRESETS, TrainConfig, override, preset
 from lchp.report.paper import Paper, read_paper
@@ -19,7 +19,7 @@ DIVERGED = "regression, epoch 1: loss is inf; training diverged, lower the learn
 
 @pytest.fixture(scope="module")
 def paper() -> Paper:
-    return read_paper(PAPER)
+    return read_paper()
 
 
 def of(name: str, values: Mapping[str, Any] | None = None, recipe: str = "parts") -> TrainConfig:

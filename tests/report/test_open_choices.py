@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_records import PAPER, analysis_script, known, store, write_run, write_sweep
+from report_records import analysis_script, known, store, write_run, write_sweep
 
 from lchp.config import OPEN_CHOICES, PRESETS, override, preset
 from lchp.report.page.make import PageOptions, gather
@@ -169,7 +169,7 @@ def test_a_result_found_twice_is_said_once(tmp_path: Path) -> None:
 
 def test_it_is_made_where_an_alternative_was_run(tmp_path: Path) -> None:
     main = analysis_script("make_tables").main
-    paper = read_paper(PAPER)
+    paper = read_paper()
     storage = tmp_path / "results"
     run(storage, 0, 60.0)
     assert [t.number for t in tables(collect([storage]), PARTS, paper)] == [1, 2, 3, 4, 5, 6]
@@ -180,7 +180,7 @@ def test_it_is_made_where_an_alternative_was_run(tmp_path: Path) -> None:
     assert [t.number for t in tables(records, PARTS, paper)] == [1, 2, 3, 4, 5, 6, 7]
     page = gather(records, PageOptions((storage,), figures=False), paper)
     assert [(t.number, t.empty) for t in page.tables][-1] == (7, False)
-    assert "Table 7." in render_tables(storage, PARTS, (7,), PAPER)
+    assert "Table 7." in render_tables(storage, PARTS, (7,))
     around = choose_around(records, PARTS, tuple(OPEN_CHOICES))
     assert around is not None
     assert (len(around.recipe.runs), len(around.runs)) == (1, 2)

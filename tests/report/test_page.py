@@ -13,7 +13,6 @@ from typing import Any, get_args
 
 import pytest
 from report_records import (
-    PAPER,
     analysis_script,
     key,
     known,
@@ -92,7 +91,7 @@ class Parsed(HTMLParser):
 
 def page_of(storage: Path, **wanted: Any) -> str:
     asked = PageOptions((storage,), figures=False, **wanted)
-    return render(gather(collect([storage]), asked, read_paper(PAPER))).decode("ascii")
+    return render(gather(collect([storage]), asked, read_paper())).decode("ascii")
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +125,7 @@ def grid_page(grid_html: str) -> Parsed:
 
 
 def test_every_cell_of_every_table_is_on_the_page(grid_storage: Path, grid_page: Parsed) -> None:
-    made = tables(collect([grid_storage]), PRESETS["parts"], read_paper(PAPER))
+    made = tables(collect([grid_storage]), PRESETS["parts"], read_paper())
     assert [t.number for t in made] == [1, 2, 3, 4, 5, 6]
     for table in made:
         shown = grid_page.tables[f"table-{table.number}"]
@@ -327,7 +326,7 @@ def test_runs_without_boxes(tmp_path: Path) -> None:
 def test_a_storage_of_failed_cells_makes_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = preset("parts")
     write_sweep(tmp_path, [({}, base, "failed", "no GPU")], base)
-    assert make_page(PageOptions((tmp_path,)), PAPER) == 1  # no finished run
+    assert make_page(PageOptions((tmp_path,))) == 1  # no finished run
     parsed = Parsed((tmp_path / "report.html").read_text())
     assert "No finished trial of parts (embedded, synthetic)" in parsed.text
     assert parsed.tables["failed-cells"][1][:3] == ["the preset's recipe", "0", "no GPU"]
@@ -337,7 +336,7 @@ def test_a_storage_of_failed_cells_makes_a_page(tmp_path: Path, capsys: pytest.C
 
 def test_figures_are_embedded(grid_storage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "new" / "page.html"
-    assert make_page(PageOptions((grid_storage,), out), PAPER) == 1  # a damaged run folder
+    assert make_page(PageOptions((grid_storage,), out)) == 1  # a damaged run folder
     parsed = Parsed(out.read_text())
     images = {a["alt"]: a["src"] for a in parsed.named("img")}
     assert len(images) == 3  # delta, tau, training; the grid has no predictions
@@ -430,9 +429,9 @@ def test_a_data_set_without_a_preset_has_its_place(
     """In the tables' messages and on the page, with which of its splits was the test split."""
     store(tmp_path, override(PRESETS["cub"].config, {"data.name": name}))
     store(tmp_path, override(PRESETS["cub"].config, {"data.name": name, "method.name": "cam"}), {"pseudo_label": 50.0})
-    assert make_tables(Tables((tmp_path,), tmp_path / "tables"), PAPER) == 0
+    assert make_tables(Tables((tmp_path,), tmp_path / "tables")) == 0
     assert f"2 runs on {name}: not in Tables 3-6, which are of cub; no preset is of {name}" in capsys.readouterr().err
-    assert make_page(PageOptions((tmp_path,), figures=False), PAPER) == 0
+    assert make_page(PageOptions((tmp_path,), figures=False)) == 0
     text = (tmp_path / "report.html").read_text()
     assert f"wsolevaluation ({wsol.SPLITS['val' if name == 'wsol_fullsup' else 'test']})" in text
 

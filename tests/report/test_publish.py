@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from report_records import PAPER, analysis_script, seal, store, write_predicted, write_sweep
+from report_records import analysis_script, seal, store, write_predicted, write_sweep
 
 from lchp.config import PRESETS, TrainConfig, override, preset
 from lchp.errors import ConfigError, RunError
@@ -86,7 +86,7 @@ def test_a_copy_makes_the_same_tables_without_the_machines_paths(storage: Path, 
             assert "a-machine" not in path.read_text(), path
             assert "/usr/lib" not in path.read_text(), path
     assert "module.py: https://a.b/c/d" in (out / "sweeps" / "all_tables" / "sweep.json").read_text()
-    paper = read_paper(PAPER)
+    paper = read_paper()
     texts = [to_markdown(table(collect([s]), 3, PRESETS["cub50_cpu"], paper)) for s in (storage, out)]
     birds = str(tmp_path / "sets" / "birds").replace("_", r"\_")
     assert texts[1] == texts[0].replace(birds, "birds").replace("/usr/lib/somewhere/", "")
@@ -125,7 +125,7 @@ def test_without_predictions_the_tables_are_the_same(storage: Path, tmp_path: Pa
     assert not list(small.rglob("*.parquet"))
     records = [collect([folder]) for folder in (whole, small)]
     assert not records[1].problems
-    paper = read_paper(PAPER)
+    paper = read_paper()
     texts = [to_markdown(table(found, 3, PRESETS["cub50_cpu"], paper)) for found in records]
     assert texts[0] == texts[1]
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from report_records import PAPER, analysis_script, store, write_sweep
+from report_records import analysis_script, store, write_sweep
 
 from lchp.config import PRESETS, override, preset
 from lchp.report.page.make import PageOptions, gather
@@ -36,7 +36,7 @@ def run(storage: Path, title: str, maps: dict[str, float | None] | None, **value
 
 
 def made(storage: Path) -> Table:
-    return table(collect([storage]), 8, PARTS, read_paper(PAPER))
+    return table(collect([storage]), 8, PARTS, read_paper())
 
 
 def test_a_row_per_method_and_backbone(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_thresholds_of_held_out_images_have_columns_that_say_so(tmp_path: Path) 
 
 
 def test_it_is_made_where_score_maps_were_scored(tmp_path: Path) -> None:
-    main, paper = analysis_script("make_tables").main, read_paper(PAPER)
+    main, paper = analysis_script("make_tables").main, read_paper()
     run(tmp_path, "HaS", None)
     empty = made(tmp_path)
     assert empty.sections == ()

@@ -14,7 +14,7 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 import pytest
-from report_records import GOLDEN, PAPER, golden_texts, known, store, write_grid, write_run, write_sweep
+from report_records import GOLDEN, golden_texts, known, store, write_grid, write_run, write_sweep
 
 from lchp.config import PRESETS, SHAPE, Preset, field_types, override, preset, to_flat
 from lchp.errors import ConfigError, DataError
@@ -34,7 +34,7 @@ PARTS = PRESETS["parts"]
 
 @pytest.fixture(scope="module")
 def paper() -> Paper:
-    return read_paper(PAPER)
+    return read_paper()
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +210,7 @@ def test_auto_is_the_last_row_of_table_3_and_no_point_of_its_curve(tmp_path: Pat
         masks = {"initialization.mask_delta": 0.5, "initialization.mask_attention": "attention_maps"}
         masks |= {"initialization.mask_normalization": "max", "initialization.delta": delta}
         write_run(tmp_path / str(delta), override(preset("parts"), masks), figures)
-    made = table(collect([tmp_path]), 3, PARTS, read_paper(PAPER))
+    made = table(collect([tmp_path]), 3, PARTS, read_paper())
     labels = [row.labels[0] for row in made.sections[0].rows]
     assert labels[-1] == "auto"
     assert {"0.3", "0.5"} <= set(labels)

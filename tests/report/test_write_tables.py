@@ -7,13 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from report_records import PAPER, analysis_script, store, write_grid, write_predicted, write_run, write_sweep
+from report_records import ANALYSIS, analysis_script, store, write_grid, write_predicted, write_run, write_sweep
 
 from lchp.config import PRESETS, override, preset
 from lchp.console import guarded
 from lchp.report.tables.write import TableOptions, make_tables, render_tables
 
-SCRIPT = PAPER.with_name("make_tables.py")
+SCRIPT = ANALYSIS / "make_tables.py"
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ def test_watch_ends_when_the_sweeps_have_ended(tmp_path: Path, capsys: pytest.Ca
             path.write_text(json.dumps(record))
 
     wanted = TableOptions((tmp_path,), tmp_path / "tables", numbers=(3,), watch=30)
-    assert make_tables(wanted, PAPER, sleep=sleep) == 0
+    assert make_tables(wanted, sleep=sleep) == 0
     out, err = capsys.readouterr()
     assert slept == [30, 30]
     assert out.count("Table 3.") == 2  # printed when something came, not at every look
@@ -145,7 +145,7 @@ def test_watch_ends_with_ctrl_c(tmp_path: Path, capsys: pytest.CaptureFixture[st
         raise KeyboardInterrupt
 
     wanted = TableOptions((tmp_path,), tmp_path / "tables", numbers=(3,), watch=30)
-    assert guarded(lambda: make_tables(wanted, PAPER, sleep=sleep)) == 130
+    assert guarded(lambda: make_tables(wanted, sleep=sleep)) == 130
     err = capsys.readouterr().err
     assert "waiting: for a sweep to start" in err
     assert err.endswith("\nstopped\n")
@@ -153,19 +153,19 @@ def test_watch_ends_with_ctrl_c(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_a_sweep_can_print_its_tables(tmp_path: Path) -> None:
-    text = render_tables(write_grid(tmp_path), PRESETS["parts"], (3, 4), PAPER)
+    text = render_tables(write_grid(tmp_path), PRESETS["parts"], (3, 4))
     assert "Table 3." in text
     assert "Table 4." in text
 
 
 def test_a_sweep_prints_no_section_without_a_figure_of_its_own(tmp_path: Path) -> None:
     """Table 1 has the paper's rows of CUB and ImageNet, Table 2 those of Tiny-ImageNet; the runs are on `parts`."""
-    text = render_tables(write_grid(tmp_path), PRESETS["parts"], (1, 2), PAPER)
+    text = render_tables(write_grid(tmp_path), PRESETS["parts"], (1, 2))
     assert "parts (embedded, synthetic), full_image\n" in text
     assert "CUB-200-2011, center_crop\n" not in text
     assert "Table 2." not in text
     (tmp_path / "empty").mkdir()
-    assert "Table 2." in render_tables(tmp_path / "empty", PRESETS["parts"], (2,), PAPER)
+    assert "Table 2." in render_tables(tmp_path / "empty", PRESETS["parts"], (2,))
 
 
 def test_the_script_runs_by_its_path_without_torch_and_ray(tmp_path: Path) -> None:

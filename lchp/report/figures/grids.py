@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -16,10 +16,9 @@ from lchp.evaluation.predictions import TITLES
 from lchp.pictures import STYLES
 from lchp.report.figures.images import Predicted, read_pixels
 from lchp.report.figures.style import PAGE, SMALL, Drawing, box_handles, draw_box, draw_picture, pen, style
+from lchp.report.flags import Against, Pick
 
-Pick = Literal["random", "best", "worst", "gained", "lost"]
 PICKS: tuple[str, ...] = get_args(Pick)
-Against = Literal["pseudo_label", "lchp_i"]
 
 
 @dataclass(frozen=True)

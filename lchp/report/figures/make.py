@@ -1,4 +1,4 @@
-"""What analysis/make_figures.py does: chooses runs, draws, writes. What cannot be drawn is said, and the rest made."""
+"""What `lchp figures` does: chooses runs, draws, writes. What cannot be drawn is said, and the rest made."""
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,19 +16,19 @@ from lchp.evaluation.metrics import FRAMES
 from lchp.files.runs import read_summary
 from lchp.report.dependence import is_complete, results
 from lchp.report.figures.curves import against_iou, over_delta, over_tau, over_threshold, training
-from lchp.report.figures.grids import Against, Pick, grid, pick_images
+from lchp.report.figures.grids import grid, pick_images
 from lchp.report.figures.images import Predicted, read_frame, read_pixels
 from lchp.report.figures.panel import follow, panel
 from lchp.report.figures.run_files import config_of, metrics_of
 from lchp.report.figures.style import Drawing, save
+from lchp.report.flags import Against, FigureName, Pick
 from lchp.report.paper import Paper, read_paper
 from lchp.report.read import METHOD, OF_COMPARED, Records, collect
 from lchp.report.select import choose, differences, parse_where, place, preset_of, show
 from lchp.report.tables.grid import DATA
 
-Name = Literal["delta", "tau", "iou", "confidence", "training", "grid", "panel"]
-NAMES: tuple[Name, ...] = get_args(Name)
-OF_SWEEPS: tuple[Name, ...] = ("delta", "tau")
+NAMES: tuple[FigureName, ...] = get_args(FigureName)
+OF_SWEEPS: tuple[FigureName, ...] = ("delta", "tau")
 """Figures of many runs; the others show one run, or the seeds of one setting."""
 MOST = 60
 
@@ -45,7 +45,7 @@ class FigureOptions:
 
     storages: tuple[Path, ...]
     preset: str | None = None
-    figures: tuple[Name, ...] = ()
+    figures: tuple[FigureName, ...] = ()
     where: tuple[str, ...] = ()
     run: Path | None = None
     frame: Literal["center_crop", "full_image"] = "center_crop"
@@ -69,7 +69,7 @@ class FigureOptions:
         object.__setattr__(self, "conditions", parse_where(self.where))
 
     @property
-    def names(self) -> tuple[Name, ...]:
+    def names(self) -> tuple[FigureName, ...]:
         """The figures to draw, once each."""
         if self.figures:
             return tuple(dict.fromkeys(self.figures))
@@ -173,7 +173,7 @@ def _iou(material: Material) -> Drawing:
     return over_threshold(runs, material.setting)
 
 
-FIGURES: Mapping[Name, Callable[[Material], Drawing]] = {
+FIGURES: Mapping[FigureName, Callable[[Material], Drawing]] = {
     "delta": lambda m: over_delta(m.records, m.recipe, m.paper, m.wanted.conditions),
     "tau": lambda m: over_tau(m.records, m.recipe, m.paper, m.wanted.conditions),
     "iou": _iou,
@@ -211,13 +211,13 @@ def draw(wanted: FigureOptions, records: Records, recipe: Preset, paper: Paper) 
                 yield NotDrawn(title, " ".join(str(error).split()))
 
 
-def make_figures(wanted: FigureOptions, out: Path, paper_csv: Path) -> int:
+def make_figures(wanted: FigureOptions, out: Path) -> int:
     """Writes NAME.png, NAME.pdf and the caption NAME.txt of each figure to `out`.
 
     Returns the exit status: 1 where a record could not be read or a figure not be drawn (each is named on standard
     error, and the others are made), else 0. Raises an LchpError for a user's mistake.
     """
-    paper = read_paper(paper_csv)
+    paper = read_paper()
     if wanted.run is not None and not wanted.run.is_dir():
         raise RunError(f"--run {wanted.run}: no such run folder")
     records = collect(wanted.storages if wanted.run is None else (wanted.run,))

@@ -1,4 +1,4 @@
-"""One HTML file that shows everything of some storages: `make_page` is what analysis/report.py does.
+"""One HTML file that shows everything of some storages: `make_page` is what `lchp report` does.
 
 The page needs no network and opens from a file. The same records give the same bytes: no clock and no live state of a
 sweep is in it. All text from records is escaped, and a content policy lets nothing but the page's own script run.
@@ -154,14 +154,14 @@ class Page:
     revisions: tuple[str, ...]
 
 
-def make_page(wanted: PageOptions, paper_csv: Path) -> int:
+def make_page(wanted: PageOptions) -> int:
     """Writes the page. Returns the exit status: 1 where a record could not be read (it is named on the page and on
     standard error, and the page is made without it), else 0.
 
     Raises an LchpError for a user's mistake, and where there is nothing to report.
     """
     out = require_file(wanted.out or wanted.storages[0] / NAME, "output", holding(MARK), "report of lchp")
-    paper = read_paper(paper_csv)
+    paper = read_paper()
     records = collect(wanted.storages)
     require(records, wanted.conditions)
     if records.runs.empty and records.failures.empty and not records.sweeps:
@@ -305,7 +305,7 @@ def _commands(records: Records, sweeps: Sequence[ShownSweep], wanted: PageOption
     alone = rows(records.runs, (place not in held for place in places))
     typed = [sweep.command for sweep in sweeps]
     typed += [BY_HAND] if len(alone) else []
-    words = ["python", "analysis/report.py", "--storage", *(s.name or str(s) for s in wanted.storages)]
+    words = ["lchp", "report", "--storage", *(s.name or str(s) for s in wanted.storages)]
     words += ["--preset", wanted.preset] if wanted.preset else []
     words += [w for condition in wanted.where for w in ("--where", condition)]
     return *dict.fromkeys(typed), shlex.join(words)

@@ -1,4 +1,4 @@
-"""What analysis/make_tables.py does: writes and prints the tables, once or while sweeps run."""
+"""What `lchp tables` does: writes and prints the tables, once or while sweeps run."""
 
 import sys
 import time
@@ -45,13 +45,13 @@ class TableOptions:
         object.__setattr__(self, "conditions", parse_where(self.where))
 
 
-def make_tables(wanted: TableOptions, paper_csv: Path, *, sleep: Callable[[float], None] = time.sleep) -> int:
+def make_tables(wanted: TableOptions, *, sleep: Callable[[float], None] = time.sleep) -> int:
     """Writes the tables and prints them, once or until the sweeps are done. Returns the exit status: 1 where something
     could not be read (it is named on standard error, and the tables are made without it), else 0.
 
     Raises an LchpError for a user's mistake.
     """
-    paper = read_paper(paper_csv)
+    paper = read_paper()
     shown: tuple[str, list[str]] | None = None
     while True:
         try:
@@ -130,10 +130,10 @@ def _waiting(sweep: SweepRecord) -> str:
     return text if sweep.running() else f"{text}, but nothing runs it here (start it again with --resume)"
 
 
-def render_tables(storage: Path, preset: Preset, numbers: Sequence[int], paper_csv: Path) -> str:
+def render_tables(storage: Path, preset: Preset, numbers: Sequence[int]) -> str:
     """Tables of one storage as text, for a sweep that has ended: of those with a figure of ours the sections that have
     one, or all as they are where there is none."""
-    made = tables(collect([storage]), preset, read_paper(paper_csv), numbers)
+    made = tables(collect([storage]), preset, read_paper(), numbers)
     ours = [replace(table, sections=tuple(s for s in table.sections if _has_ours(s))) for table in made]
     return "\n".join(map(to_text, [table for table in ours if table.sections] or made))
 

@@ -1,0 +1,37 @@
+"""`lchp report`, and `python analysis/report.py`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from lchp.report.flags import Source
+
+
+@dataclass
+class Report:
+    """Write one HTML page of all that some storages hold: tables, figures, trials, failures, environment.
+
+    lchp report                                       # of results/, into results/report.html
+    lchp report --storage results/cub --output cub.html --where refinement.tau=0.8
+    lchp report --no-figures                          # seconds less
+    """
+
+    source: Annotated[Source, tyro.conf.arg(name="")] = field(default_factory=Source)
+    output: Annotated[Path | None, tyro.conf.arg(aliases=("--out",))] = None
+    """File to write; report.html in the first storage by default. Over an earlier report alone."""
+    figures: bool = True
+    """Draw the figures too."""
+    data_root: Path | None = None
+    """Where the data set lies, for figures that show images; by default where the run read it."""
+
+    def run(self) -> int:
+        """Carries the command out; the exit status."""
+        from lchp.report.page.make import PageOptions, make_page
+
+        asked = self.source
+        options = PageOptions(
+            asked.storage, self.output, asked.preset, asked.where, figures=self.figures, data_root=self.data_root
+        )
+        return make_page(options)

@@ -1,0 +1,49 @@
+"""`lchp tables`, and `python analysis/make_tables.py`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from lchp.errors import ConfigError
+from lchp.report.flags import Source
+
+
+@dataclass
+class Tables:
+    """Write the paper's tables from the records of sweeps and runs, beside the paper's values.
+
+    lchp tables                                       # of results/, into results/tables
+    lchp tables --storage results/cub --table 3 --where refinement.tau=0.8
+    lchp tables --watch 30                            # while a sweep runs
+    lchp tables --compare RUN RUN:lchp_i              # two results, on the same test images
+    """
+
+    source: Annotated[Source, tyro.conf.arg(name="")] = field(default_factory=Source)
+    output: Annotated[Path | None, tyro.conf.arg(aliases=("--out",))] = None
+    """Folder to write to; tables/ in the first storage by default."""
+    table: tuple[int, ...] = ()
+    """Numbers of the tables to make; by default 1-6, and where such runs are 7 (the choices the paper leaves open) and
+    8 (score maps)."""
+    watch: float | None = None
+    """Look again every so many seconds, until the sweeps in the storages are finished."""
+    compare: Annotated[tuple[str, ...], tyro.conf.arg(metavar="RUN[:RESULT] RUN[:RESULT]")] = ()
+    """Compare two results (pseudo_label, lchp_i, lchp_r; by default a run's last) on the same test images instead."""
+
+    def run(self) -> int:
+        """Carries the command out; the exit status."""
+        from lchp.report.compare import compare, comparison_text, parse_side
+        from lchp.report.tables.write import TableOptions, make_tables
+
+        if self.compare:
+            if len(self.compare) != 2:
+                raise ConfigError("--compare: expected two results, RUN[:RESULT] RUN[:RESULT]")
+            a, b = map(parse_side, self.compare)
+            print(comparison_text(a, b, compare(a, b)))
+            return 0
+        source = self.source
+        out = self.output or source.storage[0] / "tables"
+        wanted = {"numbers": tuple(dict.fromkeys(self.table))} if self.table else {}
+        options = TableOptions(source.storage, out, source.preset, where=source.where, watch=self.watch, **wanted)
+        return make_tables(options)
