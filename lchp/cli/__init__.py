@@ -1,4 +1,4 @@
-"""The command line: a file per command (`lchp --help` lists them)."""
+"""The command line: a file per command; the overview lists them."""
 
 import logging
 import sys
@@ -12,7 +12,7 @@ from lchp.cli.evaluate import Evaluate
 from lchp.cli.export import Export
 from lchp.cli.figures import Figures
 from lchp.cli.predict import Predict
-from lchp.cli.report import Report
+from lchp.cli.report import ReportPage
 from lchp.cli.score import Score
 from lchp.cli.scoremaps import ScoreMaps
 from lchp.cli.sweep import run_sweep
@@ -27,7 +27,7 @@ COMMANDS: dict[str, type[Any]] = {
     "train": Train,
     "tables": Tables,
     "figures": Figures,
-    "report": Report,
+    "report": ReportPage,
     "evaluate": Evaluate,
     "score": Score,
     "scoremaps": ScoreMaps,

@@ -10,7 +10,7 @@ from lchp.report.flags import Source
 
 
 @dataclass
-class Report:
+class ReportPage:
     """Write one HTML page of all that some storages hold: tables, figures, trials, failures, environment.
 
     lchp report                                       # of results/, into results/report.html
