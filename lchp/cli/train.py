@@ -10,6 +10,11 @@ from lchp.config import TrainConfig, masked_as, preset
 from lchp.system import streams
 from lchp.system.interrupt import on_signals
 
+LONG = 3600.0
+"""Seconds of a training without a GPU from which on another recipe is named."""
+ON_A_CPU = {"folder": "folder_cpu", "cub": "cub50_cpu"}
+"""A data set's preset for a CPU."""
+
 
 @dataclass
 class Train:
@@ -26,6 +31,10 @@ class Train:
     """Both stages, stage 1 alone, or stage 2 alone from a run folder that holds stage 1."""
     source: Annotated[Path | None, tyro.conf.arg(name="from", metavar="DIR")] = None
     """Run folder that holds stage 1, for --stage refine."""
+    forecast: bool = True
+    """Say first how long it will take and how much memory and disk, by a few batches that are tried."""
+    dry_run: bool = False
+    """Say that, and stop."""
 
     def __post_init__(self) -> None:
         self.config = masked_as(self.config, preset(self.preset))
@@ -35,6 +44,10 @@ class Train:
         from lchp.evaluation.predictions import summary_table
         from lchp.training.run import train
 
+        if self.dry_run or (self.forecast and not self.resume):
+            print(self._forecast(), flush=True)
+        if self.dry_run:
+            return 0
         streams.outlast()
         with on_signals() as stop:
             result = train(
@@ -51,6 +64,26 @@ class Train:
             print(said)
         print(f"\nrun folder: {result.run}")
         return 0
+
+    def _forecast(self) -> str:
+        from lchp.system.devices import resolve_device
+        from lchp.training.chain import stage1_kinds, taken_kinds
+        from lchp.training.forecast import forecast
+
+        config = self.config
+        last = stage1_kinds(config)[-1] if self.stage == "init" else None
+        without = taken_kinds(config) if self.stage == "refine" else ()
+        found = forecast(config, last, without=without)
+        text = found.text(config)
+        if found.seconds < LONG or resolve_device(config.device).type != "cpu":
+            return text
+        smaller = ON_A_CPU.get(config.data.name)
+        say = (
+            f"--preset {smaller} has a network and a size for a CPU"
+            if smaller and self.preset != smaller
+            else "a smaller --data.image-size, mobilenet_v2 as --model.classifier and --model.localizer take less"
+        )
+        return f"{text}\nno GPU is used, and this takes more than an hour: {say}"
 
 
 def method_line(config: TrainConfig) -> str | None:

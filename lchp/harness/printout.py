@@ -4,20 +4,22 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from tabulate import tabulate
 
 from lchp.config import PLACES, TrainConfig, show, to_flat
-from lchp.errors import RunError
+from lchp.data.cache import shown_bytes
+from lchp.errors import LchpError, RunError
 from lchp.evaluation.metrics import METRICS, RESULTS, TITLES, Metric
 from lchp.files import runs
 from lchp.harness.cells import Cell
 from lchp.harness.limits import cpus
 from lchp.harness.sweep import Outcome, Plan, SweepResult, gpus_per_worker, overrides_text
 from lchp.training.chain import KINDS, STAGES, epochs_of, method_of
-from lchp.training.run import probe
+from lchp.training.forecast import forecast, spoken
 
 
-def dry_run_text(plan: Plan) -> str:
+def dry_run_text(plan: Plan, price_per_hour: float | None = None) -> str:
     """Cells, trainings needed, and an estimate."""
     seeds = sorted({c.config.seed for c in plan.cells})
     rows: dict[str, list[int]] = {}
@@ -27,7 +29,7 @@ def dry_run_text(plan: Plan) -> str:
         )
     cells = tabulate([[name, ", ".join(map(str, s))] for name, s in rows.items()], ["cell", "seeds"])
     head = f"{len(plan.cells)} cells ({len(rows)} settings x {len(seeds)} seeds at most), storage {plan.store.storage}"
-    return f"{head}\n\n{cells}\n\n{counts(plan)}\n{cost(plan)}\n{estimate(plan)}"
+    return f"{head}\n\n{cells}\n\n{counts(plan)}\n{cost(plan)}\n{estimate(plan, price_per_hour)}"
 
 
 def counts(plan: Plan) -> str:
@@ -52,30 +54,46 @@ def cost(plan: Plan) -> str:
     return f"cost: {ours} of {alone} forward passes per image (every cell alone){less}"
 
 
-def estimate(plan: Plan) -> str:
-    """Time for the waiting trainings, by what trainings of the same networks and data took before in this storage; for
-    the embedded data, whose images are in memory, by a few batches where there were none."""
+def estimate(plan: Plan, price_per_hour: float | None = None) -> str:
+    """Time for the waiting trainings, and what they cost at a price for each place: by what trainings of the same
+    networks and data took before in this storage, or else by a few batches, tried here. And the room that the store and
+    the image cache take, where they were tried."""
     waiting = [p for p in plan.schedule.jobs.values() if p.state == "waiting"]
     if not waiting:
         return "estimate: nothing to train"
-    known = _seconds_per_epoch(plan)
-    total = 0.0
+    known, each = _seconds_per_epoch(plan), dict[str, float]()
+    stored, caches = 0, dict[Any, int]()
     for progress in reversed(waiting):  # who comes last has most links: one try gives the times of all
         config = progress.job.config
-        if config.data.name == "parts" and any(_like(config, stage) not in known for stage in progress.job.trainings):
-            known |= {_like(config, stage): took for stage, took in probe(config, progress.job.kind).items()}
-        for stage, epochs in progress.job.trainings.items():
-            seconds = known.get(_like(config, stage))
-            if seconds is None:
+        if any(_like(config, stage) not in known for stage in progress.job.trainings):
+            try:
+                tried = forecast(config, progress.job.kind)
+            except LchpError as fault:  # a GPU that this machine lacks
                 work = f"{sum(p.job.epochs for p in waiting)} epochs in {len(waiting)} trainings"
-                return f"estimate: {work}; no time known yet, since no such training has finished in this storage"
-            total += seconds * epochs
-    text = f"estimate: {total / 60:.1f} minutes of training"
-    if gpus_per_worker(plan.options, plan.sweep.base) or plan.options.address or plan.options.workers_per_trial > 1:
-        return f"{text}, divided by the trainings that run at once"
-    places = max(1, cpus() // plan.sweep.base.threads)
-    places = min(places, plan.options.max_concurrent or places)
-    return f"{text}; {total / 60 / places:.1f} minutes with {places} at once on this machine"
+                return f"estimate: {work}; their time cannot be measured here ({fault})"
+            known |= {_like(config, link.stage): link.whole / max(1, link.epochs) for link in tried.links}
+            stored = max(stored, tried.checkpoints)
+            caches[config.data.name, config.data.root, config.data.resize] = tried.cache
+        for stage, epochs in progress.job.trainings.items():
+            each[stage] = each.get(stage, 0.0) + known[_like(config, stage)] * epochs
+    total, places = sum(each.values()), _places(plan)
+    lines = [f"estimate: {spoken(total)} of training; {spoken(total / places)} with {places} at once"]
+    lines += [f"  {stage}: {spoken(seconds)}" for stage, seconds in each.items()]
+    if caches:
+        cache = f", image cache {shown_bytes(sum(caches.values()))}" if any(caches.values()) else ""
+        lines.append(f"disk: store at most {shown_bytes(stored * len(waiting))}{cache}")
+    if price_per_hour is not None:
+        lines.append(f"price: {total / 3600 * price_per_hour:.2f} at {price_per_hour:g} per hour of a place")
+    return "\n".join(lines)
+
+
+def _places(plan: Plan) -> int:
+    """How many trainings run at once, as far as this machine tells."""
+    options = plan.options
+    gpus = gpus_per_worker(options, plan.sweep.base) * options.workers_per_trial
+    fit = int(torch.cuda.device_count() / gpus) if gpus else cpus() // (plan.sweep.base.threads or 1)
+    fit = fit if gpus else fit // options.workers_per_trial
+    return max(1, min(fit, options.max_concurrent or fit))
 
 
 def _like(c: TrainConfig, stage: str) -> tuple[Any, ...]:

@@ -1,5 +1,6 @@
 """The flags that all sweeps share, and what a sweep's script does: `main` is its whole machinery."""
 
+import math
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -55,7 +56,9 @@ class Flags:
     limit: int | None = None
     """Train only the first N cells, in the order that --dry-run prints (what is worth most comes first)."""
     dry_run: bool = False
-    """Print the cells and what is to be trained, and stop."""
+    """Print the cells, what is to be trained, its time and room, and stop."""
+    price_per_hour: float | None = None
+    """Of the place that one training takes (a GPU, a machine): --dry-run says what all would cost."""
 
     def __post_init__(self) -> None:
         self.config = masked_as(self.config, preset(self.preset))
@@ -64,6 +67,8 @@ class Flags:
         """The sweep that these flags ask for. Raises ConfigError."""
         if self.seeds < 1:
             raise ConfigError(f"--seeds = {self.seeds}: expected at least 1")
+        if self.price_per_hour is not None and not (math.isfinite(self.price_per_hour) and self.price_per_hour >= 0):
+            raise ConfigError(f"--price-per-hour = {self.price_per_hour}: expected at least 0")
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"--limit = {self.limit}: expected at least 1")
         first = self.config.seed
@@ -110,7 +115,7 @@ def main(
 def conduct(flags: Flags, sweep: Sweep, closing: Closing | None = None) -> int:
     """Runs what the flags ask for, or says what would be run; the exit status."""
     if flags.dry_run:
-        print(dry_run_text(make_plan(sweep, flags.options, look_only=True)))
+        print(dry_run_text(make_plan(sweep, flags.options, look_only=True), flags.price_per_hour))
         return 0
     streams.outlast()
     result = run(sweep, flags.options, show_progress=True)

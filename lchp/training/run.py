@@ -5,7 +5,6 @@ import copy
 import itertools
 import logging
 import os
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -13,9 +12,6 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
-
-import numpy as np
-import torch
 
 from lchp.config import PLACES, TrainConfig, show, to_flat
 from lchp.errors import ConfigError, RunError
@@ -29,7 +25,6 @@ from lchp.method.batch import nothing
 from lchp.system import distributed
 from lchp.system.devices import peak_memory_mb
 from lchp.system.interrupt import Stop
-from lchp.training.batches import epoch_order
 from lchp.training.chain import (
     RECIPE_VERSION,
     Chain,
@@ -43,7 +38,7 @@ from lchp.training.chain import (
     taken_kinds,
 )
 from lchp.training.context import Context, describe_environment, open_context
-from lchp.training.fit import Metrics, Session, Training, fill, fit
+from lchp.training.fit import Metrics, Session, fill, fit
 from lchp.training.links import Work, build, pseudo_source, require_whole_batches, training_of
 from lchp.training.map_boxes import map_source, require_every_class
 from lchp.training.measure import kept_boxes, known_kept, predictions_of, stage2_gain, summary_of, validate
@@ -211,7 +206,7 @@ def _train_each(work: Work, session: Session, run: Path, found: Mapping[Kind, Pa
             work = _take(work, link, taken)
         if link.result is None or chain.last.result is None:  # without one, it is for other links alone
             continue
-        own = _models(work, link)
+        own = models_of(work, link)
         models = replace(models, pseudo=own.pseudo or models.pseudo, localizers=models.localizers | own.localizers)
         recorded = None
         if taken is not None and link != chain.last:
@@ -282,7 +277,7 @@ def _other_fields(there: TrainConfig, chain: Chain, kind: Kind) -> list[str]:
     return [f"{n} {show(v)} (asked for: {show(mine[n])})" for n, v in theirs.items() if n not in free and v != mine[n]]
 
 
-def _models(work: Work, link: Link) -> Models:
+def models_of(work: Work, link: Link) -> Models:
     """What predicts a link's own result."""
     config, nets = work.context.config, work.nets
     localizers = {}
@@ -302,44 +297,6 @@ def _predicted(run: Path, link: Link, context: Context) -> Any:
         return None
     table = read_predictions(folder)
     return table if f"{link.result}_box" in table.column_names else None
-
-
-def probe(config: TrainConfig, last: Kind | None = None, batches: int = 3) -> dict[str, float]:
-    """Seconds per epoch of each link of a run up to `last`, by its name in metrics.jsonl, measured on a few batches.
-    Nothing of what it trains is kept."""
-    first = replace(config.initialization, epochs=2, localizer_start=0)
-    # tau 0: networks that have hardly begun are confident of nothing
-    short = replace(config, initialization=first, refinement=replace(config.refinement, epochs=2, tau=0.0))
-    context = open_context(short, show_progress=False)
-    whole = max(1, len(context.images) // config.data.batch_size)
-    some = np.arange(min(len(context.images), batches * config.data.batch_size))
-    context = replace(context, images=context.images.select(some), held_out=None)
-    steps = len(epoch_order(context, torch.Generator()))
-    chain = chain_of(short, "", last=last)
-    work = Work(context, chain, build(chain, len(context.dataset.class_names), context.device), {})
-    found: dict[str, float] = {}
-
-    def record(metrics: Metrics) -> None:  # the last epoch, which has warmed up, is the last to be noted
-        found[metrics["stage"]] = metrics["seconds"] / steps * whole
-
-    with tempfile.TemporaryDirectory() as folder:
-        for link in chain:
-            training = training_of(work, link)
-            if (
-                link.kind == "boxes" and chain.method.boxes != "teacher"
-            ):  # they cost little; DDT's would need images of every class
-                _whole_images(training)
-                found[link.stage] = 0.0
-            else:
-                session = Session(config.seed, record=record, show_progress=False)
-                fit(training, session, Path(folder) / link.stage, "")
-            work = replace(work, done={**work.done, link.kind: training.modules})
-    return found
-
-
-def _whole_images(training: Training) -> None:
-    boxes: Any = training.modules["boxes"]
-    boxes.values.copy_(torch.tensor([0.0, 0.0, 1.0, 1.0]))
 
 
 def _check_claim(
@@ -424,4 +381,4 @@ def _open_board(run: Path, context: Context) -> Any:
     return open_board(run, context.test, config.data.image_size, config.seed)
 
 
-__all__ = ["Result", "probe", "train", "train_links"]
+__all__ = ["Result", "models_of", "train", "train_links"]

@@ -11,6 +11,7 @@ import numpy as np
 import optuna
 import pytest
 import small
+from drained import three_seconds_an_epoch
 from report_records import summary
 
 from lchp.config import OPEN_CHOICES, PRESETS, TrainConfig, alternatives, override, preset, to_flat
@@ -42,7 +43,7 @@ from lchp.harness.sweep import (
 from lchp.harness.trial import Setting, run_job
 from lchp.training.chain import Kind, epochs_of, method_of
 from lchp.training.checkpoints import previous, save_checkpoint
-from lchp.training.run import probe
+from lchp.training.forecast import Forecast, forecast
 
 # --- the store
 
@@ -267,22 +268,29 @@ def test_dry_run_says_what_is_to_be_trained(
 
     probed: list[str] = []
 
-    def probe(config: TrainConfig, last: Kind) -> dict[str, float]:
+    def tried(config: TrainConfig, last: Kind) -> Forecast:
         probed.append(last)
-        return dict.fromkeys(epochs_of(config), 3.0)
+        return three_seconds_an_epoch(config, last)
 
-    monkeypatch.setattr(tables, "probe", probe)
+    monkeypatch.setattr(tables, "forecast", tried)
     argv = ["--dry-run", "--storage", str(tmp_path), "--refinement.labeller", "frozen", "--max-concurrent", "1"]
+    argv += ["--price-per-hour", "2.5"]
     status = main("delta_tau", SWEEPS["delta_tau"].cells, argv=argv)
     out = capsys.readouterr().out.splitlines()
     assert status == 0
-    assert out[-6:] == [
+    assert out[-12:] == [
         "classifier: 4 to train, 0 in store",
         "localizer: 4 to train, 0 in store",
         "labels: 4 to compute, 0 in store",
         "refinement: 24 to train, 0 in store",
         "cost: 496 of 1536 forward passes per image (every cell alone), 3.1 times less",
-        "estimate: 7.2 minutes of training; 7.2 minutes with 1 at once on this machine",  # 144 epochs of 3 s
+        "estimate: 7.2 minutes of training; 7.2 minutes with 1 at once",  # 144 epochs of 3 s
+        "  refinement: 4.8 minutes",
+        "  labels: 48 seconds",
+        "  localizer: 48 seconds",
+        "  initialization: 48 seconds",
+        "disk: store at most 36 MB",
+        "price: 0.30 at 2.5 per hour of a place",
     ]
     assert probed == ["refinement"]  # all of these train alike
     assert not list(tmp_path.iterdir())
@@ -291,9 +299,14 @@ def test_dry_run_says_what_is_to_be_trained(
 def test_a_few_batches_tell_the_time_of_every_link() -> None:
     config = override(preset("parts"), {"refinement.labeller": "frozen", "threads": 1, "data.batch_size": 4})
     for asked in ({}, {"method.name": "psol", "method.localizer": True}):
-        found = probe(override(config, asked))
-        assert found.keys() == epochs_of(override(config, asked)).keys()
-        assert all(seconds > 0 or stage == "boxes" for stage, seconds in found.items())
+        found = forecast(override(config, asked))
+        assert {link.stage: link.epochs for link in found.links} == epochs_of(override(config, asked))
+        assert all(link.seconds > 0 or link.stage == "boxes" for link in found.links)
+        assert all(link.steps == 750 for link in found.links)
+        assert found.seconds == sum(link.epochs * link.seconds + link.predictions for link in found.links)
+        assert found.memory["process"] > 100
+        assert found.checkpoints > 1e5
+        assert found.cache == 0
 
 
 @pytest.mark.parametrize(
@@ -516,7 +529,7 @@ def test_a_dry_run_changes_nothing_and_names_earlier_flags(
 ) -> None:
     from lchp.harness import main
 
-    monkeypatch.setattr(tables, "probe", lambda config, _last: dict.fromkeys(epochs_of(config), 3.0))
+    monkeypatch.setattr(tables, "forecast", three_seconds_an_epoch)
     store, base = Store(tmp_path), pinned(preset("parts"), gpu=False)
     cells = SWEEPS["backbones"].cells(PRESETS["parts"])
     plan = make_plan(Sweep("backbones", base, cells[:1]), Options(tmp_path))

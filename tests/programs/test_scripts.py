@@ -4,13 +4,13 @@ import runpy
 from pathlib import Path
 
 import pytest
+from drained import three_seconds_an_epoch
 from report_records import analysis_script, write_grid
 
 import lchp.harness
 from lchp.cli import main
 from lchp.harness import printout
 from lchp.harness.grids import NAMES
-from lchp.training.chain import epochs_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,7 +48,7 @@ def test_a_script_runs_the_sweep_of_its_name(
     def ends(status: int) -> None:
         raise SystemExit(status)
 
-    monkeypatch.setattr(printout, "probe", lambda config, _last: dict.fromkeys(epochs_of(config), 3.0))
+    monkeypatch.setattr(printout, "forecast", three_seconds_an_epoch)
     monkeypatch.setattr(lchp.harness, "exit_program", ends)
     path, flags = ROOT / "sweeps" / f"{name}.py", ["--dry-run", "--storage", str(tmp_path), "--max-concurrent", "1"]
     monkeypatch.setattr("sys.argv", [str(path), *flags])

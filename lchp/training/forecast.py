@@ -1,0 +1,205 @@
+"""What a training will take, before it begins: measured on a few batches, of which nothing is kept."""
+
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lchp.config import TrainConfig
+from lchp.data import DataSet, read
+from lchp.data.base import Split
+from lchp.data.cache import shown_bytes, size_of
+from lchp.data.decode import header
+from lchp.data.images import open_dataset
+from lchp.system.devices import peak_memory_mb, prepare, resolve_device, resolve_precision
+from lchp.training.chain import Chain, Kind, chain_of
+from lchp.training.context import Context
+from lchp.training.fit import Metrics, Session, Training, fit
+from lchp.training.links import Work, build, training_of
+from lchp.training.measure import predictions_of
+from lchp.training.run import models_of
+
+BATCHES = 3
+"""Steps that are tried; the first is to warm up and does not count."""
+SLOW = 0.25
+"""Seconds of a forward pass of one image above which a few images make a batch."""
+FEW = 4
+"""Images of a batch then."""
+HEADERS = 500
+"""Images whose size tells how large the cache will be."""
+
+
+@dataclass(frozen=True)
+class LinkForecast:
+    """One link of a chain: how often over how many batches, the seconds of an epoch, and those that the predictions of
+    its result take."""
+
+    kind: Kind
+    stage: str
+    epochs: int
+    steps: int
+    seconds: float
+    predictions: float
+
+    @property
+    def whole(self) -> float:
+        """Seconds in all."""
+        return self.epochs * self.seconds + self.predictions
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """`memory`: MB at the peak so far, of
+    this process and of the GPU, where `images` made a batch. `checkpoints`, `cache`: bytes."""
+
+    links: tuple[LinkForecast, ...]
+    memory: Mapping[str, float]
+    images: int
+    checkpoints: int
+    cache: int
+
+    @property
+    def seconds(self) -> float:
+        """In all."""
+        return sum(link.whole for link in self.links)
+
+    def text(self, config: TrainConfig) -> str:
+        """A few lines for a terminal."""
+        width = max(len(link.kind) for link in self.links)
+        lines = ["to come, by a few batches:"]
+        for link in self.links:
+            if not link.seconds:
+                lines.append(f"  {link.kind:<{width}}  a pass over the training images, which was not tried")
+                continue
+            each = f"{link.epochs} x {link.steps} steps, {link.seconds / link.steps:.2g} s each"
+            then = f", test images {spoken(link.predictions)}" if link.predictions else ""
+            lines.append(f"  {link.kind:<{width}}  {each}: {spoken(link.epochs * link.seconds)}{then}")
+        above = "more than " if self.images < config.data.batch_size else ""
+        memory = ", ".join(f"{above}{mb / 1000:.1f} GB of {'memory' if name == 'process' else name.upper()}"
+                           for name, mb in self.memory.items())  # fmt: skip
+        disk = f"run folder {shown_bytes(self.checkpoints)}"
+        disk += f", image cache {shown_bytes(self.cache)}" if self.cache else ""
+        return "\n".join([*lines, f"in all about {spoken(self.seconds)}; {memory}; {disk}"])
+
+
+def spoken(seconds: float) -> str:
+    """A time as people say it: `38 seconds`, `12 minutes`, `6.5 hours`, `3.2 days`."""
+    for unit, size, least in (("days", 86400, 2 * 86400), ("hours", 3600, 2 * 3600), ("minutes", 60, 120)):
+        if seconds >= least:
+            return f"{seconds / size:.{0 if seconds >= 10 * size else 1}f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
+def forecast(config: TrainConfig, last: Kind | None = None, *, without: tuple[Kind, ...] = ()) -> Forecast:
+    """Tries a few batches of each link of a run up to `last`, and adds up. Links of `without`, which another run has,
+    are tried and not counted. Raises an LchpError for what is not there."""
+    device = resolve_device(config.device)
+    prepare(config, device)
+    dataset = read(config.data)
+    classes = len(dataset.class_names)
+    train = max(1, round(len(dataset.train) * (1 - config.data.validation)))
+    first = replace(config.initialization, epochs=2, localizer_start=0)
+    with _some(dataset, config) as context:
+        batch = config.data.batch_size
+        if _seconds_of_one(context, build(chain_of(config, "", last=last), classes, device).classifier) > SLOW:
+            batch = min(batch, FEW)
+        # tau 0: networks that have hardly begun are confident of nothing
+        second = replace(config.refinement, epochs=2, tau=0.0)
+        data = replace(context.config.data, batch_size=batch)
+        short = replace(config, data=data, initialization=first, refinement=second)
+        some = np.arange(min(len(context.images), BATCHES * batch))
+        tests = np.arange(min(len(context.test), BATCHES * batch))
+        context = replace(context, config=short, images=context.images.select(some), test=context.test.select(tests))
+        chain = chain_of(short, "", last=last)
+        tried, size = _tried(chain, context, classes)
+        memory = peak_memory_mb(device)
+        more, again = train / len(some), len(dataset.test) / max(1, len(tests))
+    steps = max(1, train // config.data.batch_size)
+    links = []
+    for link in (each for each in chain_of(config, "", last=last) if each.kind not in without):
+        epoch, predictions = more * tried[link.kind][0], again * tried[link.kind][1]
+        links.append(LinkForecast(link.kind, link.stage, link.epochs - link.first, steps, epoch, predictions))
+    return Forecast(tuple(links), memory, batch, size, cache_size(dataset, config))
+
+
+@contextmanager
+def _some(dataset: DataSet, config: TrainConfig) -> Iterator[Context]:
+    """A context of the first images of every split, whose cache is thrown away."""
+    count = BATCHES * config.data.batch_size
+    few = replace(dataset, train=_first(dataset.train, count), test=_first(dataset.test, count), problems=())
+    device = resolve_device(config.device)
+    with tempfile.TemporaryDirectory() as folder:
+        data = replace(config.data, cache=folder, validation=0.0, skip_bad=True)
+        whole, images, test = open_dataset(few, data, show_progress=False)
+        short = replace(config, data=data)
+        yield Context(short, whole, images, device, resolve_precision(config.precision, device), False, test, "", "")
+
+
+def _first(split: Split, count: int) -> Split:
+    """Images from all over a split, as many classes as may be."""
+    return split.select(np.unique(np.linspace(0, len(split) - 1, min(count, len(split))).astype(int)))
+
+
+def _seconds_of_one(context: Context, classifier: torch.nn.Module | None) -> float:
+    if classifier is None:
+        return 0.0
+    size = context.config.data.image_size
+    image = torch.zeros(1, 3, size, size, device=context.device)
+    was = classifier.training
+    classifier.eval()
+    with torch.inference_mode(), context.autocast:
+        classifier(image)
+        begin = time.perf_counter()
+        classifier(image)
+        took = time.perf_counter() - begin
+    classifier.train(was)
+    return took
+
+
+def _tried(chain: Chain, context: Context, classes: int) -> tuple[dict[Kind, tuple[float, float]], int]:
+    """Of each link, the seconds of an epoch over the context's images and of its predictions; and the bytes of all
+    checkpoints."""
+    work = Work(context, chain, build(chain, classes, context.device), {})
+    took: dict[str, float] = {}
+    found: dict[Kind, tuple[float, float]] = {}
+
+    def record(metrics: Metrics) -> None:  # the last epoch, which has warmed up, is the last to be noted
+        took[metrics["stage"]] = metrics["seconds"]
+
+    with tempfile.TemporaryDirectory() as folder:
+        for link in chain:
+            training = training_of(work, link)
+            if link.kind == "boxes" and chain.method.boxes != "teacher":
+                _whole_images(training)  # they cost little; DDT's would need images of every class
+            else:
+                session = Session(context.config.seed, record=record, show_progress=False)
+                fit(training, session, Path(folder) / link.stage, "")
+            work = replace(work, done={**work.done, link.kind: training.modules})
+            begin = time.perf_counter()
+            if link.result is not None and len(context.test) and (link.kind != "boxes" or chain.method.boxes != "ddt"):
+                predictions_of(models_of(work, link), context)
+            found[link.kind] = took.get(link.stage, 0.0), time.perf_counter() - begin
+        size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+    return found, size
+
+
+def _whole_images(training: Training) -> None:
+    boxes = training.modules["boxes"]
+    boxes.values.copy_(torch.tensor([0.0, 0.0, 1.0, 1.0]))  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+
+
+def cache_size(dataset: DataSet, config: TrainConfig) -> int:
+    """Bytes of the image cache, by the sizes of a few hundred images; 0 where there is none to be made."""
+    if config.data.cache == "off":
+        return 0
+    paths = [path for split in (dataset.train, dataset.test) for path in split.paths or ()]
+    if not paths:
+        return 0
+    looked_at = [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, min(HEADERS, len(paths))).astype(int))]
+    found = size_of(np.array([header(path) for path in looked_at]), config.data.resize)
+    return int(found / len(looked_at) * len(paths))

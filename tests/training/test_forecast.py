@@ -1,0 +1,84 @@
+"""What a training will take, before it begins."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small
+from PIL import Image
+
+from lchp.cli import main
+from lchp.cli import train as command
+from lchp.config import override, preset
+from lchp.training import forecast as module
+from lchp.training.forecast import Forecast, LinkForecast, forecast, spoken
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 seconds"), (119, "119 seconds"), (150, "2.5 minutes"), (2400, "40 minutes"), (9000, "2.5 hours"),
+     (100_000, "28 hours"), (400_000, "4.6 days"), (4_000_000, "46 days")],
+)  # fmt: skip
+def test_a_time_in_words(seconds: float, text: str) -> None:
+    assert spoken(seconds) == text
+
+
+def test_a_training_says_first_what_is_to_come(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = small.make_folder(tmp_path / "images")
+    flags = [word for name, value in small.flags(root, first=1, second=1).items()
+             for word in (f"--{name.replace('_', '-')}", str(value))]  # fmt: skip
+    assert main(["train", *flags, "--output", str(tmp_path / "run"), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    for word in ("classifier", "localizer", "refinement", "in all about", "GB of memory", "run folder", "image cache"):
+        assert word in said
+    assert not (tmp_path / "run").exists()
+    assert main(["train", *flags, "--output", str(tmp_path / "run"), "--no-forecast"]) == 0
+    assert "in all about" not in capsys.readouterr().out
+
+
+def test_what_a_forecast_tries_leaves_nothing_behind(tmp_path: Path) -> None:
+    root = small.make_folder(tmp_path / "images")
+    (tmp_path / "cache").mkdir()
+    found = forecast(override(small.config(root), {"data.cache": str(tmp_path / "cache")}))
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.stat().st_size > 10_000]
+    assert found.seconds > 0
+
+
+def test_the_cache_is_as_large_as_it_will_be(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for name in ("a", "b"):
+            (folder := tmp_path / split / name).mkdir(parents=True)
+            for i in range(3):
+                Image.fromarray(np.full((40, 50, 3), i, np.uint8)).save(folder / f"{i}.png")
+    config = override(
+        preset("parts"), {"data.name": "folder", "data.root": str(tmp_path), "data.resize": 32, "data.image_size": 32}
+    )
+    assert module.cache_size(module.read(config.data), config) == 12 * 32 * 32 * 3
+    assert module.cache_size(module.read(config.data), override(config, {"data.cache": "off"})) == 0
+
+
+def test_stage_2_alone_counts_stage_2_alone() -> None:
+    config = override(preset("parts"), {"data.batch_size": 4, "threads": 1})
+    assert [link.kind for link in forecast(config, without=("classifier", "localizer")).links] == ["refinement"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--preset", "folder"], "no GPU is used, and this takes more than an hour: --preset folder_cpu"),
+        (["--preset", "folder_cpu"], "a smaller --data.image-size, mobilenet_v2"),
+        (["--preset", "tiny_imagenet"], "a smaller --data.image-size, mobilenet_v2"),
+    ],
+)
+def test_where_a_cpu_takes_hours_another_recipe_is_named(
+    flags: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    days = Forecast((LinkForecast("classifier", "initialization", 40, 100, 5000.0, 0.0),), {"process": 1e3}, 4, 1, 0)
+    monkeypatch.setattr(module, "forecast", lambda *_args, **_more: days)
+    assert main(["train", *flags, "--device", "cpu", "--dry-run"]) == 0
+    assert said in capsys.readouterr().out
+    hour = Forecast((LinkForecast("classifier", "initialization", 1, 100, 3000.0, 0.0),), {"process": 1e3}, 4, 1, 0)
+    monkeypatch.setattr(module, "forecast", lambda *_args, **_more: hour)
+    assert main(["train", *flags, "--device", "cpu", "--dry-run"]) == 0
+    assert "no GPU" not in capsys.readouterr().out
+    assert command.ON_A_CPU.keys() == {"folder", "cub"}
