@@ -288,8 +288,8 @@ def predict_to(
 def _check_options(
     target: Path | None, format: str, pictures: bool, shares: Mapping[str, float], batch_size: int, workers: int
 ) -> None:
-    if target is None and (pictures or format == "yolo"):
-        raise ConfigError(f"{'--pictures' if pictures else '--format yolo'} needs --output DIR to write to")
+    if target is None and (pictures or format in ("yolo", "labelstudio")):
+        raise ConfigError(f"{'--pictures' if pictures else f'--format {format}'} needs --output DIR to write to")
     if target is not None:
         require_new_folder(target)
     elif sys.__stdout__ is None:
