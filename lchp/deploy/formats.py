@@ -1,4 +1,4 @@
-"""What a prediction is, and how it is written: JSON lines, CSV, COCO or YOLO. Each writer streams."""
+"""What a prediction is, and how it is written: JSON lines, CSV, COCO, YOLO or Label Studio. Each writer streams."""
 
 import codecs
 import contextlib
@@ -15,6 +15,8 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TextIO
+from urllib.parse import quote
+from xml.etree import ElementTree
 
 from PIL import Image
 
@@ -22,14 +24,30 @@ from lchp.data.decode import decode, is_turned
 from lchp.files.filesystem import sync
 from lchp.files.targets import claim
 
-Format = Literal["jsonl", "csv", "coco", "yolo"]
+Format = Literal["jsonl", "csv", "coco", "yolo", "labelstudio"]
+ANNOTATIONS: tuple[Format, ...] = ("coco", "yolo", "labelstudio")
+"""The formats that a detector or a label tool reads."""
+
+
+@dataclass(frozen=True)
+class Detected:
+    """An object of an image: `box` in px of the original image, x1 y1 x2 y2 with exclusive ends; `confidence`: maximum
+    softmax on the crop in the box (Eq. 4)."""
+
+    box: tuple[float, float, float, float]
+    confidence: float
+
+    def record(self) -> dict[str, Any]:
+        """Plain values, rounded to what is meant: 1/100 px, six digits of a probability."""
+        return {"box": [round(v, 2) for v in self.box], "confidence": round(self.confidence, 6)}
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One image's. `image`: its path relative to the folder asked for, with `/`; width, height, box in px of the
-    original image, box x1 y1 x2 y2 with exclusive ends; `score`: the class's softmax on the whole view;
-    `confidence`: maximum softmax on the crop in the box (Eq. 4)."""
+    """One image's. `image`: its path relative to the folder asked for, with `/`; width, height in px of the original
+    image; `score`: the class's softmax on the whole view; `box` and `confidence` as of `Detected`. `box` is None where
+    nothing is there. `objects`: where several were asked for, all of them, the most confident first; its box and
+    confidence are the image's."""
 
     image: str
     width: int
@@ -37,16 +55,26 @@ class Prediction:
     class_id: int
     class_name: str
     score: float
-    box: tuple[float, float, float, float]
+    box: tuple[float, float, float, float] | None
     confidence: float
+    objects: tuple[Detected, ...] | None = None
+
+    @property
+    def found(self) -> tuple[Detected, ...]:
+        """All objects of the image, from none up."""
+        if self.objects is not None:
+            return self.objects
+        return () if self.box is None else (Detected(self.box, self.confidence),)
 
     def record(self) -> dict[str, Any]:
-        """Plain values, rounded to what is meant: 1/100 px, six digits of a probability."""
-        return asdict(self) | {
+        """Plain values, rounded as those of `Detected`; `objects` only where several were asked for."""
+        values = asdict(self) | {
             "score": round(self.score, 6),
-            "box": [round(v, 2) for v in self.box],
+            "box": None if self.box is None else [round(v, 2) for v in self.box],
             "confidence": round(self.confidence, 6),
         }
+        del values["objects"]
+        return values if self.objects is None else values | {"objects": [o.record() for o in self.objects]}
 
 
 READ_BY_DETECTORS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -61,12 +89,15 @@ Write = Callable[[Prediction, Path], object]
 
 
 def open_writer(format: Format, folder: Path | None, class_names: tuple[str, ...]) -> AbstractContextManager[Write]:
-    """A writer into files of `folder`, or to standard output (not for YOLO, which is many files).
+    """A writer into files of `folder`, or to standard output (not for YOLO and Label Studio, which are several files).
 
     jsonl: predictions.jsonl. csv: predictions.csv. coco: annotations.json, where `score` is the confidence and category
     ids count from 1 and `segmentation` is the box. yolo: labels/*.txt with `class cx cy w h` in fractions, images/
     (copies; as PNG those that detectors would not read, or see turned), classes.txt and data.yaml, so that a detector
     trains on the folder as it is. There a folder `images` of the source is called `_images`.
+    labelstudio: tasks.json, a task per image with the boxes as predictions, the least confident image first, and the
+    labeling config label_config.xml. Label Studio finds the images by its local storage: the document root is the folder
+    that holds the source.
     """
     return _WRITERS[format](folder, class_names)
 
@@ -107,8 +138,12 @@ def _csv(folder: Path | None, class_names: tuple[str, ...]) -> Iterator[Write]: 
         rows.writeheader()
 
         def write(prediction: Prediction, _: Path) -> None:
-            values = prediction.record()
-            rows.writerow(values | dict(zip(("x1", "y1", "x2", "y2"), values.pop("box"), strict=True)))
+            values = {name: value for name, value in prediction.record().items() if name in columns}
+            for detected in prediction.found:
+                corners = dict(zip(("x1", "y1", "x2", "y2"), detected.record()["box"], strict=True))
+                rows.writerow(values | corners | {"confidence": detected.record()["confidence"]})
+            if not prediction.found:
+                rows.writerow(values)
 
         yield write
 
@@ -124,28 +159,31 @@ def _coco(folder: Path | None, class_names: tuple[str, ...]) -> Iterator[Write]:
     ):
         head = {"info": info, "licenses": [], "categories": categories}
         file.write(json.dumps(head).removesuffix("}") + ',\n"images": [')
-        count = 0
+        images = annotations = 0
 
         def write(prediction: Prediction, _: Path) -> None:
-            nonlocal count
-            comma, count = (",\n" if count else "\n"), count + 1
+            nonlocal images, annotations
             r = prediction.record()
-            x1, y1, x2, y2 = r["box"]
-            w, h = round(x2 - x1, 2), round(y2 - y1, 2)
-            image = {"id": count, "file_name": r["image"], "width": r["width"], "height": r["height"]}
-            annotation = {
-                "id": count,
-                "image_id": count,
-                "category_id": r["class_id"] + 1,
-                "bbox": [x1, y1, w, h],
-                "segmentation": [[x1, y1, x2, y1, x2, y2, x1, y2]],  # the box: pycocotools draws and masks nothing else
-                "area": round(w * h, 2),
-                "iscrowd": 0,
-                "score": r["confidence"],
-                "class_score": r["score"],
-            }
+            comma, images = (",\n" if images else "\n"), images + 1
+            image = {"id": images, "file_name": r["image"], "width": r["width"], "height": r["height"]}
             file.write(comma + json.dumps(image))
-            spool.write(comma + json.dumps(annotation))
+            for detected in prediction.found:
+                comma, annotations = (",\n" if annotations else "\n"), annotations + 1
+                about = detected.record()
+                x1, y1, x2, y2 = about["box"]
+                w, h = round(x2 - x1, 2), round(y2 - y1, 2)
+                annotation = {
+                    "id": annotations,
+                    "image_id": images,
+                    "category_id": r["class_id"] + 1,
+                    "bbox": [x1, y1, w, h],
+                    "segmentation": [[x1, y1, x2, y1, x2, y2, x1, y2]],  # the box: pycocotools draws and masks no other
+                    "area": round(w * h, 2),
+                    "iscrowd": 0,
+                    "score": about["confidence"],
+                    "class_score": r["score"],
+                }
+                spool.write(comma + json.dumps(annotation))
 
         yield write
         file.write('],\n"annotations": [')
@@ -162,16 +200,19 @@ def _yolo(folder: Path | None, class_names: tuple[str, ...]) -> Iterator[Write]:
         made.mkdir()
 
     def write(prediction: Prediction, path: Path) -> None:
-        x1, y1, x2, y2 = prediction.box
         w, h = prediction.width, prediction.height
-        values = ((x1 + x2) / 2 / w, (y1 + y2) / 2 / h, (x2 - x1) / w, (y2 - y1) / h)
+        lines = []
+        for detected in prediction.found:
+            x1, y1, x2, y2 = detected.box
+            values = ((x1 + x2) / 2 / w, (y1 + y2) / 2 / h, (x2 - x1) / w, (y2 - y1) / h)
+            lines.append(f"{prediction.class_id} " + " ".join(f"{v:.6f}" for v in values) + "\n")
         name = _IMAGES.sub(r"_\1", prediction.image)
         stem, suffix = os.path.splitext(name)
         read = suffix.lower() in READ_BY_DETECTORS and not is_turned(path)
         if not read:
             stem, suffix = name, ".png"
         label = claim(labels, stem, ".txt", suffix)  # a.jpg beside a.png: a label is named by the stem alone
-        label.write_text(f"{prediction.class_id} " + " ".join(f"{v:.6f}" for v in values) + "\n")
+        label.write_text("".join(lines))
         stem = label.relative_to(labels).as_posix().removesuffix(".txt")
         image = images / f"{stem}{suffix}"
         image.parent.mkdir(parents=True, exist_ok=True)
@@ -190,6 +231,72 @@ def _yolo(folder: Path | None, class_names: tuple[str, ...]) -> Iterator[Write]:
     (folder / "data.yaml").write_text(f"train: images\nval: images\nnames:\n{listed}")
 
 
+LOCAL_FILES = "/data/local-files/?d="
+"""Where Label Studio serves what lies below its document root."""
+
+
+@contextlib.contextmanager
+def _label_studio(folder: Path | None, class_names: tuple[str, ...]) -> Iterator[Write]:
+    assert folder is not None
+    names = [_plain(name) or f"class {k}" for k, name in enumerate(class_names)]
+    places: list[tuple[float, int, int]] = []  # confidence, start, and end of each task in the spool
+    with tempfile.TemporaryFile("w+b", dir=folder) as spool:
+
+        def write(prediction: Prediction, path: Path) -> None:
+            task = json.dumps(_task(prediction, names[prediction.class_id], path)).encode()
+            start = spool.tell()
+            spool.write(task)
+            places.append((prediction.confidence, start, start + len(task)))
+
+        yield write
+        with _opened(folder, "tasks.json") as file:
+            for n, (_, start, end) in enumerate(sorted(places)):
+                spool.seek(start)
+                file.write(("[\n" if n == 0 else ",\n") + spool.read(end - start).decode())
+            file.write("\n]\n" if places else "[]\n")
+    view = ElementTree.Element("View")
+    ElementTree.SubElement(view, "Image", name="image", value="$image")
+    labels = ElementTree.SubElement(view, "RectangleLabels", name="label", toName="image")
+    for name in names:
+        ElementTree.SubElement(labels, "Label", value=name)
+    ElementTree.indent(view)
+    (folder / "label_config.xml").write_bytes(ElementTree.tostring(view) + b"\n")
+
+
+def _plain(text: str) -> str:
+    """Text as an attribute of XML can hold it, and as it is read from there."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def _task(prediction: Prediction, name: str, path: Path) -> dict[str, Any]:
+    """Label Studio's of an image: a box is x, y, width and height in percent of the image."""
+    w, h = prediction.width, prediction.height
+    result = []
+    for n, detected in enumerate(prediction.found):
+        x1, y1, x2, y2 = detected.box
+        corner = {"x": 100 * x1 / w, "y": 100 * y1 / h, "width": 100 * (x2 - x1) / w, "height": 100 * (y2 - y1) / h}
+        result.append(
+            {
+                "id": f"box{n + 1}",
+                "type": "rectanglelabels",
+                "from_name": "label",
+                "to_name": "image",
+                "original_width": w,
+                "original_height": h,
+                "image_rotation": 0,
+                "value": {k: round(v, 4) for k, v in corner.items()} | {"rotation": 0, "rectanglelabels": [name]},
+                "score": detected.record()["confidence"],
+            }
+        )
+    record = prediction.record()
+    said = {"model_version": "lchp", "score": record["confidence"], "result": result}
+    about = {"class": name, "class_score": record["score"]}
+    # the storage must lie below the document root: so that is the folder that holds the source
+    source = Path(os.path.abspath(path)).parents[prediction.image.count("/")].name
+    place = quote(f"{source}/{prediction.image}".lstrip("/"), errors="surrogateescape")
+    return {"data": {"image": LOCAL_FILES + place, **about}, "predictions": [said]}
+
+
 def _yaml(text: str) -> str:
     """Text as YAML, in ASCII. That is JSON's, except that YAML takes JSON's two escapes of one sign beyond 16 bits for
     two signs."""
@@ -202,4 +309,5 @@ _WRITERS: dict[str, Callable[[Path | None, tuple[str, ...]], AbstractContextMana
     "csv": _csv,
     "coco": _coco,
     "yolo": _yolo,
+    "labelstudio": _label_studio,
 }

@@ -62,7 +62,7 @@ class Method:
     """A row of the paper's tables. `name`: in configs; `title`: as in the tables; `map`: see ScoreMap, None where the
     boxes do not come from the classifier's map; head: the classifier's, `gap` where the map needs its linear weights,
     None for the config's; complete: whether a localizer and its refinement belong to the method, and need not be asked
-    for."""
+    for; gradients: whether the map needs a backward pass."""
 
     name: str
     title: str
@@ -70,6 +70,7 @@ class Method:
     map: ScoreMap | None
     head: Literal["bap", "gap"] | None = "gap"
     complete: bool = False
+    gradients: bool = False
 
     @property
     def boxes(self) -> Literal["teacher", "map", "ddt"]:
