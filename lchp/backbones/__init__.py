@@ -4,10 +4,8 @@ Adding one: a `Backbone` with two functions and its line in TORCHVISION or TINY;
 """
 
 import errno
-import hashlib
 import os
 import pickle
-from functools import lru_cache
 from pathlib import Path
 from urllib.error import URLError
 
@@ -21,6 +19,7 @@ from lchp.backbones.from_torchvision import TORCHVISION
 from lchp.backbones.tiny import TINY
 from lchp.config import suggest
 from lchp.errors import ConfigError, LchpError, WeightsError, reason
+from lchp.files.contents import content_hash
 
 __all__ = [
     "BACKBONES",
@@ -148,14 +147,7 @@ def weights_identity(name: str, *, pretrained: bool, weights_dir: str | None) ->
         entry = backbone(name)
         return f"{entry.source} {entry.download}"
     path = _weights_file(name, weights_dir)
-    stat = path.stat()
-    return _hash_file(path, stat.st_size, stat.st_mtime_ns)
-
-
-@lru_cache
-def _hash_file(path: Path, _size: int, _changed: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    return content_hash(path)
 
 
 def _weights_file(name: str, weights_dir: str) -> Path:

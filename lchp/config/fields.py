@@ -226,6 +226,9 @@ class MethodConfig:
         str, changes(), Rule(str.isidentifier, "lchp, or the name of a file of lchp/methods"), Since(3, "lchp")
     ] = "lchp"
     """`lchp`, or a file of lchp/methods: cam, grad_cam, acol, psol, ..."""
+    boxes: Annotated[str | None, changes(), PATH, Since(4, None)] = None
+    """File of the pseudo boxes of the method `boxes`: .csv or .parquet (image, x1, y1, x2, y2 in px of the original
+    image, score where an image has several), or COCO's .json."""
     threshold: Annotated[float, changes("map"), within("[0, 1)"), Since(3, 0.2)] = 0.2
     """Of a compared method's score map, stretched to [0, 1]: its box is around what is above (CAM's 20 %)."""
     component: Annotated[Literal["largest", "all"], changes("map"), Since(3, "largest")] = "largest"
@@ -360,6 +363,7 @@ MEASURED: tuple[Part, ...] = ("measures", "predictions")
 
 SHAPE = (
     "method.name",
+    "method.boxes",
     "method.localizer",
     "method.refine",
     "refinement.labeller",

@@ -234,6 +234,7 @@ def pinned(config: TrainConfig, *, gpu: bool) -> TrainConfig:
         config,
         data=replace(data, root=_absolute(data.root), cache=_absolute_cache(data.cache)),
         model=replace(model, weights_dir=_absolute(model.weights_dir)),
+        method=replace(config.method, boxes=_absolute(config.method.boxes)),
         device=device,
         precision=precision,
         threads=config.threads or 1,

@@ -62,7 +62,7 @@ class Method:
     """A row of the paper's tables. `name`: in configs; `title`: as in the tables; `map`: see ScoreMap, None where the
     boxes do not come from the classifier's map; head: the classifier's, `gap` where the map needs its linear weights,
     None for the config's; complete: whether a localizer and its refinement belong to the method, and need not be asked
-    for."""
+    for; from_file: whether the boxes are those of a file (`method.boxes`)."""
 
     name: str
     title: str
@@ -70,10 +70,13 @@ class Method:
     map: ScoreMap | None
     head: Literal["bap", "gap"] | None = "gap"
     complete: bool = False
+    from_file: bool = False
 
     @property
-    def boxes(self) -> Literal["teacher", "map", "ddt"]:
+    def boxes(self) -> Literal["teacher", "map", "ddt", "file"]:
         """Where the boxes of images come from."""
+        if self.from_file:
+            return "file"
         return "teacher" if self.scheme.teach is not None else "ddt" if self.map is None else "map"
 
 

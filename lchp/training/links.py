@@ -210,7 +210,8 @@ def _choice(work: Work, link: Link) -> Training:
 
 def _boxes(work: Work, link: Link) -> Training:
     """The boxes of the training images, where no classifier's training notes them."""
-    return _teacher_boxes(work, link) if work.chain.method.boxes == "teacher" else _whole_boxes(work, link)
+    by_source = {"teacher": _teacher_boxes, "file": _boxes_of_file}
+    return by_source.get(work.chain.method.boxes, _whole_boxes)(work, link)
 
 
 def _teacher_boxes(work: Work, link: Link) -> Training:
@@ -284,6 +285,24 @@ def _whole_boxes(work: Work, link: Link) -> Training:
         autocast=lambda: context.autocast,
         ended=table.exchange,
         describe=lambda m: _said(m, link),
+    )
+
+
+def _boxes_of_file(work: Work, link: Link) -> Training:
+    """Boxes of whole training images that a file holds; no image is looked at."""
+    context = work.context
+    table = ViewTable(1, len(context.images), 4).to(context.device)
+    assert context.box_file is not None
+    table.values[0] = torch.from_numpy(context.box_file.of(context.images))
+    known = int((~table.values[0].isnan().any(1)).sum())
+    return Training(
+        link.stage,
+        link.epochs,
+        0,
+        {"boxes": table},
+        lambda *_: (torch.zeros(()), {}),
+        lambda *_: (),
+        describe=lambda _: f"boxes of {known} of {len(context.images)} training images",
     )
 
 

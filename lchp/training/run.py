@@ -46,7 +46,7 @@ from lchp.training.context import Context, describe_environment, open_context
 from lchp.training.fit import Metrics, Session, Training, fill, fit
 from lchp.training.links import Work, build, pseudo_source, require_whole_batches, training_of
 from lchp.training.map_boxes import map_source, require_every_class
-from lchp.training.measure import kept_boxes, known_kept, predictions_of, stage2_gain, summary_of, validate
+from lchp.training.measure import given_boxes, kept_boxes, known_kept, predictions_of, stage2_gain, summary_of, validate
 
 log = logging.getLogger(__name__)
 
@@ -236,6 +236,8 @@ def _summary(chain: Chain, trained: _Trained, context: Context) -> dict[str, Any
         summary["chosen"] = trained.chosen
     if {"lchp_i", "lchp_r"} <= trained.models.localizers.keys():
         summary["stage2"] = stage2_gain(trained.models, context)
+    if context.box_file is not None:
+        summary["given"] = given_boxes(context.box_file, context)
     if context.held_out is not None:
         summary["validation"] = validate(trained.models, context, context.held_out)
     return summary
@@ -278,7 +280,7 @@ def _other_fields(there: TrainConfig, chain: Chain, kind: Kind) -> list[str]:
         theirs = to_flat(config_until(chain_of(there, chain.data), kind))
     except (ConfigError, StopIteration):
         return [f"method.name {there.method.name} (asked for: {chain.config.method.name})"]
-    free = PLACES | {"data.name", "device", "precision", "evaluation.batch_size"}
+    free = PLACES | {"data.name", "device", "precision", "evaluation.batch_size", "method.boxes"}
     return [f"{n} {show(v)} (asked for: {show(mine[n])})" for n, v in theirs.items() if n not in free and v != mine[n]]
 
 

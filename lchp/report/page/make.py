@@ -40,7 +40,7 @@ MOST_VALUES = 12
 """Values of a field that are listed; more are counted."""
 MOST_ENVIRONMENTS = 8
 MOST_SKIPPED = 50
-PATHS = ("data.root", "data.cache", "model.weights_dir")
+PATHS = ("data.root", "data.cache", "model.weights_dir", "method.boxes")
 """Fields that may hold a path of the machine; a page that is sent to others shows its last part only."""
 
 CONTROL = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), 127) if chr(code) not in "\t\n"}
