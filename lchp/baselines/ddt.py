@@ -19,13 +19,11 @@ things:
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor
 
 from lchp.baselines.cam import class_activation_map
-from lchp.boxes import FULL_BOX
+from lchp.method.regions import largest_component_boxes
 
 
 @dataclass(frozen=True)
@@ -46,9 +44,13 @@ class Transform:
         centred = features.float() - self.mean[labels][:, :, None, None]
         return class_activation_map(centred, self.direction[labels])
 
+    def masks(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Where P > 0: B x h x w bool."""
+        return self.project(features, labels) > 0
+
     def boxes(self, features: Tensor, labels: Tensor) -> Tensor:
         """DDT's boxes of images with these features and class ids (B), B x 4 in [0, 1] of their views."""
-        return largest_component_boxes(self.project(features, labels) > 0)
+        return largest_component_boxes(self.masks(features, labels))
 
 
 class Descriptors:
@@ -74,19 +76,3 @@ class Descriptors:
         covariance = self.products / self.count - mean.outer(mean)
         direction = torch.linalg.eigh(covariance.cpu()).eigenvectors[:, -1]  # eigenvalues ascend
         return mean.cpu(), direction if direction.sum() >= 0 else -direction
-
-
-def largest_component_boxes(mask: Tensor) -> Tensor:
-    """Smallest rectangle around the largest connected region of masks B x h x w (bool): B x 4 in [0, 1].
-
-    Corners connect; of regions of equal size it is the first in reading order; without foreground the box is the whole
-    view. `lchp.method.pseudo_boxes.enclosing_boxes` is the one around all foreground.
-    """
-    h, w = mask.shape[1:]
-    boxes = np.tile(np.array(FULL_BOX, np.float32), (len(mask), 1))
-    for box, part in zip(boxes, mask.cpu().numpy(), strict=True):
-        labels = np.empty(part.shape, np.int32)
-        if ndimage.label(part, np.ones((3, 3)), labels):
-            rows, columns = ndimage.find_objects(labels)[np.bincount(labels[labels > 0]).argmax() - 1]
-            box[:] = columns.start / w, rows.start / h, columns.stop / w, rows.stop / h
-    return torch.from_numpy(boxes).to(mask.device)

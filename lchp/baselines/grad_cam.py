@@ -45,4 +45,4 @@ def grad_cam(classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     return class_activation_map(features, alpha).relu()
 
 
-METHOD = Method("grad_cam", "Grad-CAM", PLAIN, grad_cam)
+METHOD = Method("grad_cam", "Grad-CAM", PLAIN, grad_cam, gradients=True)

@@ -24,4 +24,4 @@ def layer_cam(classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     return (gradients.relu() * features).sum(1).relu()
 
 
-METHOD = Method("layer_cam", "LayerCAM", PLAIN, layer_cam)
+METHOD = Method("layer_cam", "LayerCAM", PLAIN, layer_cam, gradients=True)

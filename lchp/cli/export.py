@@ -23,7 +23,7 @@ class Export:
     def run(self) -> int:
         """Carries the command out; the exit status."""
         from lchp.deploy.export import export
-        from lchp.deploy.predict import load_run
+        from lchp.deploy.trained import load_run
         from lchp.evaluation.metrics import TITLES
         from lchp.system.devices import resolve_device
 

@@ -18,17 +18,24 @@ class Predict:
     source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="IMAGE/FOLDER")]
     """An image, or a folder that is searched in full."""
     run_folder: Annotated[Path, tyro.conf.arg(name="run", metavar="DIR")]
-    """Run folder; LCHP-R is used, or LCHP-I where stage 2 is not complete."""
+    """Run folder; LCHP-R is used, or LCHP-I where stage 2 is not complete; of a method without a localizer, its map."""
     output: Path | None = None
     """New folder to write to; standard output by default."""
-    format: Literal["jsonl", "csv", "coco", "yolo"] = "jsonl"
-    """JSON lines, CSV, or annotations that a detector can be trained from."""
+    format: Literal["jsonl", "csv", "coco", "yolo", "labelstudio"] = "jsonl"
+    """JSON lines, CSV, annotations that a detector can be trained from, or tasks to review in Label Studio."""
     frame: FrameName = "full_image"
     """What the networks see: the whole image, or the centre crop of the training recipe."""
     pictures: bool = False
     """Also write copies with class and box drawn, into OUTPUT/pictures."""
+    several: bool = False
+    """All objects of an image, in place of one box: each region where the map is above its threshold. Of a run with a
+    localizer, by what made its pseudo boxes: LCHP's by its teacher's attention."""
+    least_area: float = 0.01
+    """With --several: the share of the image that an object's region covers at least."""
+    least_confidence: float = 0.0
+    """In images that are less confident there is nothing: they are written without a box."""
     min_confidence: float = 0.0
-    """Leave less confident images out of COCO and YOLO."""
+    """Leave less confident images out of annotations (COCO, YOLO, Label Studio)."""
     batch_size: int = 32
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] | None = None
@@ -38,14 +45,15 @@ class Predict:
 
     def run(self) -> int:
         """Carries the command out; the exit status."""
-        from lchp.deploy.predict import load_run, predict_to
+        from lchp.deploy.predict import predict_to
+        from lchp.deploy.trained import load_run
         from lchp.evaluation.metrics import TITLES
         from lchp.system.devices import resolve_device
         from lchp.training.chain import label, method_of
 
         if self.output is not None:
             streams.outlast()
-        trained = load_run(self.run_folder, resolve_device(self.device))
+        trained = load_run(self.run_folder, resolve_device(self.device), localizer=not self.several)
         summary = predict_to(
             trained,
             self.source,
@@ -53,6 +61,9 @@ class Predict:
             format=self.format,
             frame=self.frame,
             pictures=self.pictures,
+            several=self.several,
+            least_area=self.least_area,
+            least_confidence=self.least_confidence,
             min_confidence=self.min_confidence,
             batch_size=self.batch_size,
             precision=self.precision,
@@ -62,6 +73,10 @@ class Predict:
         speed = f"{summary.seconds:.1f} s, {summary.images / summary.seconds:.1f} images/s"
         of = "" if method_of(trained.config).complete else f" of {label(trained.config)}"
         said = [f"{summary.images} images by {TITLES[trained.result]}{of} ({speed})"]
+        if self.several:
+            said.append(f"{summary.objects} objects")
+        if summary.empty:
+            said.append(f"{summary.empty} with nothing there")
         if summary.left_out:
             said.append(f"{summary.left_out} left out (confidence below {self.min_confidence:g}, or box under a pixel)")
         if summary.broken:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import lchp
 from lchp.data import load
 from lchp.data.images import open_images
-from lchp.deploy.predict import TrainedRun
+from lchp.deploy.trained import TrainedRun
 from lchp.errors import ConfigError, LchpError
 from lchp.evaluation.frames import Frame
 from lchp.files.runs import write_atomically

@@ -23,13 +23,29 @@ from lchp.files.filesystem import sync
 from lchp.files.targets import claim
 
 Format = Literal["jsonl", "csv", "coco", "yolo"]
+ANNOTATIONS: tuple[Format, ...] = ("coco", "yolo")
+"""The formats that a detector or a label tool reads."""
+
+
+@dataclass(frozen=True)
+class Detected:
+    """An object of an image: `box` in px of the original image, x1 y1 x2 y2 with exclusive ends; `confidence`: maximum
+    softmax on the crop in the box (Eq. 4)."""
+
+    box: tuple[float, float, float, float]
+    confidence: float
+
+    def record(self) -> dict[str, Any]:
+        """Plain values, rounded to what is meant: 1/100 px, six digits of a probability."""
+        return {"box": [round(v, 2) for v in self.box], "confidence": round(self.confidence, 6)}
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One image's. `image`: its path relative to the folder asked for, with `/`; width, height, box in px of the
-    original image, box x1 y1 x2 y2 with exclusive ends; `score`: the class's softmax on the whole view;
-    `confidence`: maximum softmax on the crop in the box (Eq. 4)."""
+    """One image's. `image`: its path relative to the folder asked for, with `/`; width, height in px of the original
+    image; `score`: the class's softmax on the whole view; `box` and `confidence` as of `Detected`. `box` is None where
+    nothing is there. `objects`: where several were asked for, all of them, the most confident first; its box and
+    confidence are the image's."""
 
     image: str
     width: int
@@ -37,16 +53,26 @@ class Prediction:
     class_id: int
     class_name: str
     score: float
-    box: tuple[float, float, float, float]
+    box: tuple[float, float, float, float] | None
     confidence: float
+    objects: tuple[Detected, ...] | None = None
+
+    @property
+    def found(self) -> tuple[Detected, ...]:
+        """All objects of the image, from none up."""
+        if self.objects is not None:
+            return self.objects
+        return () if self.box is None else (Detected(self.box, self.confidence),)
 
     def record(self) -> dict[str, Any]:
-        """Plain values, rounded to what is meant: 1/100 px, six digits of a probability."""
-        return asdict(self) | {
+        """Plain values, rounded as those of `Detected`; `objects` only where several were asked for."""
+        values = asdict(self) | {
             "score": round(self.score, 6),
-            "box": [round(v, 2) for v in self.box],
+            "box": None if self.box is None else [round(v, 2) for v in self.box],
             "confidence": round(self.confidence, 6),
         }
+        del values["objects"]
+        return values if self.objects is None else values | {"objects": [o.record() for o in self.objects]}
 
 
 READ_BY_DETECTORS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -107,8 +133,12 @@ def _csv(folder: Path | None, class_names: tuple[str, ...]) -> Iterator[Write]: 
         rows.writeheader()
 
         def write(prediction: Prediction, _: Path) -> None:
-            values = prediction.record()
-            rows.writerow(values | dict(zip(("x1", "y1", "x2", "y2"), values.pop("box"), strict=True)))
+            values = {name: value for name, value in prediction.record().items() if name in columns}
+            for detected in prediction.found:
+                corners = dict(zip(("x1", "y1", "x2", "y2"), detected.record()["box"], strict=True))
+                rows.writerow(values | corners | {"confidence": detected.record()["confidence"]})
+            if not prediction.found:
+                rows.writerow(values)
 
         yield write
 
@@ -124,28 +154,31 @@ def _coco(folder: Path | None, class_names: tuple[str, ...]) -> Iterator[Write]:
     ):
         head = {"info": info, "licenses": [], "categories": categories}
         file.write(json.dumps(head).removesuffix("}") + ',\n"images": [')
-        count = 0
+        images = annotations = 0
 
         def write(prediction: Prediction, _: Path) -> None:
-            nonlocal count
-            comma, count = (",\n" if count else "\n"), count + 1
+            nonlocal images, annotations
             r = prediction.record()
-            x1, y1, x2, y2 = r["box"]
-            w, h = round(x2 - x1, 2), round(y2 - y1, 2)
-            image = {"id": count, "file_name": r["image"], "width": r["width"], "height": r["height"]}
-            annotation = {
-                "id": count,
-                "image_id": count,
-                "category_id": r["class_id"] + 1,
-                "bbox": [x1, y1, w, h],
-                "segmentation": [[x1, y1, x2, y1, x2, y2, x1, y2]],  # the box: pycocotools draws and masks nothing else
-                "area": round(w * h, 2),
-                "iscrowd": 0,
-                "score": r["confidence"],
-                "class_score": r["score"],
-            }
+            comma, images = (",\n" if images else "\n"), images + 1
+            image = {"id": images, "file_name": r["image"], "width": r["width"], "height": r["height"]}
             file.write(comma + json.dumps(image))
-            spool.write(comma + json.dumps(annotation))
+            for detected in prediction.found:
+                comma, annotations = (",\n" if annotations else "\n"), annotations + 1
+                about = detected.record()
+                x1, y1, x2, y2 = about["box"]
+                w, h = round(x2 - x1, 2), round(y2 - y1, 2)
+                annotation = {
+                    "id": annotations,
+                    "image_id": images,
+                    "category_id": r["class_id"] + 1,
+                    "bbox": [x1, y1, w, h],
+                    "segmentation": [[x1, y1, x2, y1, x2, y2, x1, y2]],  # the box: pycocotools draws and masks no other
+                    "area": round(w * h, 2),
+                    "iscrowd": 0,
+                    "score": about["confidence"],
+                    "class_score": r["score"],
+                }
+                spool.write(comma + json.dumps(annotation))
 
         yield write
         file.write('],\n"annotations": [')
@@ -162,16 +195,19 @@ def _yolo(folder: Path | None, class_names: tuple[str, ...]) -> Iterator[Write]:
         made.mkdir()
 
     def write(prediction: Prediction, path: Path) -> None:
-        x1, y1, x2, y2 = prediction.box
         w, h = prediction.width, prediction.height
-        values = ((x1 + x2) / 2 / w, (y1 + y2) / 2 / h, (x2 - x1) / w, (y2 - y1) / h)
+        lines = []
+        for detected in prediction.found:
+            x1, y1, x2, y2 = detected.box
+            values = ((x1 + x2) / 2 / w, (y1 + y2) / 2 / h, (x2 - x1) / w, (y2 - y1) / h)
+            lines.append(f"{prediction.class_id} " + " ".join(f"{v:.6f}" for v in values) + "\n")
         name = _IMAGES.sub(r"_\1", prediction.image)
         stem, suffix = os.path.splitext(name)
         read = suffix.lower() in READ_BY_DETECTORS and not is_turned(path)
         if not read:
             stem, suffix = name, ".png"
         label = claim(labels, stem, ".txt", suffix)  # a.jpg beside a.png: a label is named by the stem alone
-        label.write_text(f"{prediction.class_id} " + " ".join(f"{v:.6f}" for v in values) + "\n")
+        label.write_text("".join(lines))
         stem = label.relative_to(labels).as_posix().removesuffix(".txt")
         image = images / f"{stem}{suffix}"
         image.parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,8 @@ from tqdm import tqdm
 
 from lchp.data import load
 from lchp.data.images import open_images
-from lchp.deploy.predict import load_classifier, published
+from lchp.deploy.predict import published
+from lchp.deploy.trained import load_classifier
 from lchp.errors import RunError
 from lchp.evaluation.inference import each_score_map
 from lchp.files.targets import require_new_folder
@@ -23,7 +24,7 @@ def write_score_maps(run: Path, output: Path, device: torch.device, *, show_prog
     which only for the data sets `wsol` and `wsol_fullsup` are wsolevaluation's.
 
     `output` appears only when all are written. Raises RunError where the run's method has no score maps (LCHP, PSOL),
-    ConfigError where `output` is not empty, and what `lchp.deploy.predict.load_run` raises.
+    ConfigError where `output` is not empty, and what `lchp.deploy.trained.load_run` raises.
     """
     from lchp.evaluation.scoring.scoremaps import in_its_frame  # OpenCV, as in lchp.training.measure
 

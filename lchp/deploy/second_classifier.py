@@ -12,7 +12,7 @@ from torch import Tensor
 from lchp.config import TrainConfig
 from lchp.data import load
 from lchp.data.images import batches, in_order, open_images
-from lchp.deploy.predict import load_classifier
+from lchp.deploy.trained import load_classifier
 from lchp.errors import RunError
 from lchp.evaluation.frames import FRAMES, Frame, to_float
 from lchp.evaluation.inference import predicting, ranked

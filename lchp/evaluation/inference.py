@@ -17,6 +17,7 @@ from lchp.evaluation.frames import Frame
 from lchp.method.losses import confidence
 from lchp.method.networks import Classifier, Localizer
 from lchp.method.pseudo_boxes import mask_out
+from lchp.method.regions import object_boxes
 from lchp.method.steps import predict_boxes
 from lchp.method.views import AxisMap, crop, warp
 from lchp.system.distributed import collected, dealt
@@ -24,6 +25,8 @@ from lchp.system.distributed import size as size_of_team
 
 BoxSource = Callable[[Tensor, Tensor], Tensor]
 """(images B x 3 x H x W in [0, 1], class ids B) to boxes B x 4 in [0, 1] of the view."""
+MaskSource = Callable[[Tensor, Tensor], Tensor]
+"""(images B x 3 x H x W in [0, 1], class ids B) to their foreground, B x h x w bool."""
 MapSource = Callable[[Tensor, Tensor], Tensor]
 """(images B x 3 x H x W in [0, 1], class ids B) to score maps B x h x w float32, not normalised."""
 
@@ -53,10 +56,11 @@ class Models:
 
 
 class Seen(NamedTuple):
-    """Of B images: `top5` B x k class ids, best first, and `top5_score` their softmax; `boxes`: result -> B x 4
-    fractions of the view; `confidence`: maximum softmax on the crop in the last localizer's box (Eq. 4); `crop_score`:
-    softmax there of the class that the whole view is taken for."""
+    """Of B images: `scores` B x classes, the softmax; `top5` B x k class ids, best first, and `top5_score` their
+    softmax; `boxes`: result -> B x 4 fractions of the view; `confidence`: maximum softmax on the crop in the last
+    localizer's box (Eq. 4); `crop_score`: softmax there of the class that the whole view is taken for."""
 
+    scores: Tensor
     top5: Tensor
     top5_score: Tensor
     boxes: dict[str, Tensor]
@@ -117,7 +121,7 @@ def predict(
                     seen = predict_batch(models, x, labels)
                     masked = masked_score(models, x, seen)
                 boxes = {f"box {name}": b for name, b in seen.boxes.items()}
-                scores = {name: v for name, v in seen._asdict().items() if name != "boxes"}
+                scores = {name: v for name, v in seen._asdict().items() if name not in ("scores", "boxes")}
                 rows[frame.name].accumulate(boxes | scores | {"masked_score": masked})
             bar.update(len(pixels))
     return {name: _predictions(found.compute()) for name, found in rows.items()}
@@ -159,18 +163,53 @@ def predict_batch(models: Models, x: Tensor, labels: Tensor | None = None) -> Se
     """What the networks say of images B x 3 x H x W in [0, 1].
 
     labels: B class ids, whose boxes a compared method's map is asked for: GT-Known's class is known, and where the
-    class that the image is taken for is right, it is the same. None: of the class that the image is taken for.
+    class that the image is taken for is right, it is the same. None, and -1 of an image: of the class that the image is
+    taken for.
     """
     scores = models.classifier(x).logits.float().softmax(1)
     score, top = ranked(scores)
     boxes: dict[str, Tensor] = {}
     if models.pseudo is not None:
-        boxes["pseudo_label"] = models.pseudo(x, top[:, 0] if labels is None else labels)
+        boxes["pseudo_label"] = models.pseudo(x, known_or_first(labels, top))
     for name, localizer in models.localizers.items():
         boxes[name] = predict_boxes(localizer, x)
     logits = models.classifier(crop(x, last_box(boxes), models.crop_margin)).logits
     of_class = logits.float().softmax(1).gather(1, top[:, :1])[:, 0]
-    return Seen(top, score, boxes, confidence(logits), of_class)
+    return Seen(scores, top, score, boxes, confidence(logits), of_class)
+
+
+class Objects(NamedTuple):
+    """Of B images: `scores` B x classes, the softmax; `of_class`: B class ids whose objects were looked for; `boxes`: of
+    each image K x 4 fractions of the view, and `confidence`: K, the maximum softmax on the crops in them (Eq. 4), most
+    confident first; K from 0 up."""
+
+    scores: Tensor
+    of_class: Tensor
+    boxes: list[Tensor]
+    confidence: list[Tensor]
+
+
+def predict_objects(models: Models, masks: MaskSource, x: Tensor, labels: Tensor, least_area: float) -> Objects:
+    """All objects in images B x 3 x H x W in [0, 1], of one class per image (labels: B, as in `predict_batch`): the
+    regions of the foreground that cover at least `least_area` of the view."""
+    scores = models.classifier(x).logits.float().softmax(1)
+    of_class = known_or_first(labels, ranked(scores)[1])
+    boxes = object_boxes(masks(x, of_class), least_area)
+    counts = [len(b) for b in boxes]
+    of_view = torch.arange(len(x), device=x.device).repeat_interleave(torch.tensor(counts, device=x.device))
+    known = [x.new_zeros(0)]
+    for views, crops in zip(of_view.split(len(x)), torch.cat(boxes).split(len(x)), strict=True):
+        if len(views):  # as many at a time as there are images
+            known.append(confidence(models.classifier(crop(x[views], crops, models.crop_margin)).logits))
+    each = torch.cat(known).split(counts)
+    orders = [c.argsort(descending=True, stable=True) for c in each]
+    pairs = list(zip(boxes, each, orders, strict=True))
+    return Objects(scores, of_class, [b[o] for b, _, o in pairs], [c[o] for _, c, o in pairs])
+
+
+def known_or_first(labels: Tensor | None, top: Tensor) -> Tensor:
+    """B class ids: those that are known, and of the other images (-1) the best of `top`, B x k."""
+    return top[:, 0] if labels is None else torch.where(labels < 0, top[:, 0], labels)
 
 
 def last_box(boxes: dict[str, Tensor]) -> Tensor:

@@ -134,6 +134,23 @@ def algorithm_1(
     return Pseudo(merge(l_r, l_m), l_r, l_m, i_m, a_r)
 
 
+@torch.no_grad()
+def attention_masks(
+    attend: Callable[[Tensor], Tensor], images: Tensor, config: InitializationConfig, mean: Tensor
+) -> Tensor:
+    """The foreground that the boxes of Algorithm 1 enclose, of both its passes: B x H x W bool, or B x h x w at the
+    attention's own resolution. Arguments as in `algorithm_1`."""
+    size = (images.shape[2], images.shape[3])
+    scaled = (lambda a: upsample(a, size)) if config.resolution == "input" else (lambda a: a)
+    first = algorithm_1(attend, images, replace(config, boxes="single"), mean)
+    a_r = scaled(first.attention)
+    mask = foreground(a_r, config.threshold, config.normalization)
+    if config.boxes == "single":
+        return mask
+    reference = a_r if config.second_pass == "raw" else None
+    return mask | foreground(scaled(attend(first.masked)), config.threshold, config.normalization, reference)
+
+
 def of_masks(config: InitializationConfig) -> InitializationConfig:
     """How Algorithm 1 finds L_r of the masks I_m, where that is not how it finds the boxes: one pass suffices."""
     return replace(

@@ -32,7 +32,7 @@ from lchp.training.batches import epoch_order, general_batches, images_of, plain
 from lchp.training.chain import Chain, Kind, Link
 from lchp.training.context import Context
 from lchp.training.fit import Chunks, Metrics, Training, epoch_seed, make_schedule
-from lchp.training.map_boxes import Directions, ddt_trunk, map_source, of_map
+from lchp.training.map_boxes import Directions, boxes_config, ddt_trunk, source_of
 from lchp.training.measure import validate
 
 log = logging.getLogger(__name__)
@@ -116,21 +116,9 @@ def boxes_of(work: Work) -> Boxes:
     return Boxes(work.done[made_by]["boxes"], whole=work.chain.method.boxes != "teacher")
 
 
-def boxes_config(work: Work) -> InitializationConfig:
-    """How LCHP's teacher makes boxes: as the config says, or as was chosen."""
-    return work.done["choice"]["choice"].config() if "choice" in work.chain else work.context.config.initialization
-
-
 def pseudo_source(work: Work) -> BoxSource:
     """The boxes of any images by what made the pseudo boxes: images, class ids -> B x 4."""
-    config, found = work.context.config, work.chain.method
-    if found.boxes == "teacher":
-        teacher, how = work.done["classifier"]["teacher"], boxes_config(work)
-        return lambda images, _labels: pseudo_boxes(teacher, images, how).box.float()
-    maps = map_source(found, work.nets.classifier)
-    if maps is not None:
-        return of_map(config, maps)
-    return work.done["boxes"]["directions"].boxes
+    return source_of(work.context.config, work.chain.method, work.nets.classifier, work.done).boxes
 
 
 def _classifier(work: Work, link: Link) -> Training:
@@ -216,7 +204,7 @@ def _boxes(work: Work, link: Link) -> Training:
 
 def _teacher_boxes(work: Work, link: Link) -> Training:
     """Boxes of the views of each epoch by LCHP's teacher as it was after that epoch."""
-    context, how = work.context, boxes_config(work)
+    context, how = work.context, boxes_config(work.context.config, work.done)
     first = context.config.initialization
     kept: Snapshots = work.done["classifier"]["teachers"]
     teacher = make_teacher(work.done["classifier"]["teacher"])
@@ -257,7 +245,9 @@ def _whole_boxes(work: Work, link: Link) -> Training:
     modules: dict[str, nn.Module] = {"boxes": table}
     directions: Directions | None = None
     if work.chain.method.boxes == "ddt":
-        directions = Directions(ddt_trunk(classifier, context), context).to(context.device)
+        model, size = context.config.model, context.config.data.image_size
+        trunk = ddt_trunk(classifier, model, context.device)
+        directions = Directions(trunk, size, len(context.dataset.class_names), context.device).to(context.device)
         modules["directions"] = directions
     source = pseudo_source(replace(work, done={**work.done, "boxes": modules}))
     at_a_time = context.config.evaluation.batch_size

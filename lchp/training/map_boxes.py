@@ -1,6 +1,8 @@
-"""Boxes of the compared methods: of a classifier's score map, or of what a class's images have in common (DDT)."""
+"""Boxes that no localizer gives: of LCHP's teacher, of a classifier's score map, or of what a class's images have in
+common (DDT); and the foreground that they go around."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,16 +11,55 @@ from torch import Tensor, nn
 
 from lchp.backbones import backbone, build_trunk
 from lchp.baselines import Method
-from lchp.baselines.ddt import Descriptors, Transform, largest_component_boxes
-from lchp.config import TrainConfig
+from lchp.baselines.ddt import Descriptors, Transform
+from lchp.config import InitializationConfig, ModelConfig, TrainConfig
 from lchp.data.images import batches as read_batches
 from lchp.data.images import in_order
-from lchp.errors import DataError
+from lchp.errors import DataError, RunError
 from lchp.evaluation.frames import Frame
-from lchp.evaluation.inference import BoxSource, MapSource
+from lchp.evaluation.inference import BoxSource, MapSource, MaskSource
+from lchp.files.runs import Kind
 from lchp.method.losses import foreground
-from lchp.method.pseudo_boxes import enclosing_boxes, upsample
+from lchp.method.pseudo_boxes import attention_masks, enclosing_boxes, upsample
+from lchp.method.regions import largest_component_boxes
+from lchp.method.steps import pseudo_boxes
 from lchp.training.context import Context
+
+
+@dataclass(frozen=True)
+class Source:
+    """What gives boxes without a localizer: one box of an image, and the foreground that it is of."""
+
+    boxes: BoxSource
+    masks: MaskSource
+
+
+def source_of(
+    config: TrainConfig, found: Method, classifier: nn.Module, done: Mapping[Kind, Mapping[str, Any]]
+) -> Source:
+    """What made the pseudo boxes of a run, for any images. done: the modules of its links, as their checkpoints hold
+    them (kind -> name -> module): LCHP's teacher and choice, DDT's directions; a map needs none. Raises RunError for
+    boxes of a file, which holds none of other images."""
+    if found.boxes == "file":
+        raise RunError(f"{found.title}: only the run's own images have some; its localizer answers for any image")
+    if found.boxes == "teacher":
+        teacher, how = done["classifier"]["teacher"], boxes_config(config, done)
+        return Source(
+            lambda images, _labels: pseudo_boxes(teacher, images, how).box.float(),
+            lambda images, _labels: attention_masks(
+                lambda x: teacher(x).attention(how.attention), images, how, teacher.mean
+            ),
+        )
+    maps = map_source(found, classifier)
+    if maps is None:
+        directions: Directions = done["boxes"]["directions"]
+        return Source(directions.boxes, directions.masks)
+    return Source(of_map(config, maps), mask_of_map(config, maps))
+
+
+def boxes_config(config: TrainConfig, done: Mapping[Kind, Mapping[str, Any]]) -> InitializationConfig:
+    """How LCHP's teacher makes boxes: as the config says, or as was chosen."""
+    return done["choice"]["choice"].config() if "choice" in done else config.initialization
 
 
 def map_source(found: Method, classifier: nn.Module) -> MapSource | None:
@@ -34,13 +75,19 @@ def map_source(found: Method, classifier: nn.Module) -> MapSource | None:
     return maps
 
 
+def mask_of_map(config: TrainConfig, maps: MapSource) -> MaskSource:
+    """Where a score map, stretched to [0, 1], is above method.threshold."""
+    size, threshold = (config.data.image_size, config.data.image_size), config.method.threshold
+    return lambda images, labels: foreground(upsample(maps(images, labels), size), threshold, "minmax")
+
+
 def of_map(config: TrainConfig, maps: MapSource) -> BoxSource:
-    """The box of a score map, stretched to [0, 1], above method.threshold."""
-    size, method_ = (config.data.image_size, config.data.image_size), config.method
+    """The box of a score map above method.threshold: around all of it, or around its largest region."""
+    masks, component = mask_of_map(config, maps), config.method.component
 
     def boxes(images: Tensor, labels: Tensor) -> Tensor:
-        mask = foreground(upsample(maps(images, labels), size), method_.threshold, "minmax")
-        return enclosing_boxes(mask)[0] if method_.component == "all" else largest_component_boxes(mask)
+        mask = masks(images, labels)
+        return enclosing_boxes(mask)[0] if component == "all" else largest_component_boxes(mask)
 
     return boxes
 
@@ -52,12 +99,11 @@ class Directions(nn.Module):
     mean: Tensor
     direction: Tensor
 
-    def __init__(self, trunk: nn.Module, context: Context) -> None:
+    def __init__(self, trunk: nn.Module, image_size: int, classes: int, device: torch.device) -> None:
         super().__init__()
         self.trunk = (trunk.eval(),)  # in a tuple, which torch passes over
-        size, classes = context.config.data.image_size, len(context.dataset.class_names)
         with torch.no_grad():
-            channels = trunk(torch.zeros(1, 3, size, size, device=context.device)).shape[1]
+            channels = trunk(torch.zeros(1, 3, image_size, image_size, device=device)).shape[1]
         self.register_buffer("mean", torch.full((classes, channels), torch.nan))
         self.register_buffer("direction", torch.full((classes, channels), torch.nan))
 
@@ -65,6 +111,11 @@ class Directions(nn.Module):
     def boxes(self, images: Tensor, labels: Tensor) -> Tensor:
         """DDT's boxes of images B x 3 x H x W in [0, 1] of known classes (B); a BoxSource."""
         return Transform(self.mean, self.direction).boxes(self.trunk[0](images), labels)
+
+    @torch.no_grad()
+    def masks(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Where DDT finds what is common to the class, on the features' own grid; a MaskSource."""
+        return Transform(self.mean, self.direction).masks(self.trunk[0](images), labels)
 
     @torch.no_grad()
     def find(self, context: Context) -> None:
@@ -102,14 +153,13 @@ def require_every_class(found: Method, labels: np.ndarray, class_names: Sequence
         )
 
 
-def ddt_trunk(classifier: nn.Module, context: Context) -> nn.Module:
+def ddt_trunk(classifier: nn.Module, model: ModelConfig, device: torch.device) -> nn.Module:
     """The trunk whose features DDT goes by: ImageNet's, as PSOL's (without a layer that the backbone adds to what was
     trained there), and where the networks start from random weights that of the trained classifier."""
-    model = context.config.model
     if not model.pretrained:
         return classifier.get_submodule("trunk")
     entry = backbone(model.classifier)
     name = entry.file if entry.added and entry.file else model.classifier
     trunk = build_trunk(name, "classifier", pretrained=True, weights_dir=model.weights_dir)
-    layout: dict[str, Any] = {"device": context.device, "memory_format": torch.channels_last}
+    layout: dict[str, Any] = {"device": device, "memory_format": torch.channels_last}
     return trunk.to(**layout).requires_grad_(False)

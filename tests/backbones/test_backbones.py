@@ -21,7 +21,7 @@ from lchp.backbones.depthwise import DepthwiseConv2d
 from lchp.config import InitializationConfig, ModelConfig
 from lchp.data import imagenet
 from lchp.data.decode import decode
-from lchp.deploy.predict import load_run
+from lchp.deploy.trained import load_run
 from lchp.errors import ConfigError, WeightsError
 from lchp.method import networks
 from lchp.method.batch import Batch

@@ -20,7 +20,7 @@ from lchp.baselines.cam import cam
 from lchp.cli import main
 from lchp.config import PRESETS, TrainConfig, override, preset
 from lchp.data import load
-from lchp.deploy.predict import load_classifier, load_run
+from lchp.deploy.trained import load_classifier, load_run
 from lchp.deploy.second_classifier import second_classifier, ten_crops
 from lchp.errors import ConfigError, DataError, RunError
 from lchp.evaluation.frames import Frame
@@ -437,7 +437,7 @@ def test_ddt_sees_what_imagenet_trained_and_no_layer_added_to_it(root: Path, mon
     context = open_context(config_of(root, "psol"), show_progress=False)
     for classifier in ("vgg16_gap", "googlenet_gap", "mobilenet_v2"):
         config = override(context.config, {"model.classifier": classifier, "model.pretrained": True})
-        map_boxes.ddt_trunk(torch.nn.Identity(), replace(context, config=config))
+        map_boxes.ddt_trunk(torch.nn.Identity(), config.model, context.device)
     assert names == ["vgg16", "googlenet", "mobilenet_v2"]
 
 

@@ -15,7 +15,7 @@ from lchp import TrainConfig, override
 from lchp.cli import main
 from lchp.deploy import export
 from lchp.deploy.export import METADATA, OUTPUTS, TOLERANCE, Detector
-from lchp.deploy.predict import TrainedRun, load_run
+from lchp.deploy.trained import TrainedRun, load_run
 from lchp.errors import ConfigError, LchpError
 from lchp.method.networks import Classifier, Localizer
 

@@ -26,7 +26,8 @@ from lchp.cli import main
 from lchp.config import MEANING_BEFORE
 from lchp.data.decode import decode
 from lchp.deploy.formats import Prediction, open_writer
-from lchp.deploy.predict import TrainedRun, find_images, load_run, predict, predict_to
+from lchp.deploy.predict import find_images, predict, predict_to
+from lchp.deploy.trained import TrainedRun, load_run
 from lchp.errors import ConfigError, DataError, LchpError, RunError
 from lchp.evaluation.predictions import read_predictions, write_predictions
 from lchp.files import runs

@@ -25,6 +25,7 @@ from lchp.config import TrainConfig, override
 from lchp.data.base import Split
 from lchp.data.images import ImageBatch, Images
 from lchp.deploy import predict
+from lchp.deploy.trained import TrainedRun
 from lchp.evaluation import inference
 from lchp.evaluation.inference import Models
 from lchp.evaluation.metrics import FRAMES
@@ -117,11 +118,12 @@ def test_lchp_predict(cuda: Cuda, frame: Any) -> None:
     config = config_of(**TINY)
     models = models_of(cuda, config)
     names = tuple("abcde")
-    trained = predict.TrainedRun(config, names, models.classifier, models.localizers["lchp_r"], "lchp_r", DEVICE)
+    trained = TrainedRun(config, names, models.classifier, models.localizers["lchp_r"], "lchp_r", DEVICE)
     read = [
         predict._Read(f"{i}.jpg", Path(f"{i}.jpg"), np.zeros((512, 512, 3), np.uint8), (640, 480)) for i in range(3)
     ]
-    found = predict._predict_batch(trained, read, frame, PRECISION["bf16"])
+    what = predict._Asked(frame, False, 0.01, 0.0, {})
+    found = predict._predict_batch(trained, read, what, PRECISION["bf16"])
     assert [p.image for p in found] == ["0.jpg", "1.jpg", "2.jpg"]
 
 

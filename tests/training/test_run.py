@@ -15,7 +15,7 @@ import torch
 from squares import small_config, small_flags, small_values, write_images
 
 from lchp.config import TrainConfig, field_types, override
-from lchp.deploy.predict import load_run
+from lchp.deploy.trained import load_run
 from lchp.errors import ConfigError, DataError, RunError
 from lchp.evaluation.predictions import read_predictions, summarize
 from lchp.files import runs

@@ -58,7 +58,7 @@ def follow(run: Path, config: TrainConfig, pixels: np.ndarray, seed: int) -> Ste
 
     import torch
 
-    from lchp.deploy.predict import load_run, localizer_checkpoint
+    from lchp.deploy.trained import load_run, localizer_checkpoint
     from lchp.evaluation.frames import Frame
     from lchp.method.losses import confidence, foreground
     from lchp.method.pseudo_boxes import make_teacher, upsample
@@ -74,7 +74,7 @@ def follow(run: Path, config: TrainConfig, pixels: np.ndarray, seed: int) -> Ste
             raise RunError(f"{path}: no such checkpoint, which the panel needs")
     device = torch.device("cpu")
     trained = load_run(run, device)  # theta_1 and LCHP-R, checked
-    if trained.result != "lchp_r":
+    if trained.localizer is None or trained.result != "lchp_r":
         raise RunError(f"{run}: stage 2 is not complete, which the panel needs; finish it with lchp train and --resume")
     teacher, lchp_i = make_teacher(trained.classifier), copy.deepcopy(trained.localizer)
     teacher.load_state_dict(load_checkpoint(stage1)["modules"]["teacher"])
