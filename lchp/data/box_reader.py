@@ -130,7 +130,7 @@ def _scores(table: pd.DataFrame, places: np.ndarray, problems: list[Problem]) ->
     name = next((name for name in SCORES if name in table), None)
     if name is None:
         return np.zeros(len(table))
-    texts = table[name].astype(str)
+    texts = table[name].astype(str).fillna("nan")
     scores = pd.to_numeric(texts.where(~texts.str.contains("_")), errors="coerce").to_numpy(np.float64, copy=True)
     scores[~np.isfinite(scores)] = np.nan
     for row in np.flatnonzero(np.isnan(scores) & (places >= 0)):

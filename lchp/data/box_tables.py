@@ -106,7 +106,7 @@ def corners_of(table: pd.DataFrame) -> np.ndarray:
 
 def cells_of(table: pd.DataFrame) -> np.ndarray:
     """The corners of N rows as text, N x 4."""
-    return table[CORNERS].astype(str).to_numpy(object)
+    return table[CORNERS].astype(str).fillna("nan").to_numpy(object)  # which astype leaves as it is
 
 
 def numeric(table: pd.DataFrame) -> np.ndarray:
