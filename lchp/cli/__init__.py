@@ -1,4 +1,4 @@
-"""The command line: lchp train | evaluate | score | scoremaps | predict | export | data, a file per command."""
+"""The command line: lchp train | evaluate | score | scoremaps | predict | boxes | export | data, a file per command."""
 
 import logging
 import sys
@@ -7,6 +7,7 @@ from typing import Any
 
 import lchp.system.imports  # noqa: F401  (before all that it explains)
 from lchp import __version__
+from lchp.cli.boxes import Boxes
 from lchp.cli.data import DataCheck, DataDownload
 from lchp.cli.evaluate import Evaluate
 from lchp.cli.export import Export
@@ -25,6 +26,7 @@ COMMANDS: dict[str, type[Any]] = {
     "score": Score,
     "scoremaps": ScoreMaps,
     "predict": Predict,
+    "boxes": Boxes,
     "export": Export,
     "data check": DataCheck,
     "data download": DataDownload,

@@ -32,7 +32,7 @@ def read_table(path: Path, texts: Sequence[str] = (), *, show_progress: bool = F
         raise DataError(f"{path}: expected a .csv or .parquet file{' or the folder of a split' * (not path.suffix)}")
     content = read_bytes(path)
     if path.suffix.lower() == ".csv":
-        table = _read_csv(path, content, show_progress=show_progress)
+        table = read_csv(path, content, show_progress=show_progress)
     else:
         table = _read_parquet(path, content)
         table = table.assign(where=[f"{path}: row {n}" for n in range(1, len(table) + 1)])
@@ -70,7 +70,7 @@ def _read_parquet(path: Path, content: bytes) -> pd.DataFrame:
     return table
 
 
-def _read_csv(path: Path, content: bytes, *, show_progress: bool) -> pd.DataFrame:
+def read_csv(path: Path, content: bytes, *, show_progress: bool = False) -> pd.DataFrame:
     """All text. Not by pandas, which fills short rows up and takes the first column of long ones for an index."""
     try:
         lines = csv.reader(StringIO(content.decode("utf-8-sig"), newline=""), strict=True)

@@ -14,12 +14,13 @@ from typing import Any
 
 from lchp.backbones import weights_identity
 from lchp.baselines import METHODS, Method, method
-from lchp.config import AUTO, FIELDS, GONE, MEASURED, TrainConfig, fields_of, override, quoted, to_flat
+from lchp.config import AUTO, FIELDS, FILES, GONE, MEASURED, TrainConfig, fields_of, override, quoted, to_flat
 from lchp.errors import ConfigError
 from lchp.files import runs
 from lchp.files.contents import content_hash
 from lchp.files.runs import KINDS, STAGES, Kind
 from lchp.method.choice import ROUNDS
+from lchp.method.networks import Classifier
 from lchp.method.steps import views_of
 from lchp.system.devices import resolve_device, resolve_precision
 
@@ -123,6 +124,10 @@ def method_of(config: TrainConfig) -> Method:
             f"method.boxes = {quoted(asked.boxes)}: expected None, since the method {asked.name!r} makes its boxes "
             "itself; --method.name boxes takes them from a file"
         )
+    if config.model.classifier_weights is not None:
+        _require_own_classifier(config, found)
+    if config.initialization.epochs == 0 and (found.complete or asked.localizer):
+        raise ConfigError("initialization.epochs = 0: expected at least 1, since the localizer trains for as many")
     if asked.refine and not asked.localizer:
         raise ConfigError("method.refine = True: expected False, or method.localizer True, whose boxes it refines")
     if config.auto_batch and not found.scheme.sliced:
@@ -134,6 +139,16 @@ def method_of(config: TrainConfig) -> Method:
     if found.boxes == "teacher":
         _require_masks(config)
     return found
+
+
+def _require_own_classifier(config: TrainConfig, found: Method) -> None:
+    """Raises ConfigError where the method's classifier is none that a file of weights can hold."""
+    if found.scheme.build is not Classifier or found.head != "gap":
+        fit = [name for name, m in METHODS.items() if m.scheme.build is Classifier and m.head == "gap"]
+        raise ConfigError(
+            f"model.classifier_weights = {quoted(config.model.classifier_weights)}: expected None, since the method "
+            f"{found.name!r} has a classifier of its own making; it goes with {', '.join(fit)}"
+        )
 
 
 def _require_masks(config: TrainConfig) -> None:
@@ -235,8 +250,11 @@ def chain_of(config: TrainConfig, data: str, *, last: Kind | None = None) -> Cha
 
 def contents_of(config: TrainConfig) -> tuple[tuple[str, str], ...]:
     """The fields, by dotted name, of the files that a config names, and hashes of what these hold."""
-    named = {"method.boxes": config.method.boxes}
-    return tuple((name, _content(name, path)) for name, path in named.items() if path is not None)
+    model, method_ = config.model, config.method
+    if model.classifier_weights is None and method_.boxes is None:  # as mostly; this is asked of thousands of cells
+        return ()
+    flat = to_flat(config)
+    return tuple((name, _content(name, flat[name])) for name in FILES if flat[name] is not None)
 
 
 def _content(name: str, path: str) -> str:
@@ -299,7 +317,8 @@ def _own_fields(config: TrainConfig, found: Method, kind: Kind) -> tuple[str, ..
     if kind == "classifier":
         parts += [] if found.boxes != "teacher" else ["masks"] if boxes_apart(config) else ["teacher"]
         parts += ["head"] if found.head is None else []
-        parts += ["ratio"] if found.scheme.teach is None and config.model.pretrained else []
+        fresh = config.model.pretrained and config.model.classifier_weights is None  # its head starts from random
+        parts += ["ratio"] if found.scheme.teach is None and fresh else []
     elif kind == "boxes":
         parts += {"map": ["map"], "teacher": ["teacher_boxes"]}.get(found.boxes, [])
     elif kind == "localizer":
@@ -316,7 +335,7 @@ def _beside(config: TrainConfig, found: Method, kind: Kind, data: str, contents:
             precision = resolve_precision(precision, resolve_device(config.device))
         # both train on the same images: with --from a threshold found on one is tried on the other
         images = config.data.name.removesuffix("_fullsup")
-        weights = _weights(config, config.model.classifier)
+        weights = _classifier_weights(config, contents)
         return {
             "recipe": RECIPE_VERSION,
             "data": [images, data],
@@ -334,6 +353,12 @@ def _beside(config: TrainConfig, found: Method, kind: Kind, data: str, contents:
 
 def _weights(config: TrainConfig, backbone: str) -> Any:
     return weights_identity(backbone, pretrained=config.model.pretrained, weights_dir=config.model.weights_dir)
+
+
+def _classifier_weights(config: TrainConfig, contents: Mapping[str, str]) -> Any:
+    if config.model.classifier_weights is None:
+        return _weights(config, config.model.classifier)
+    return [contents[name] for name in ("model.classifier_weights", "model.classifier_classes") if name in contents]
 
 
 def _recorded(last: Kind) -> tuple[str, ...]:

@@ -454,7 +454,7 @@ def _training(
         batches,
         network,
         optimizer,
-        make_schedule(optimizer, schedule, decay=rates.lr_decay, epochs=link.epochs, steps_per_epoch=steps),
+        make_schedule(optimizer, schedule, decay=rates.lr_decay, epochs=max(link.epochs, 1), steps_per_epoch=steps),
         steps_per_epoch=steps,
         draws=draws,
         autocast=lambda: context.autocast,
@@ -469,8 +469,10 @@ def _chunks(config: TrainConfig) -> Chunks:
 
 def by_rate(classifier: nn.Module, config: TrainConfig, found: Method) -> list[dict[str, Any]]:
     """A classifier's parameters with the rates they learn at: first those that ImageNet weights hold, then the others,
-    faster; one rate where there are no such weights, and where the method has one."""
+    faster; one rate where there are no such weights, or those of a trained classifier, and where the method has one."""
     parameters, lr = list(classifier.parameters()), config.initialization.lr
+    if config.model.classifier_weights is not None:
+        return [{"params": parameters, "lr": lr}]
     trunk = next(m for m in classifier.modules() if isinstance(m, Trunk))
     held = {id(p) for n, p in trunk.named_parameters() if n not in trunk.from_random}
     if not held or found.scheme.teach is not None:

@@ -47,6 +47,7 @@ from lchp.training.fit import Metrics, Session, Training, fill, fit
 from lchp.training.links import Work, build, pseudo_source, require_whole_batches, training_of
 from lchp.training.map_boxes import map_source, require_every_class
 from lchp.training.measure import given_boxes, kept_boxes, known_kept, predictions_of, stage2_gain, summary_of, validate
+from lchp.training.own_classifier import start_from
 
 log = logging.getLogger(__name__)
 
@@ -146,6 +147,8 @@ def _train(
     if "boxes" in chain and "boxes" not in found:
         require_every_class(chain.method, context.images.split.labels, context.dataset.class_names)
     work = Work(context, chain, build(chain, len(context.dataset.class_names), context.device), {})
+    if config.model.classifier_weights is not None and "classifier" not in found:
+        start_from(work.nets.classifier, config.model, context.dataset.class_names)
     if config.compile:
         for net in (work.nets.classifier, work.nets.loc):
             if net is not None:
@@ -309,7 +312,7 @@ def _predicted(run: Path, link: Link, context: Context) -> Any:
 def probe(config: TrainConfig, last: Kind | None = None, batches: int = 3) -> dict[str, float]:
     """Seconds per epoch of each link of a run up to `last`, by its name in metrics.jsonl, measured on a few batches.
     Nothing of what it trains is kept."""
-    first = replace(config.initialization, epochs=2, localizer_start=0)
+    first = replace(config.initialization, epochs=min(config.initialization.epochs, 2), localizer_start=0)
     # tau 0: networks that have hardly begun are confident of nothing
     short = replace(config, initialization=first, refinement=replace(config.refinement, epochs=2, tau=0.0))
     context = open_context(short, show_progress=False)
@@ -327,11 +330,11 @@ def probe(config: TrainConfig, last: Kind | None = None, batches: int = 3) -> di
     with tempfile.TemporaryDirectory() as folder:
         for link in chain:
             training = training_of(work, link)
+            found[link.stage] = 0.0
             if (
                 link.kind == "boxes" and chain.method.boxes != "teacher"
             ):  # they cost little; DDT's would need images of every class
                 _whole_images(training)
-                found[link.stage] = 0.0
             else:
                 session = Session(config.seed, record=record, show_progress=False)
                 fit(training, session, Path(folder) / link.stage, "")
