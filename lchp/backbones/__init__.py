@@ -4,10 +4,9 @@ Adding one: a `Backbone` with two functions and its line in TORCHVISION or TINY;
 """
 
 import errno
-import hashlib
 import os
 import pickle
-from functools import lru_cache
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.error import URLError
 
@@ -21,6 +20,7 @@ from lchp.backbones.from_torchvision import TORCHVISION
 from lchp.backbones.tiny import TINY
 from lchp.config import suggest
 from lchp.errors import ConfigError, LchpError, WeightsError, reason
+from lchp.files.contents import content_hash
 
 __all__ = [
     "BACKBONES",
@@ -33,7 +33,11 @@ __all__ = [
     "Trunk",
     "backbone",
     "build_trunk",
+    "cut_trunk",
+    "fill",
+    "head_of",
     "load_weights",
+    "read_safetensors",
     "weights_identity",
 ]
 
@@ -95,14 +99,33 @@ def build_trunk(name: str, role: Role, *, pretrained: bool, weights_dir: str | N
     Raises WeightsError where pretrained weights are missing or do not fit; it never starts from random weights instead.
     """
     entry = backbone(name, role)
+    if role == "whole":
+        head_of(name)
     net = entry.build()
     if pretrained:
         load_weights(net, name, weights_dir)
-    speed_up(net)
     random = {id(p) for n, p in net.named_parameters() if not pretrained or n.startswith(entry.added)}
-    trunk = Trunk(Normalize(entry.normalization), entry.cut(net, role))
+    trunk = cut_trunk(net, entry, role)
     trunk.from_random = tuple(n for n, p in trunk.named_parameters() if id(p) in random)
     return trunk
+
+
+def cut_trunk(net: nn.Module, entry: Backbone, role: Role) -> Trunk:
+    """The trunk of a whole network that an entry has built."""
+    speed_up(net)
+    return Trunk(Normalize(entry.normalization), entry.cut(net, role))
+
+
+def head_of(name: str) -> str:
+    """The name of the class head's linear layer. Raises ConfigError for a backbone that has none of its own."""
+    head = backbone(name, "classifier").head
+    if head is None:
+        fit = ", ".join(n for n, entry in BACKBONES.items() if entry.head is not None)
+        raise ConfigError(
+            f"model.classifier = {name!r}: has no class head of one linear layer after global average pooling, as a "
+            f"classifier of one's own needs; expected one of {fit}, or {from_timm.PREFIX}NAME"
+        )
+    return head
 
 
 def load_weights(net: nn.Module, name: str, weights_dir: str | None) -> None:
@@ -114,8 +137,15 @@ def load_weights(net: nn.Module, name: str, weights_dir: str | None) -> None:
     else:
         path = _weights_file(name, weights_dir)
         source = str(path)
-        state, metadata = _read(path)
-        _check_normalization(source, metadata, entry.normalization)
+        state, metadata = read_safetensors(path)
+    fill(net, name, source, state, metadata)
+
+
+def fill(net: nn.Module, name: str, source: str, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Fills the whole network `net`, built by the registry entry `name`, but for its class head. source: for messages.
+    Raises WeightsError where the weights do not fit."""
+    entry = backbone(name)
+    _check_normalization(source, metadata, entry.normalization)
     if metadata.get("stride", "").startswith("conv1"):
         _move_strides(net, source)
     wanted = {k for k in net.state_dict() if not k.startswith((*entry.discard, *entry.added))}
@@ -148,14 +178,7 @@ def weights_identity(name: str, *, pretrained: bool, weights_dir: str | None) ->
         entry = backbone(name)
         return f"{entry.source} {entry.download}"
     path = _weights_file(name, weights_dir)
-    stat = path.stat()
-    return _hash_file(path, stat.st_size, stat.st_mtime_ns)
-
-
-@lru_cache
-def _hash_file(path: Path, _size: int, _changed: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    return content_hash(path)
 
 
 def _weights_file(name: str, weights_dir: str) -> Path:
@@ -174,7 +197,8 @@ def _file_name(name: str, entry: Backbone) -> str:
     return f"{entry.file or name.replace(':', '_')}.safetensors"
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors by name, and the metadata. Raises WeightsError where the file cannot be read."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -216,7 +240,7 @@ def _what_failed(error: Exception) -> str:
     return "downloaded"
 
 
-def _check_normalization(source: str, metadata: dict[str, str], ours: Normalization) -> None:
+def _check_normalization(source: str, metadata: Mapping[str, str], ours: Normalization) -> None:
     said = metadata.get("input")
     mean, std = ours
     expected = {SYMMETRIC: "[-1,1]", IMAGENET: "imagenet mean/std"}.get(ours, f"mean {mean}, std {std}")

@@ -6,7 +6,8 @@ from typing import Literal
 
 from torch import nn
 
-Role = Literal["classifier", "localizer"]
+Role = Literal["classifier", "localizer", "whole"]
+"""What a trunk is for; `whole`: all of the network before its own class head, which follows it."""
 Normalization = tuple[tuple[float, float, float], tuple[float, float, float]]
 """Mean and standard deviation per channel, for images in [0, 1]."""
 
@@ -23,6 +24,7 @@ class Backbone:
     (classification layers), which a weight file may hold or lack. `download`: the name of `source`'s weights, None
     without any. `added`: prefixes of parameters that no ImageNet weights hold, since the entry adds them to the network
     that was trained there; they start from random. `file`: stem of the weight file, where it is another entry's.
+    `head`: the class head, where that is one linear layer after global average pooling.
     """
 
     build: Callable[[], nn.Module]
@@ -33,3 +35,4 @@ class Backbone:
     source: Literal["torchvision", "timm"] = "torchvision"
     added: tuple[str, ...] = ()
     file: str | None = None
+    head: str | None = None

@@ -43,7 +43,13 @@ def timm_entry(name: str) -> Backbone:
 
 def _entry(model: str, normalization: Normalization, discard: tuple[str, ...], download: str | None) -> Backbone:
     return Backbone(
-        partial(_create, model, pretrained=False), partial(_cut, model), normalization, discard, download, source="timm"
+        partial(_create, model, pretrained=False),
+        partial(_cut, model),
+        normalization,
+        discard,
+        download,
+        source="timm",
+        head=discard[0].removesuffix(".") if len(discard) == 1 else None,
     )
 
 
@@ -114,6 +120,8 @@ class _Features(nn.Module):
 def _cut(model: str, net: nn.Module, role: Role) -> nn.Module:
     """The trunk, checked by one forward pass."""
     name = PREFIX + model
+    if role == "whole":
+        return _whole(name, net)
     strides = [info["reduction"] for info in getattr(net, "feature_info", ())]
     fine = [i for i, stride in enumerate(strides) if stride <= STRIDE]
     if not strides or not hasattr(net, "forward_intermediates"):
@@ -142,6 +150,37 @@ def _cut(model: str, net: nn.Module, role: Role) -> nn.Module:
         raise ConfigError(f"backbone {name!r}: timm cannot cut features out of this model ({reason})") from None
     if len(shape) != 4:
         raise ConfigError(f"backbone {name!r}: its features are no map of the image (shape {tuple(shape)})")
+    split_activations(trunk)
+    return trunk.train()
+
+
+class _Whole(nn.Module):
+    """B x 3 x H x W to what a timm model pools for its class head, B x C x h x w."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        cast(Any, net).reset_classifier(0)
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The features."""
+        return cast(Any, self.net).forward_features(x)
+
+
+def _whole(name: str, net: nn.Module) -> nn.Module:
+    """All before the class head. Raises ConfigError where that is more than global average pooling and a linear
+    layer: a forward pass through these gives other logits than the model."""
+    model, x = cast(Any, net).eval(), torch.linspace(-1, 1, 3 * 160 * 160).view(1, 3, 160, 160)
+    head = model.get_classifier()
+    with torch.no_grad():
+        features, logits = model.forward_features(x), model(x)
+        plain = isinstance(head, nn.Linear) and features.dim() == 4 and features.shape[1] == head.in_features
+        if not plain or not torch.allclose(head(features.mean((2, 3))), logits, rtol=1e-3, atol=1e-4):
+            raise ConfigError(
+                f"model.classifier = {name!r}: its class head is more than global average pooling and one linear "
+                "layer, as a classifier of one's own needs (most ResNets, RegNets, DenseNets and EfficientNets have it)"
+            )
+    trunk = _Whole(net)
     split_activations(trunk)
     return trunk.train()
 

@@ -52,7 +52,7 @@ def _densenet161() -> nn.Module:
 def _cut_densenet161(net: nn.Module, role: Role) -> nn.Module:
     layers = net.get_submodule("features")
     assert isinstance(layers, nn.Sequential)
-    if role == "localizer":
+    if role != "classifier":
         return nn.Sequential(layers, nn.ReLU(inplace=True))
     # up to denseblock3, then transition3's norm and ReLU, which close that block's pre-activation features
     names = [n for n, _ in layers.named_children()]
@@ -66,10 +66,12 @@ def _mobilenet_v2() -> nn.Module:
     return mobilenet_v2(weights=None)
 
 
-def _cut_mobilenet_v2(net: nn.Module, _role: Role) -> nn.Module:
-    """Both roles: features up to the ReLU6 expansion of block 14, stride 16, 576 channels."""
+def _cut_mobilenet_v2(net: nn.Module, role: Role) -> nn.Module:
+    """Classifier and localizer: features up to the ReLU6 expansion of block 14, stride 16, 576 channels."""
     layers = net.get_submodule("features")
     assert isinstance(layers, nn.Sequential)
+    if role == "whole":
+        return layers
     return nn.Sequential(*layers[:14], layers.get_submodule("14.conv.0"))
 
 
@@ -131,22 +133,37 @@ GOOGLENET_HEADS = ("fc.", "aux1.", "aux2.")
 
 TORCHVISION: dict[str, Backbone] = {
     "inception_v3": Backbone(
-        _inception_v3, _cut_inception_v3, SYMMETRIC, ("fc.", "AuxLogits."), "Inception_V3_Weights.IMAGENET1K_V1"
+        _inception_v3,
+        _cut_inception_v3,
+        SYMMETRIC,
+        ("fc.", "AuxLogits."),
+        "Inception_V3_Weights.IMAGENET1K_V1",
+        head="fc",
     ),
-    "resnet50": Backbone(_resnet50, _cut_resnet50, IMAGENET, ("fc.",), "ResNet50_Weights.IMAGENET1K_V1"),
+    "resnet50": Backbone(_resnet50, _cut_resnet50, IMAGENET, ("fc.",), "ResNet50_Weights.IMAGENET1K_V1", head="fc"),
     "vgg19_bn": Backbone(_vgg19_bn, _cut_vgg, IMAGENET, ("classifier.",), "VGG19_BN_Weights.IMAGENET1K_V1"),
     "densenet161": Backbone(
-        _densenet161, _cut_densenet161, IMAGENET, ("classifier.",), "DenseNet161_Weights.IMAGENET1K_V1"
+        _densenet161,
+        _cut_densenet161,
+        IMAGENET,
+        ("classifier.",),
+        "DenseNet161_Weights.IMAGENET1K_V1",
+        head="classifier",
     ),
     "mobilenet_v2": Backbone(
-        _mobilenet_v2, _cut_mobilenet_v2, IMAGENET, ("classifier.",), "MobileNet_V2_Weights.IMAGENET1K_V1"
+        _mobilenet_v2,
+        _cut_mobilenet_v2,
+        IMAGENET,
+        ("classifier.",),
+        "MobileNet_V2_Weights.IMAGENET1K_V1",
+        head="classifier.1",
     ),
     "vgg16": Backbone(_vgg16, _cut_vgg, IMAGENET, ("classifier.",), VGG16),
     "vgg16_gap": Backbone(
         _with_conv6(_vgg16, 512), _cut_gap(_cut_vgg), IMAGENET, ("classifier.",), VGG16, added=("conv6.",), file="vgg16"
     ),
     # torchvision's weights were ported from TensorFlow, and want its input
-    "googlenet": Backbone(_googlenet, _cut_googlenet, SYMMETRIC, GOOGLENET_HEADS, GOOGLENET),
+    "googlenet": Backbone(_googlenet, _cut_googlenet, SYMMETRIC, GOOGLENET_HEADS, GOOGLENET, head="fc"),
     "googlenet_gap": Backbone(
         _with_conv6(_googlenet, 832),
         _cut_gap(_cut_googlenet),

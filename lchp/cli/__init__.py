@@ -7,6 +7,7 @@ from typing import Any
 
 import lchp.system.imports  # noqa: F401  (before all that it explains)
 from lchp import __version__
+from lchp.cli.boxes import Boxes
 from lchp.cli.data import DataCheck, DataDownload
 from lchp.cli.evaluate import Evaluate
 from lchp.cli.export import Export
@@ -32,6 +33,7 @@ COMMANDS: dict[str, type[Any]] = {
     "score": Score,
     "scoremaps": ScoreMaps,
     "predict": Predict,
+    "boxes": Boxes,
     "export": Export,
     "data check": DataCheck,
     "data download": DataDownload,

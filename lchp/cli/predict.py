@@ -3,7 +3,7 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -70,18 +70,24 @@ class Predict:
             workers=self.workers,
             show_progress=True,
         )
-        speed = f"{summary.seconds:.1f} s, {summary.images / summary.seconds:.1f} images/s"
         of = "" if method_of(trained.config).complete else f" of {label(trained.config)}"
-        said = [f"{summary.images} images by {TITLES[trained.result]}{of} ({speed})"]
-        if self.several:
-            said.append(f"{summary.objects} objects")
-        if summary.empty:
-            said.append(f"{summary.empty} with nothing there")
-        if summary.left_out:
-            said.append(f"{summary.left_out} left out (confidence below {self.min_confidence:g}, or box under a pixel)")
-        if summary.broken:
-            said.append(f"{summary.broken} could not be read")
-        if self.output is not None:
-            said.append(f"written to {self.output}")
-        print("; ".join(said), file=sys.stderr)
+        by = f"{TITLES[trained.result]}{of}"
+        print(outcome(summary, by, self.min_confidence, self.several, self.output), file=sys.stderr)
         return 1 if summary.broken else 0
+
+
+def outcome(summary: Any, by: str, min_confidence: float, several: bool, output: Path | None) -> str:
+    """What `predict_to` did, on one line; by: whose boxes they are."""
+    speed = f"{summary.seconds:.1f} s, {summary.images / summary.seconds:.1f} images/s"
+    said = [f"{summary.images} images by {by} ({speed})"]
+    if several:
+        said.append(f"{summary.objects} objects")
+    if summary.empty:
+        said.append(f"{summary.empty} with nothing there")
+    if summary.left_out:
+        said.append(f"{summary.left_out} left out (confidence below {min_confidence:g}, or box under a pixel)")
+    if summary.broken:
+        said.append(f"{summary.broken} could not be read")
+    if output is not None:
+        said.append(f"written to {output}")
+    return "; ".join(said)

@@ -91,6 +91,11 @@ def method_line(config: TrainConfig) -> str | None:
     from lchp.training.chain import label, method_of
 
     found, method = method_of(config), config.method
+    if found.from_file:
+        return (
+            f"method: {label(config)}; Pseudo Label is the file's box, LCHP-I the localizer regressed on such boxes, "
+            "LCHP-R that after LCHP's stage 2"
+        )
     if found.complete:
         return None
     threshold = "" if found.map is None else f" (method.threshold {method.threshold:g})"

@@ -1,15 +1,17 @@
 """The configuration of one run: frozen dataclasses, one per concern, and the paper's recipes as presets."""
 
-from lchp.config.about import show, suggest
+from lchp.config.about import quoted, show, suggest
 from lchp.config.fields import (
     AUGMENTATIONS,
     AUTO,
     FIELDS,
+    FILES,
     GONE,
     MEANING_BEFORE,
     MEASURED,
     OPEN_CHOICES,
     PARTS_SIZE,
+    PATHS,
     PLACES,
     SHAPE,
     DataConfig,

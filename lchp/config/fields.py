@@ -79,13 +79,19 @@ class ModelConfig:
     """Start from ImageNet weights. `False` must be said aloud: missing weights are an error, never a random start."""
     weights_dir: Annotated[str | None, changes(), PATH] = None
     """Folder of NAME.safetensors in torchvision's (or timm's) parameter names; None: its own download."""
+    classifier_weights: Annotated[str | None, changes(), PATH, Since(4, None)] = None
+    """File of a classifier that is trained already, to start from: its whole network with its class head, in
+    torchvision's (or timm's) parameter names, .safetensors or torch weights (read as data). For the methods of a map;
+    with initialization.epochs 0 nothing is trained."""
+    classifier_classes: Annotated[str | None, changes(), PATH, Since(4, None)] = None
+    """File of that head's class names, a line each, in its order; None: they are the data's, in the order of theirs."""
 
 
 @dataclass(frozen=True)
 class InitializationConfig:
     """Stage 1 (Algorithm 1, Eq. 1-3 and 7)."""
 
-    epochs: Annotated[int, changes("classifier", "localizer"), within("1..1000000")] = 40
+    epochs: Annotated[int, changes("classifier", "localizer"), within("0..1000000")] = 40
     delta: Annotated[Literal["auto"] | float, changes("teacher", "teacher_boxes"), within("(0, 1)", "auto")] = 0.7
     """Foreground threshold on the normalised attention (Eq. 1), of the boxes; and of the masks, unless mask_delta is
     given. `auto`: chosen on training images by a score that reads class labels and no box (see auto_after)."""
@@ -226,6 +232,9 @@ class MethodConfig:
         str, changes(), Rule(str.isidentifier, "lchp, or the name of a file of lchp/methods"), Since(3, "lchp")
     ] = "lchp"
     """`lchp`, or a file of lchp/methods: cam, grad_cam, acol, psol, ..."""
+    boxes: Annotated[str | None, changes(), PATH, Since(4, None)] = None
+    """File of the pseudo boxes of the method `boxes`: .csv or .parquet (image, x1, y1, x2, y2 in px of the original
+    image, score where an image has several), or COCO's .json."""
     threshold: Annotated[float, changes("map"), within("[0, 1)"), Since(3, 0.2)] = 0.2
     """Of a compared method's score map, stretched to [0, 1]: its box is around what is above (CAM's 20 %)."""
     component: Annotated[Literal["largest", "all"], changes("map"), Since(3, "largest")] = "largest"
@@ -319,7 +328,15 @@ def _contradictions(config: TrainConfig) -> Iterator[str]:
     if model.weights_dir is not None and not model.pretrained:
         given = f"model.weights_dir = {quoted(model.weights_dir)}"
         yield f"{given}: expected None, since model.pretrained = False starts from random weights"
-    if start >= stage1.epochs:
+    if model.classifier_classes is not None and model.classifier_weights is None:
+        given = f"model.classifier_classes = {quoted(model.classifier_classes)}"
+        yield f"{given}: expected None, or model.classifier_weights, whose classes they are"
+    if stage1.epochs == 0 and model.classifier_weights is None:
+        yield (
+            "initialization.epochs = 0: expected at least 1, or model.classifier_weights, a classifier that is trained "
+            "already"
+        )
+    if start >= max(stage1.epochs, 1):
         yield f"initialization.localizer_start = {start}: expected less than initialization.epochs = {stage1.epochs}"
     if stage1.auto_after > stage1.epochs:
         after = f"initialization.auto_after = {stage1.auto_after}"
@@ -349,24 +366,33 @@ OPEN_CHOICES: Mapping[str, tuple[Any, ...]] = {n: o.values or typing.get_args(FI
 """Choices that the paper leaves open and that have an alternative, those expected to matter most first, with the values
 to compare."""
 
-PLACES = frozenset(
-    n for n, f in FIELDS.items() if not f.changes and n != "device" and not n.startswith(("method.", "evaluation."))
-)
-"""Fields that say where a run finds things and how it goes about them, but not what it trains. (Like the device and
-what `auto` becomes on it, `compile` changes results by rounding alone.)"""
+PATHS = tuple(n for n, f in FIELDS.items() if f.rule and f.rule.is_path)
+"""Fields that may hold a path of the machine."""
+FILES = ("method.boxes", "model.classifier_weights", "model.classifier_classes")
+"""Fields that name a file whose content, wherever it lies, a run depends on."""
 
 MEASURED: tuple[Part, ...] = ("measures", "predictions")
 """The parts that change what is recorded of a result, and not the result."""
 
 SHAPE = (
     "method.name",
+    "method.boxes",
     "method.localizer",
     "method.refine",
     "refinement.labeller",
     "model.pretrained",
+    "model.classifier_weights",
     "initialization.mask_delta",
 )
 """The fields that decide which links a run has, and which other fields these depend on."""
+
+PLACES = frozenset(
+    n
+    for n, f in FIELDS.items()
+    if not f.changes and n not in (*SHAPE, "device") and not n.startswith(("method.", "evaluation."))
+)
+"""Fields that say where a run finds things and how it goes about them, but not what it trains. (Like the device and
+what `auto` becomes on it, `compile` changes results by rounding alone.)"""
 
 _values = operator.attrgetter(*FIELDS)
 

@@ -134,11 +134,14 @@ def require_sound(dataset: DataSet, *, skip_bad: bool) -> None:
         )
 
 
-def problems_text(problems: tuple[Problem, ...], most: int = 10) -> str:
-    """The first problems and the count, for an error message."""
+def problems_text(problems: tuple[Problem, ...]) -> str:
+    """The first problems of a data set and the count, for an error message."""
+    advice = "lchp data check lists all; --data.skip-bad drops what is faulty"
+    return listing(problems, f"in the data ({advice})")
+
+
+def listing(problems: tuple[Problem, ...], where: str, most: int = 10) -> str:
+    """The first problems and the count, for an error message; where: in words."""
     rest = f"\n  ... and {len(problems) - most} more" if len(problems) > most else ""
     lines = "".join(f"\n  {p}" for p in problems[:most])
-    return (
-        f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in the data (lchp data check lists all; "
-        f"--data.skip-bad drops what is faulty):{lines}{rest}"
-    )
+    return f"{len(problems)} problem{'s' if len(problems) > 1 else ''} {where}:{lines}{rest}"

@@ -314,7 +314,7 @@ def summary_table(summary: dict[str, Any]) -> str:
         f"\nclassification (center_crop): top-1 {top['top1']:.2f} %, top-5 {top['top5']:.2f} %",
     ]
     lines += _selection_lines(summary)
-    lines += [*_below_floor(summary), *_score_map_lines(summary)]
+    lines += [*_below_floor(summary), *_score_map_lines(summary), *_given_lines(summary)]
     kept = summary.get("kept") or {}
     if kept.get("share") is not None:
         share = f"boxes of LCHP-I kept at tau {kept['tau']:g}: {kept['count']} of {kept['total']} training images"
@@ -375,6 +375,23 @@ def _score_map_lines(summary: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _given_lines(summary: dict[str, Any]) -> list[str]:
+    """What the file of the method `boxes` holds, and how good its training boxes are."""
+    given = summary.get("given")
+    if not given:
+        return []
+    of_test = f"of {given['test']} test images" if given["test"] else "of no test image"
+    lines = [f"the file has boxes of {given['boxed']} of {given['images']} training images, and {of_test}"]
+    for frame in FRAMES:
+        if known := given.get(frame):
+            figures = f"GT-Known {known['gt_known']:.2f} %, mean IoU {known['mean_iou']:.2f} %"
+            lines.append(
+                f"  its training boxes in {frame}: {figures} (diagnostic, reads training boxes; an image without one "
+                "counts as missed)"
+            )
+    return lines
+
+
 def second_classifier_table(record: SecondClassifier) -> str:
     """What `lchp.deploy.second_classifier` found, as a table that says whose classes they are."""
     about, top = record["classifier"], record["classification"]
@@ -391,6 +408,7 @@ def _table_without_boxes(summary: dict[str, Any]) -> str:
         tabulate(rows, ["", "consistency (mean IoU with flipped and scaled views, %)"], floatfmt=".2f"),
         f"\nclassification (center_crop): top-1 {summary['classification']['top1']:.2f} %",
         *_selection_lines(summary),
+        *_given_lines(summary),
     ]
     if kept.get("share") is not None:
         mean = kept.get("mean_confidence")

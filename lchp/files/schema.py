@@ -144,6 +144,25 @@ class KeptFields(TypedDict, total=False):
     by_tau: dict[str, KeptAt]
 
 
+class TrainingBoxes(TypedDict):
+    """Of a file's boxes of the training images, in one frame."""
+
+    gt_known: Percent
+    mean_iou: Percent
+
+
+class GivenFields(TypedDict):
+    """See `lchp.training.measure.given_boxes`."""
+
+    images: Count
+    boxed: Count
+    several: Count
+    unknown: Count
+    test: Count
+    center_crop: NotRequired[TrainingBoxes]
+    full_image: NotRequired[TrainingBoxes]
+
+
 class ChosenSettings(TypedDict):
     """Fields of stage 1 that were `auto`, as they were chosen."""
 
@@ -201,6 +220,7 @@ class SummaryFields(TypedDict):
     validation: NotRequired[Validation | None]
     chosen: NotRequired[Chosen]
     stage2: NotRequired[Stage2]
+    given: NotRequired[GivenFields]
 
 
 def _boxes_or_none(summary: SummaryFields) -> SummaryFields:

@@ -233,7 +233,13 @@ def pinned(config: TrainConfig, *, gpu: bool) -> TrainConfig:
     return replace(
         config,
         data=replace(data, root=_absolute(data.root), cache=_absolute_cache(data.cache)),
-        model=replace(model, weights_dir=_absolute(model.weights_dir)),
+        model=replace(
+            model,
+            weights_dir=_absolute(model.weights_dir),
+            classifier_weights=_absolute(model.classifier_weights),
+            classifier_classes=_absolute(model.classifier_classes),
+        ),
+        method=replace(config.method, boxes=_absolute(config.method.boxes)),
         device=device,
         precision=precision,
         threads=config.threads or 1,

@@ -62,7 +62,8 @@ class Method:
     """A row of the paper's tables. `name`: in configs; `title`: as in the tables; `map`: see ScoreMap, None where the
     boxes do not come from the classifier's map; head: the classifier's, `gap` where the map needs its linear weights,
     None for the config's; complete: whether a localizer and its refinement belong to the method, and need not be asked
-    for; gradients: whether the map needs a backward pass."""
+    for; from_file: whether the boxes are those of a file (`method.boxes`); gradients: whether the map needs a backward
+    pass."""
 
     name: str
     title: str
@@ -70,11 +71,14 @@ class Method:
     map: ScoreMap | None
     head: Literal["bap", "gap"] | None = "gap"
     complete: bool = False
+    from_file: bool = False
     gradients: bool = False
 
     @property
-    def boxes(self) -> Literal["teacher", "map", "ddt"]:
+    def boxes(self) -> Literal["teacher", "map", "ddt", "file"]:
         """Where the boxes of images come from."""
+        if self.from_file:
+            return "file"
         return "teacher" if self.scheme.teach is not None else "ddt" if self.map is None else "map"
 
 

@@ -66,9 +66,12 @@ class Classifier(nn.Module):
     def __init__(self, config: ModelConfig, num_classes: int, image_size: int = 160) -> None:
         """image_size: side in px of the images to come; ConfigError where the trunk leaves nothing of them."""
         super().__init__()
-        self.trunk = build_trunk(
-            config.classifier, "classifier", pretrained=config.pretrained, weights_dir=config.weights_dir
-        )
+        if config.classifier_weights is None:
+            self.trunk = build_trunk(
+                config.classifier, "classifier", pretrained=config.pretrained, weights_dir=config.weights_dir
+            )
+        else:  # of whoever starts it from these weights
+            self.trunk = build_trunk(config.classifier, "whole", pretrained=False, weights_dir=None)
         channels = _output_shape(self.trunk, config.classifier, image_size)[0]
         self.head, self.scale = config.head, config.bap_scale
         if config.head == "bap":

@@ -17,10 +17,17 @@ _ALWAYS = frozenset(n for n, f in FIELDS.items() if f.changes == ("images",) or 
 
 
 def is_complete(values: Mapping[str, Any]) -> bool:
-    """Whether a localizer and its refinement belong to the method of a config (see `lchp.baselines.Method`)."""
+    """Whether the method of a config is all that LCHP is: teacher, localizer and refinement."""
     from lchp.baselines import METHODS
 
-    return METHODS[values["method.name"]].complete
+    return METHODS[values["method.name"]].boxes == "teacher"
+
+
+def is_from_file(values: Mapping[str, Any]) -> bool:
+    """Whether the pseudo boxes of a config are those of a file."""
+    from lchp.baselines import METHODS
+
+    return METHODS[values["method.name"]].from_file
 
 
 def results(values: Mapping[str, Any], first: Kind | None = None) -> tuple[str, ...]:

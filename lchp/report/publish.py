@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from lchp.config import PLACES, flatten
+from lchp.config import PATHS, PLACES, flatten
 from lchp.errors import ConfigError, RunError
 from lchp.evaluation.predictions import read_predictions, summarize
 from lchp.files.filesystem import set_mode
@@ -168,7 +168,7 @@ def _keep_sweep(folder: Path, to: Path, storage: Path) -> None:
 def _places(config: Mapping[str, Any], storages: Sequence[Path]) -> list[str]:
     """Absolute folders that a record may mention, the longest first."""
     flat = flatten(config)
-    named = (flat.get(name) for name in ("data.root", "data.cache", "model.weights_dir"))
+    named = (flat.get(name) for name in PATHS)
     given = [*(Path(p) for p in named if isinstance(p, str) and p and "\0" not in p), *storages]
     each = {str(p) for path in given for p in (path, path.absolute(), path.resolve()) if p.is_absolute()}
     return sorted(each - {"/"}, key=len, reverse=True)

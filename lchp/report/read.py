@@ -49,7 +49,7 @@ RESOLVED = ("environment/precision", "environment/device", METHOD)
 latter alone, and None where an older sweep did not write it."""
 
 OF_COMPARED = {
-    "pseudo_label": f"{TITLES['pseudo_label']} is the box of its score map or of DDT",
+    "pseudo_label": f"{TITLES['pseudo_label']} is the box of its score map, of DDT, or of a file",
     "lchp_i": f"{TITLES['lchp_i']} the localizer regressed on such boxes",
     "lchp_r": f"{TITLES['lchp_r']} that localizer after LCHP's stage 2",
 }

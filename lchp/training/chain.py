@@ -4,19 +4,23 @@ Each link trains or computes one thing and is named by the hash of all that it d
 checks of a resumed run, estimates and reports read the chain; nothing else decides what is trained, shared or resumed.
 """
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from lchp.backbones import weights_identity
 from lchp.baselines import METHODS, Method, method
-from lchp.config import AUTO, FIELDS, GONE, MEASURED, TrainConfig, fields_of, override, to_flat
+from lchp.config import AUTO, FIELDS, FILES, GONE, MEASURED, TrainConfig, fields_of, override, quoted, to_flat
 from lchp.errors import ConfigError
 from lchp.files import runs
+from lchp.files.contents import content_hash
 from lchp.files.runs import KINDS, STAGES, Kind
 from lchp.method.choice import ROUNDS
+from lchp.method.networks import Classifier
 from lchp.method.steps import views_of
 from lchp.system.devices import resolve_device, resolve_precision
 
@@ -111,6 +115,19 @@ def method_of(config: TrainConfig) -> Method:
     if found.complete and (asked.localizer or asked.refine):
         name = "localizer" if asked.localizer else "refine"
         raise ConfigError(f"method.{name} = True: expected False, since method.name = {found.name!r} always has one")
+    if found.from_file and asked.boxes is None:
+        raise ConfigError(
+            f"method.boxes = None: expected a file of pseudo boxes, which method.name = {asked.name!r} learns from"
+        )
+    if asked.boxes is not None and not found.from_file:
+        raise ConfigError(
+            f"method.boxes = {quoted(asked.boxes)}: expected None, since the method {asked.name!r} makes its boxes "
+            "itself; --method.name boxes takes them from a file"
+        )
+    if config.model.classifier_weights is not None:
+        _require_own_classifier(config, found)
+    if config.initialization.epochs == 0 and (found.complete or asked.localizer):
+        raise ConfigError("initialization.epochs = 0: expected at least 1, since the localizer trains for as many")
     if asked.refine and not asked.localizer:
         raise ConfigError("method.refine = True: expected False, or method.localizer True, whose boxes it refines")
     if config.auto_batch and not found.scheme.sliced:
@@ -122,6 +139,16 @@ def method_of(config: TrainConfig) -> Method:
     if found.boxes == "teacher":
         _require_masks(config)
     return found
+
+
+def _require_own_classifier(config: TrainConfig, found: Method) -> None:
+    """Raises ConfigError where the method's classifier is none that a file of weights can hold."""
+    if found.scheme.build is not Classifier or found.head != "gap":
+        fit = [name for name, m in METHODS.items() if m.scheme.build is Classifier and m.head == "gap"]
+        raise ConfigError(
+            f"model.classifier_weights = {quoted(config.model.classifier_weights)}: expected None, since the method "
+            f"{found.name!r} has a classifier of its own making; it goes with {', '.join(fit)}"
+        )
 
 
 def _require_masks(config: TrainConfig) -> None:
@@ -155,6 +182,8 @@ def boxes_apart(config: TrainConfig) -> bool:
 def label(config: TrainConfig) -> str:
     """The row of a config in the paper's tables."""
     found, asked = method_of(config), config.method
+    if found.from_file:
+        return f"Boxes of {Path(asked.boxes or '').name}"
     if found.complete:
         return found.title
     if not asked.localizer:
@@ -192,9 +221,9 @@ def epochs_of(config: TrainConfig) -> dict[str, int]:
 
 def results_of(config: TrainConfig, first: Kind | None = None) -> tuple[str, ...]:
     """The results of a run (those of its link `first` and later ones), by their names in records, in order."""
-    apart, kinds = boxes_apart(config), kinds_of(config)
+    kinds = kinds_of(config)
     kinds = kinds if first is None else kinds[kinds.index(first) :]
-    return tuple(r for kind in kinds if (r := _result(apart, kind)) is not None)
+    return tuple(r for kind in kinds if (r := _result(config, kind)) is not None)
 
 
 def stage1_kinds(config: TrainConfig) -> tuple[Kind, ...]:
@@ -209,13 +238,34 @@ def taken_kinds(config: TrainConfig) -> tuple[Kind, ...]:
     return stage1_kinds(config) if method_of(config).complete else ("classifier",)
 
 
-@lru_cache(4096)
 def chain_of(config: TrainConfig, data: str, *, last: Kind | None = None) -> Chain:
     """The chain of a config, cut off after its link `last` where that is given.
 
     data: the fingerprint of the data set: of its training images for what is trained, of all of it for what is
-    recorded. Raises ConfigError where the fields contradict the method.
+    recorded. Raises ConfigError where the fields contradict the method, or name a file that cannot be
+    read.
     """
+    return _chain(config, data, last, contents_of(config))
+
+
+def contents_of(config: TrainConfig) -> tuple[tuple[str, str], ...]:
+    """The fields, by dotted name, of the files that a config names, and hashes of what these hold."""
+    model, method_ = config.model, config.method
+    if model.classifier_weights is None and method_.boxes is None:  # as mostly; this is asked of thousands of cells
+        return ()
+    flat = to_flat(config)
+    return tuple((name, _content(name, flat[name])) for name in FILES if flat[name] is not None)
+
+
+def _content(name: str, path: str) -> str:
+    try:
+        return content_hash(Path(os.path.expanduser(path)))
+    except OSError as error:
+        raise ConfigError(f"{name} = {quoted(path)}: cannot be read ({error.strerror})") from None
+
+
+@lru_cache(4096)
+def _chain(config: TrainConfig, data: str, last: Kind | None, contents: tuple[tuple[str, str], ...]) -> Chain:
     found, flat, defaults = method_of(config), to_flat(config), _defaults()
     links: dict[Kind, Link] = {}
     kinds = kinds_of(config)
@@ -223,7 +273,7 @@ def chain_of(config: TrainConfig, data: str, *, last: Kind | None = None) -> Cha
         needs = tuple(links)
         fields = _values(flat, _own_fields(config, found, kind))
         about = {"kind": kind, "fields": fields | _gone(fields), "needs": [links[need].key for need in needs]}
-        key = runs.digest(about | _beside(config, found, kind, data))
+        key = runs.digest(about | _beside(config, found, kind, data, dict(contents)))
         links[kind] = Link(
             kind,
             _epochs(config, kind),
@@ -232,7 +282,7 @@ def chain_of(config: TrainConfig, data: str, *, last: Kind | None = None) -> Cha
             key,
             _passes(config, found, kind),
             _first(config, found, kind),
-            _result(boxes_apart(config), kind),
+            _result(config, kind),
         )
     end = tuple(links.values())[-1]
     recorded = fields_of(*_recorded(end.kind)) if end.result else ()
@@ -267,24 +317,25 @@ def _own_fields(config: TrainConfig, found: Method, kind: Kind) -> tuple[str, ..
     if kind == "classifier":
         parts += [] if found.boxes != "teacher" else ["masks"] if boxes_apart(config) else ["teacher"]
         parts += ["head"] if found.head is None else []
-        parts += ["ratio"] if found.scheme.teach is None and config.model.pretrained else []
+        fresh = config.model.pretrained and config.model.classifier_weights is None  # its head starts from random
+        parts += ["ratio"] if found.scheme.teach is None and fresh else []
     elif kind == "boxes":
-        parts += {"map": ["map"], "teacher": ["teacher_boxes"], "ddt": []}[found.boxes]
+        parts += {"map": ["map"], "teacher": ["teacher_boxes"]}.get(found.boxes, [])
     elif kind == "localizer":
         parts += ["l_reg"] if found.complete else []
     more = ("refinement.temperature",) if kind == "labels" else ()
     return (*fields_of(*parts), *more)
 
 
-def _beside(config: TrainConfig, found: Method, kind: Kind, data: str) -> dict[str, Any]:
-    """What a link depends on that is no field, or not as it stands there."""
+def _beside(config: TrainConfig, found: Method, kind: Kind, data: str, contents: Mapping[str, str]) -> dict[str, Any]:
+    """What a link depends on that is no field, or not as it stands there. contents: as of `contents_of`."""
     if kind == "classifier":
         precision = config.precision
         if precision == "auto":  # a named precision gives a key on machines without the device, too
             precision = resolve_precision(precision, resolve_device(config.device))
         # both train on the same images: with --from a threshold found on one is tried on the other
         images = config.data.name.removesuffix("_fullsup")
-        weights = _weights(config, config.model.classifier)
+        weights = _classifier_weights(config, contents)
         return {
             "recipe": RECIPE_VERSION,
             "data": [images, data],
@@ -293,7 +344,8 @@ def _beside(config: TrainConfig, found: Method, kind: Kind, data: str) -> dict[s
             "weights": weights,
         }
     if kind == "boxes":
-        return {"boxes": found.name if found.boxes == "map" else found.boxes}
+        source = {"content": contents["method.boxes"]} if found.from_file else {}
+        return {"boxes": found.name if found.boxes == "map" else found.boxes} | source
     if kind == "localizer":
         return {"loss": "lchp" if found.complete else "psol", "weights": _weights(config, config.model.localizer)}
     return {"views": views_of(config.refinement)} if kind == "labels" else {}
@@ -301,6 +353,12 @@ def _beside(config: TrainConfig, found: Method, kind: Kind, data: str) -> dict[s
 
 def _weights(config: TrainConfig, backbone: str) -> Any:
     return weights_identity(backbone, pretrained=config.model.pretrained, weights_dir=config.model.weights_dir)
+
+
+def _classifier_weights(config: TrainConfig, contents: Mapping[str, str]) -> Any:
+    if config.model.classifier_weights is None:
+        return _weights(config, config.model.classifier)
+    return [contents[name] for name in ("model.classifier_weights", "model.classifier_classes") if name in contents]
 
 
 def _recorded(last: Kind) -> tuple[str, ...]:
@@ -326,14 +384,16 @@ def _passes(config: TrainConfig, found: Method, kind: Kind) -> int:
     if kind == "boxes" and found.boxes == "teacher":
         return teachers
     # a choice looks at some hundred images, however many there are
-    return {"choice": 0, "boxes": 1, "localizer": 3, "labels": 2}.get(
+    return {"choice": 0, "boxes": 0 if found.from_file else 1, "localizer": 3, "labels": 2}.get(
         kind, 3 if config.refinement.labeller == "frozen" else 5
     )
 
 
-def _result(apart: bool, kind: Kind) -> str | None:
+def _result(config: TrainConfig, kind: Kind) -> str | None:
     if kind == "classifier":
-        return None if apart else "pseudo_label"
+        return None if boxes_apart(config) else "pseudo_label"
+    if kind == "boxes" and method_of(config).from_file:  # of test images it has what the file holds, which may be none
+        return None
     return {"boxes": "pseudo_label", "localizer": "lchp_i", "refinement": "lchp_r"}.get(kind)
 
 
@@ -346,8 +406,9 @@ def config_until(chain: Chain, kind: Kind) -> TrainConfig:
         kept |= link.fields
         if link.kind == kind:
             break
-    same = (n for n, m in METHODS.items() if m.scheme.name == found.scheme.name)
+    same = (n for n, m in METHODS.items() if m.scheme.name == found.scheme.name and not m.from_file)
     kept["method.name"] = next(same) if kind == "classifier" else found.name
+    kept["method.boxes"] = None if kind == "classifier" else config.method.boxes
     kept["method.localizer"] = not found.complete and KINDS.index(kind) > KINDS.index("boxes")
     kept["method.refine"] = not found.complete and kind in ("labels", "refinement")
     if kind == "classifier" and "initialization.mask_delta" in kept:  # a GAP head has no attention maps

@@ -7,7 +7,7 @@ import platform
 import subprocess
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ import torch
 
 from lchp.config import TrainConfig
 from lchp.data import DataSet, fingerprint, read, training_fingerprint
+from lchp.data.base import listing
+from lchp.data.box_file import BoxFile
 from lchp.data.images import Images, open_dataset
-from lchp.errors import ConfigError
+from lchp.errors import ConfigError, DataError
 from lchp.system.devices import autocast, device_name, prepare, resolve_device, resolve_precision
 
 log = logging.getLogger(__name__)
@@ -41,6 +43,8 @@ class Context:
     """Of what training sees of it."""
     held_out: Images | None = None
     """The training images that `data.validation` takes away from `images`."""
+    box_file: BoxFile | None = None
+    """Of the method `boxes`."""
 
     @property
     def autocast(self) -> AbstractContextManager[None]:
@@ -65,8 +69,45 @@ def open_context(config: TrainConfig, show_progress: bool) -> Context:
     precision = resolve_precision(config.precision, device)
     if dropped := dataset.problems:
         log.warning("dropped %d faulty records (environment.json lists them), first %s", len(dropped), dropped[0])
+    box_file = None
+    if config.method.boxes is not None:
+        box_file = open_box_file(config, images, held_out, test)
+        dataset = replace(dataset, problems=(*dataset.problems, *box_file.problems))
     marks = fingerprint(dataset), training_fingerprint(dataset)
-    return Context(config, dataset, images, device, precision, show_progress, test, *marks, held_out)
+    return Context(config, dataset, images, device, precision, show_progress, test, *marks, held_out, box_file)
+
+
+def open_box_file(config: TrainConfig, images: Images, held_out: Images | None, test: Images) -> BoxFile:
+    """The boxes of the file that a config names; what is to be known of them is logged. Raises DataError for faulty
+    rows, unless data.skip_bad leaves them out, and where no training image has a box."""
+    from lchp.data.box_reader import read_box_file  # pandas, which other methods need not wait for
+
+    path = Path(os.path.expanduser(config.method.boxes or ""))
+    found = read_box_file(path, [images, *([] if held_out is None else [held_out]), test])
+    if found.problems and not config.data.skip_bad:
+        raise DataError(listing(found.problems, f"in {path} (--data.skip-bad leaves faulty rows out)"))
+    count, total = found.count(images), len(images)
+    if not count:
+        row = f"; {found.unknown[0]}" if found.unknown else ""
+        raise DataError(
+            f"{path}: no box of any of the {total} training images (such as {images.split.image_ids[0]}){row}"
+        )
+    log.info("%s: boxes of %d of %d training images%s", path, count, total, _lacking(found, images))
+    if found.several:
+        log.info("%s: %d images have several boxes; that with the highest score counts", path, found.several)
+    if found.unknown:
+        log.warning("%s: passed over %d rows, first %s", path, len(found.unknown), found.unknown[0])
+    if in_test := found.count(test):
+        missed = "" if in_test == len(test) else "; an image without one counts as missed"
+        log.info("%s: boxes of %d of %d test images, the result Pseudo Label%s", path, in_test, len(test), missed)
+    else:
+        log.info("%s: no box of a test image, so there is no result Pseudo Label", path)
+    return found
+
+
+def _lacking(found: BoxFile, images: Images) -> str:
+    lacking = [i for i in images.split.image_ids if i not in found.boxes]
+    return f"; those without one (first {lacking[0]}) add nothing to L_reg" if lacking else ""
 
 
 def held_out_images(image_ids: Sequence[str], share: float, seed: int) -> np.ndarray:

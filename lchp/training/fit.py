@@ -177,6 +177,8 @@ def fit(training: Training, session: Session, checkpoint: Path, identity: str) -
     step = stepper(training)
     if training.chunks.batch is not None and not there and distributed.rank() == 0:
         save(training, checkpoint, identity, epoch)  # to begin anew from, if the first step takes too much memory
+    if not training.epochs and not there and distributed.rank() == 0:
+        save(training, checkpoint, identity, epoch)  # as it is: a classifier of one's own
     with nullcontext() if stop is None else stop.deferred():
         while epoch < training.epochs:
             keep = _keeper(training, checkpoint, identity, epoch, stop)

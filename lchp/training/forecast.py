@@ -16,10 +16,11 @@ from lchp.data.base import Split
 from lchp.data.cache import shown_bytes, size_of
 from lchp.data.decode import header
 from lchp.data.images import open_dataset
+from lchp.method.view_table import ViewTable
 from lchp.system.devices import peak_memory_mb, prepare, resolve_device, resolve_precision
 from lchp.training.chain import Chain, Kind, chain_of
 from lchp.training.context import Context
-from lchp.training.fit import Metrics, Session, Training, fit
+from lchp.training.fit import Metrics, Session, fit
 from lchp.training.links import Work, build, training_of
 from lchp.training.measure import predictions_of
 from lchp.training.run import models_of
@@ -103,7 +104,7 @@ def forecast(config: TrainConfig, last: Kind | None = None, *, without: tuple[Ki
     dataset = read(config.data)
     classes = len(dataset.class_names)
     train = max(1, round(len(dataset.train) * (1 - config.data.validation)))
-    first = replace(config.initialization, epochs=2, localizer_start=0)
+    first = replace(config.initialization, epochs=min(config.initialization.epochs, 2), localizer_start=0)
     with _some(dataset, config) as context:
         batch = config.data.batch_size
         if _seconds_of_one(context, build(chain_of(config, "", last=last), classes, device).classifier) > SLOW:
@@ -173,13 +174,14 @@ def _tried(chain: Chain, context: Context, classes: int) -> tuple[dict[Kind, tup
 
     with tempfile.TemporaryDirectory() as folder:
         for link in chain:
-            training = training_of(work, link)
-            if link.kind == "boxes" and chain.method.boxes != "teacher":
-                _whole_images(training)  # they cost little; DDT's would need images of every class
+            if link.kind == "boxes" and chain.method.boxes != "teacher":  # DDT's would need images of every class
+                modules: dict[str, torch.nn.Module] = {"boxes": _whole_images(context)}
             else:
+                training = training_of(work, link)
                 session = Session(context.config.seed, record=record, show_progress=False)
                 fit(training, session, Path(folder) / link.stage, "")
-            work = replace(work, done={**work.done, link.kind: training.modules})
+                modules = training.modules
+            work = replace(work, done={**work.done, link.kind: modules})
             begin = time.perf_counter()
             if link.result is not None and len(context.test) and (link.kind != "boxes" or chain.method.boxes != "ddt"):
                 predictions_of(models_of(work, link), context)
@@ -188,9 +190,10 @@ def _tried(chain: Chain, context: Context, classes: int) -> tuple[dict[Kind, tup
     return found, size
 
 
-def _whole_images(training: Training) -> None:
-    boxes = training.modules["boxes"]
-    boxes.values.copy_(torch.tensor([0.0, 0.0, 1.0, 1.0]))  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+def _whole_images(context: Context) -> ViewTable:
+    table = ViewTable(1, len(context.images), 4).to(context.device)
+    table.values.copy_(torch.tensor([0.0, 0.0, 1.0, 1.0]))
+    return table
 
 
 def cache_size(dataset: DataSet, config: TrainConfig) -> int:

@@ -198,7 +198,8 @@ def _choice(work: Work, link: Link) -> Training:
 
 def _boxes(work: Work, link: Link) -> Training:
     """The boxes of the training images, where no classifier's training notes them."""
-    return _teacher_boxes(work, link) if work.chain.method.boxes == "teacher" else _whole_boxes(work, link)
+    by_source = {"teacher": _teacher_boxes, "file": _boxes_of_file}
+    return by_source.get(work.chain.method.boxes, _whole_boxes)(work, link)
 
 
 def _teacher_boxes(work: Work, link: Link) -> Training:
@@ -274,6 +275,24 @@ def _whole_boxes(work: Work, link: Link) -> Training:
         autocast=lambda: context.autocast,
         ended=table.exchange,
         describe=lambda m: _said(m, link),
+    )
+
+
+def _boxes_of_file(work: Work, link: Link) -> Training:
+    """Boxes of whole training images that a file holds; no image is looked at."""
+    context = work.context
+    table = ViewTable(1, len(context.images), 4).to(context.device)
+    assert context.box_file is not None
+    table.values[0] = torch.from_numpy(context.box_file.of(context.images))
+    known = int((~table.values[0].isnan().any(1)).sum())
+    return Training(
+        link.stage,
+        link.epochs,
+        0,
+        {"boxes": table},
+        lambda *_: (torch.zeros(()), {}),
+        lambda *_: (),
+        describe=lambda _: f"boxes of {known} of {len(context.images)} training images",
     )
 
 
@@ -435,7 +454,7 @@ def _training(
         batches,
         network,
         optimizer,
-        make_schedule(optimizer, schedule, decay=rates.lr_decay, epochs=link.epochs, steps_per_epoch=steps),
+        make_schedule(optimizer, schedule, decay=rates.lr_decay, epochs=max(link.epochs, 1), steps_per_epoch=steps),
         steps_per_epoch=steps,
         draws=draws,
         autocast=lambda: context.autocast,
@@ -450,8 +469,10 @@ def _chunks(config: TrainConfig) -> Chunks:
 
 def by_rate(classifier: nn.Module, config: TrainConfig, found: Method) -> list[dict[str, Any]]:
     """A classifier's parameters with the rates they learn at: first those that ImageNet weights hold, then the others,
-    faster; one rate where there are no such weights, and where the method has one."""
+    faster; one rate where there are no such weights, or those of a trained classifier, and where the method has one."""
     parameters, lr = list(classifier.parameters()), config.initialization.lr
+    if config.model.classifier_weights is not None:
+        return [{"params": parameters, "lr": lr}]
     trunk = next(m for m in classifier.modules() if isinstance(m, Trunk))
     held = {id(p) for n, p in trunk.named_parameters() if n not in trunk.from_random}
     if not held or found.scheme.teach is not None:

@@ -15,7 +15,7 @@ from lchp.baselines.ddt import Descriptors, Transform
 from lchp.config import InitializationConfig, ModelConfig, TrainConfig
 from lchp.data.images import batches as read_batches
 from lchp.data.images import in_order
-from lchp.errors import DataError
+from lchp.errors import DataError, RunError
 from lchp.evaluation.frames import Frame
 from lchp.evaluation.inference import BoxSource, MapSource, MaskSource
 from lchp.files.runs import Kind
@@ -40,7 +40,10 @@ def source_of(
     config: TrainConfig, found: Method, classifier: nn.Module, done: Mapping[Kind, Mapping[str, Any]]
 ) -> Source:
     """What made the pseudo boxes of a run, for any images. done: the modules of its links, as their checkpoints hold
-    them (kind -> name -> module): LCHP's teacher and choice, DDT's directions; a map needs none."""
+    them (kind -> name -> module): LCHP's teacher and choice, DDT's directions; a map needs none. Raises RunError for
+    boxes of a file, which holds none of other images."""
+    if found.boxes == "file":
+        raise RunError(f"{found.title}: only the run's own images have some; its localizer answers for any image")
     if found.boxes == "teacher":
         teacher, how = done["classifier"]["teacher"], boxes_config(config, done)
         return Source(

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from lchp.config import TrainConfig
+from lchp.data.box_file import BoxFile
 from lchp.data.images import Images
 from lchp.evaluation.frames import FRAMES, Frame, GroundTruth
 from lchp.evaluation.inference import Models, Predictions, Rows, each_score_map, predict, predicting, view_boxes
@@ -26,6 +27,7 @@ from lchp.training.fit import DivergedError
 
 MAP_INTERVAL = 0.001
 """Between the thresholds of a score map, wsolevaluation's."""
+_NONE = np.zeros((0, 4))
 TAUS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Thresholds of Table 4, at which the kept training boxes are counted."""
 
@@ -76,7 +78,41 @@ def evaluate(models: Models, context: Context, images: Images, *frames: str) -> 
         for name, values in (*p.boxes.items(), ("confidence", p.confidence), ("top5_score", p.top5_score)):
             if not np.isfinite(values).all():
                 raise DivergedError(f"predictions: {name} is not finite; training diverged, lower the learning rate")
-    return [Evaluation(Frame.of(frame, context.config.data), images, p) for frame, p in found.items()]
+    given = context.box_file
+    out = []
+    for name, p in found.items():
+        frame = Frame.of(name, context.config.data)
+        if given is not None and given.count(images):
+            p = replace(p, boxes={RESULTS[0]: _given(given, images, frame), **p.boxes})
+        out.append(Evaluation(frame, images, p))
+    return out
+
+
+def _given(box_file: BoxFile, images: Images, frame: Frame) -> np.ndarray:
+    """The boxes of a file in a frame, N x 4; one without area for an image that the file has none of."""
+    boxes = [np.array([box]) if (box := box_file.boxes.get(i)) is not None else _NONE for i in images.split.image_ids]
+    found = frame.truth(boxes, images.sizes())
+    return np.where(found.valid[:, :1], found.boxes[:, 0], 0.0)
+
+
+def given_boxes(box_file: BoxFile, context: Context) -> dict[str, Any]:
+    """What a file holds (`method.boxes`), by counts, and how good its boxes of the training images are, by frame: a
+    diagnostic that reads training boxes; nothing is chosen by it. An image without a box counts as missed."""
+    images, config = context.images, context.config
+    out = {
+        "images": len(images),
+        "boxed": box_file.count(images),
+        "several": box_file.several,
+        "unknown": len(box_file.unknown),
+        "test": box_file.count(context.test),
+    }
+    if images.split.boxes is None or not config.evaluation.kept_by_tau:
+        return out
+    for name in FRAMES:
+        frame = Frame.of(name, config.data)
+        ious = best_iou(_given(box_file, images, frame), frame.truth(images.split.boxes, images.sizes()))
+        out[name] = {"gt_known": gt_known(ious), "mean_iou": percent(ious)}
+    return out
 
 
 def predictions_of(models: Models, context: Context) -> Any:

@@ -41,7 +41,8 @@ from lchp.training.context import Context, describe_environment, open_context
 from lchp.training.fit import Metrics, Session, fill, fit
 from lchp.training.links import Work, build, pseudo_source, require_whole_batches, training_of
 from lchp.training.map_boxes import map_source, require_every_class
-from lchp.training.measure import kept_boxes, known_kept, predictions_of, stage2_gain, summary_of, validate
+from lchp.training.measure import given_boxes, kept_boxes, known_kept, predictions_of, stage2_gain, summary_of, validate
+from lchp.training.own_classifier import start_from
 
 log = logging.getLogger(__name__)
 
@@ -141,6 +142,8 @@ def _train(
     if "boxes" in chain and "boxes" not in found:
         require_every_class(chain.method, context.images.split.labels, context.dataset.class_names)
     work = Work(context, chain, build(chain, len(context.dataset.class_names), context.device), {})
+    if config.model.classifier_weights is not None and "classifier" not in found:
+        start_from(work.nets.classifier, config.model, context.dataset.class_names)
     if config.compile:
         for net in (work.nets.classifier, work.nets.loc):
             if net is not None:
@@ -231,6 +234,8 @@ def _summary(chain: Chain, trained: _Trained, context: Context) -> dict[str, Any
         summary["chosen"] = trained.chosen
     if {"lchp_i", "lchp_r"} <= trained.models.localizers.keys():
         summary["stage2"] = stage2_gain(trained.models, context)
+    if context.box_file is not None:
+        summary["given"] = given_boxes(context.box_file, context)
     if context.held_out is not None:
         summary["validation"] = validate(trained.models, context, context.held_out)
     return summary
@@ -273,7 +278,7 @@ def _other_fields(there: TrainConfig, chain: Chain, kind: Kind) -> list[str]:
         theirs = to_flat(config_until(chain_of(there, chain.data), kind))
     except (ConfigError, StopIteration):
         return [f"method.name {there.method.name} (asked for: {chain.config.method.name})"]
-    free = PLACES | {"data.name", "device", "precision", "evaluation.batch_size"}
+    free = PLACES | {"data.name", "device", "precision", "evaluation.batch_size", "method.boxes"}
     return [f"{n} {show(v)} (asked for: {show(mine[n])})" for n, v in theirs.items() if n not in free and v != mine[n]]
 
 

@@ -34,6 +34,7 @@ from lchp.config import (
     to_flat,
     unique_keys,
 )
+from lchp.config import PATHS as PATH_FIELDS
 from lchp.config.about import Part
 from lchp.config.fields import SECTIONS
 from lchp.errors import ConfigError
@@ -223,6 +224,9 @@ OUT_OF_RANGE: dict[str, tuple[Any, ...]] = {
     "model.attention_maps": (0, 5000),
     "model.bap_scale": (0.0, 1e7),
     "model.weights_dir": PATHS,
+    "model.classifier_weights": PATHS,
+    "model.classifier_classes": PATHS,
+    "method.boxes": PATHS,
     "initialization.epochs": (0,),
     "initialization.delta": (0.0, 1.0, 1.5),
     "initialization.mask_delta": ("0.5", True, [0.5], 0.0, 1.0, INF),
@@ -337,7 +341,7 @@ def of_its_kind(name: str, value: Any) -> bool:
         return type(value) is float
     if hint is int:
         return type(value) is int and abs(value) < 10**400
-    return (name in ("data.root", "data.cache", "model.weights_dir") and value in ("", "Off")) or (
+    return (name in PATH_FIELDS and value in ("", "Off")) or (
         name == "refinement.scale" and isinstance(value, tuple) and len(value) == 2
     )
 
@@ -549,7 +553,10 @@ def test_what_older_records_mean() -> None:
         "compile": False,
         "deterministic": False,
         "auto_batch": False,
+        "model.classifier_weights": None,
+        "model.classifier_classes": None,
         "method.name": "lchp",
+        "method.boxes": None,
         "method.threshold": 0.2,
         "method.component": "largest",
         "method.localizer": False,
@@ -561,8 +568,10 @@ def test_what_older_records_mean() -> None:
 
 def test_places_change_nothing() -> None:
     data = {"data.root", "data.workers", "data.cache", "data.skip_bad", "model.weights_dir"}
+    data |= {"model.classifier_classes"}
     assert data | {"threads", "compile", "deterministic", "tensorboard"} == PLACES
     others = {"device", "evaluation.batch_size", "method.name", "method.localizer", "method.refine"}
+    others |= {"method.boxes", "model.classifier_weights"}
     assert {name for name, field in FIELDS.items() if not field.changes} == PLACES | others
     measures = {name for name, field in FIELDS.items() if field.changes == ("measures",)}
     assert PLACES | measures | {"device", "evaluation.batch_size"} == WITHOUT_EFFECT

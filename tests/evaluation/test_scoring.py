@@ -479,8 +479,8 @@ def test_boxes_are_not_taken_one_by_one(tmp_path: Path, monkeypatch: pytest.Monk
     guess = truth.groupby("image_id").first().reset_index().sample(frac=1, random_state=0)
     guess[["x2", "top1"]] = np.stack([guess["x2"] + 9, rng.integers(0, 10, 100)], 1)
     guess.drop(columns="label").to_csv(tmp_path / "p.csv", index=False)
-    for name in ("parse_box", "checked_box"):
-        monkeypatch.setattr(f"lchp.evaluation.scoring.boxes.{name}", None)
+    for name in ("data.box_tables.parse_box", "evaluation.scoring.boxes.checked_box"):
+        monkeypatch.setattr(f"lchp.{name}", None)
     got = score_boxes(tmp_path / "p.csv", tmp_path / "a.csv")
     best, known, top1 = {}, {}, {}
     for row in guess.to_dict("records"):

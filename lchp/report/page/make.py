@@ -17,7 +17,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from lchp.config import PRESETS, Preset, field_types, preset, show, to_flat
+from lchp.config import PATHS, PRESETS, Preset, field_types, preset, show, to_flat
 from lchp.errors import RunError
 from lchp.files.runs import read_environment, write_atomically
 from lchp.files.targets import holding, require_file
@@ -40,8 +40,6 @@ MOST_VALUES = 12
 """Values of a field that are listed; more are counted."""
 MOST_ENVIRONMENTS = 8
 MOST_SKIPPED = 50
-PATHS = ("data.root", "data.cache", "model.weights_dir")
-"""Fields that may hold a path of the machine; a page that is sent to others shows its last part only."""
 
 CONTROL = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), 127) if chr(code) not in "\t\n"}
 

@@ -19,7 +19,7 @@ from lchp.config import AUGMENTATIONS, PRESETS, Preset, to_flat
 from lchp.data import DATASETS
 from lchp.evaluation.metrics import FRAMES, RESULTS
 from lchp.evaluation.predictions import TITLES
-from lchp.report.dependence import is_complete, results
+from lchp.report.dependence import is_complete, is_from_file, results
 from lchp.report.paper import Paper, number
 from lchp.report.read import METHOD, Records
 from lchp.report.select import (
@@ -460,7 +460,7 @@ def caption_of(records: Records, choice: Selection, preset: Preset, paper_preset
     networks = f"classifier {backbone_title(base['model.classifier'])}"
     if axis != LOCALIZER and "lchp_i" in results(base):
         networks += f", localizer {backbone_title(base[LOCALIZER])}"
-    fields = (DELTA, TAU) if is_complete(base) else (THRESHOLD,)
+    fields = (DELTA, TAU) if is_complete(base) else (TAU,) if is_from_file(base) else (THRESHOLD,)
     setting = [f"{n.rpartition('.')[2]} {show(base[n])}" for n in fields if n != axis]
     epochs = [base["initialization.epochs"], *([base["refinement.epochs"]] if "lchp_r" in results(base) else [])]
     seeds = sorted({int(seed) for seed in runs["seed"]})

@@ -12,7 +12,7 @@ from lchp.config import PRESETS, Preset, override
 from lchp.data import DATASETS
 from lchp.evaluation.metrics import FRAMES, RESULTS
 from lchp.evaluation.predictions import METRICS, TITLES
-from lchp.report.dependence import result_of
+from lchp.report.dependence import is_from_file, result_of
 from lchp.report.paper import Paper
 from lchp.report.read import METHOD, Records
 from lchp.report.select import FINGERPRINT, LOCALIZER, Group, Selection, canonical, choose, differences, show
@@ -45,7 +45,7 @@ from lchp.report.tables.grid import (
 METRICS_OF = {1: ("top1_loc", "top5_loc", "gt_known"), 2: ("top1_loc", "gt_known")}
 """Columns by the table's number."""
 
-OF_ROW = ("method.name", "method.localizer", "method.refine", "model.classifier")
+OF_ROW = ("method.name", "method.boxes", "method.localizer", "method.refine", "model.classifier")
 """What tells the rows of compared methods apart."""
 
 
@@ -73,7 +73,7 @@ class Line:
     @property
     def backbone(self) -> str:
         """Of ours; `-` where there is nothing of ours."""
-        if self.base is None:
+        if self.base is None or (self.result == "pseudo_label" and is_from_file(self.base)):
             return NOT_GIVEN
         classifier, localizer = (backbone_title(self.base[n]) for n in ("model.classifier", LOCALIZER))
         if self.result == "pseudo_label":
@@ -213,7 +213,17 @@ def _lines(found: Found, published: Sequence[str]) -> Iterator[Line]:
         if title in of_results:
             yield Line(title, of_results[title], group, base, found.lost)
         else:
-            yield from ours or [Line(title)]
+            yield from [each for line in ours for each in _by_result(line)] or [Line(title)]
+
+
+def _by_result(line: Line) -> Iterator[Line]:
+    """The rows of a line: of boxes of a file there is one for these, and one for each of the localizer's results."""
+    if line.base is None or not is_from_file(line.base):
+        yield line
+        return
+    yield replace(line, result="pseudo_label")
+    for result in ("lchp_i", "lchp_r"):
+        yield replace(line, title=f"{line.title}, {TITLES[result]}", result=result)
 
 
 def _cell(line: Line, measure: Measure, frame: str, printed: str | None) -> TableCell:
@@ -223,8 +233,14 @@ def _cell(line: Line, measure: Measure, frame: str, printed: str | None) -> Tabl
         return finish([], len(line.lost), False, measure, printed)
     runs = None if line.group is None else line.group.runs
     path = f"results/{line.result}/{measure.path.format(frame=frame)}"
+    if line.maps and line.base is not None and is_from_file(line.base) and (runs is None or _is_absent(runs, path)):
+        return TableCell(NOT_GIVEN)  # the file holds no boxes of test images
     measure = replace(measure, result=line.result)
     return cell_of(runs, line.lost, path, measure, frame, printed, trained=not line.maps)
+
+
+def _is_absent(runs: pd.DataFrame, path: str) -> bool:
+    return path not in runs or bool(runs[path].isna().all())
 
 
 def _beside(printed: str | None, line: Line) -> str:
@@ -283,5 +299,23 @@ def _about(line: Line, found: Found) -> list[str]:
     about = [f"with {away}"] if away else []
     if line.group is not None:
         failed = [] if line.maps or line.result is None else failed_runs(line.group, None, (line.result,))
+        if is_from_file(line.base):
+            failed = failed_runs(line.group, None, ("lchp_i", "lchp_r"))
+            about += _of_training(line.group.runs)
         about += [*failed_notes(failed), *line.group.notes, *other_notes(Selection(None, line.others))]
     return about
+
+
+def _of_training(runs: pd.DataFrame) -> list[str]:
+    """How good a file's boxes of the training images are, on which alone it may have some."""
+    if _is_absent(runs, "given/images"):
+        return []
+    count, boxed = (int(runs[f"given/{name}"].iloc[0]) for name in ("images", "boxed"))
+    figures = [
+        f"GT-Known {runs[f'given/{frame}/gt_known'].mean():.2f}, mean IoU {runs[f'given/{frame}/mean_iou'].mean():.2f} "
+        f"in {frame}"
+        for frame in FRAMES
+        if not _is_absent(runs, f"given/{frame}/gt_known")
+    ]
+    known = f": {'; '.join(figures)} (a diagnostic that reads training boxes; an image without one counts as missed)"
+    return [f"the file has boxes of {boxed} of {count} training images{known if figures else ''}"]
