@@ -15,10 +15,14 @@ from markupsafe import Markup, escape
 from tabulate import tabulate
 
 from lchp.report.read import clean
-from lchp.report.tables.grid import Row, Section, Table
+from lchp.report.tables.grid import PAPER_FRAME, Row, Section, Table
 
 RANKS = ("-", "best", "second")
 LEGEND = "best of a column bold, second best underlined, ours and the paper's apart"
+PROTOCOL = (
+    "trained from class labels; the last epoch counts, no box chose anything; a cell: mean ± standard deviation over "
+    "seeds (n)"
+)
 LATEX = str.maketrans(
     {
         "\\": r"\textbackslash{}",
@@ -82,7 +86,7 @@ def to_markdown(table: Table) -> str:
         body = _grid(table, section, _markdown_mark, _plain)
         grid = tabulate(body, _head(table, _plain), tablefmt="pipe", disable_numparse=True, colalign=_align(table))
         parts.append(f"**{_plain(section.title)}**\n\n{grid}")
-    parts.append("\n".join(f"- {_plain(note)}" for note in (*table.notes, LEGEND)))
+    parts.append("\n".join(f"- {_plain(note)}" for note in (*table.notes, *_legend(table))))
     return "\n\n".join(parts) + "\n"
 
 
@@ -93,8 +97,9 @@ def to_text(table: Table, width: int = 120) -> str:
         body = _grid(table, section, lambda text, rank: f"{text}{('', ' *', ' +')[rank]}", clean)
         grid = tabulate(body, _head(table, clean), disable_numparse=True, colalign=_align(table))
         parts.append(f"{clean(section.title)}\n{grid}")
-    legend = "* best, + second best of a column, ours and the paper's apart"
-    parts.append("\n".join(_wrapped(f"- {note}", width, "  ") for note in (*table.notes, legend)))
+    marks = "* best, + second best of a column, ours and the paper's apart"
+    notes = (*table.notes, *_legend(table, marks))
+    parts.append("\n".join(_wrapped(f"- {note}", width, "  ") for note in notes))
     return "\n\n".join(parts) + "\n"
 
 
@@ -119,7 +124,7 @@ def to_csv(table: Table) -> str:
 
 def to_html(table: Table) -> str:
     """A <figure class="lchp-table"> to be put into a page; plain ASCII, without styles of its own."""
-    page = HTML.render(t=table, mark=_html_mark, notes=[*table.notes, LEGEND])
+    page = HTML.render(t=table, mark=_html_mark, notes=[*table.notes, *_legend(table)])
     return page.encode("ascii", "xmlcharrefreplace").decode()
 
 
@@ -147,7 +152,7 @@ def to_latex(table: Table) -> str:
         lines += [r"\midrule", f"\\multicolumn{{{wide}}}{{l}}{{\\emph{{{_latex(section.title)}}}}} \\\\"]
         lines += [" & ".join(row) + r" \\" for row in _grid(table, section, _latex_mark, _latex)]
     lines += [r"\bottomrule", r"\end{tabular}}", r"\par\smallskip\raggedright\footnotesize"]
-    lines += [f"{_latex(note)}.\\par" for note in (*table.notes, LEGEND)]
+    lines += [f"{_latex(note)}.\\par" for note in (*table.notes, *_legend(table))]
     return "\n".join([*lines, r"\end{table}"]) + "\n"
 
 
@@ -177,6 +182,12 @@ def latex_document(files: list[str]) -> str:
         "\\usepackage[margin=2cm]{geometry}\n\\usepackage{booktabs}\n\\usepackage{graphicx}\n"
         f"\\begin{{document}}\n{inputs}\n\\end{{document}}\n"
     )
+
+
+def _legend(table: Table, marks: str = LEGEND) -> tuple[str, str]:
+    """How to read any table: its protocol, what a cell holds, and its marks."""
+    beside = f", then the paper's value ({PAPER_FRAME}) and the difference" if table.compared else ""
+    return PROTOCOL + beside, marks
 
 
 def _head(table: Table, escape: Callable[[str], str]) -> list[str]:

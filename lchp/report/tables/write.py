@@ -14,7 +14,7 @@ from lchp.files.targets import holding, require_file
 from lchp.report.paper import Paper, read_paper
 from lchp.report.read import Records, SweepRecord, collect
 from lchp.report.select import parse_where, preset_of, require
-from lchp.report.tables.grid import NOT_GIVEN, NOT_RUN, Section, Table
+from lchp.report.tables.grid import Table
 from lchp.report.tables.numbers import check, tables
 from lchp.report.tables.render import DOCUMENT_MARK, FORMATS, MARKS, latex_document, to_text
 
@@ -134,9 +134,5 @@ def render_tables(storage: Path, preset: Preset, numbers: Sequence[int], paper_c
     """Tables of one storage as text, for a sweep that has ended: of those with a figure of ours the sections that have
     one, or all as they are where there is none."""
     made = tables(collect([storage]), preset, read_paper(paper_csv), numbers)
-    ours = [replace(table, sections=tuple(s for s in table.sections if _has_ours(s))) for table in made]
+    ours = [replace(table, sections=tuple(s for s in table.sections if not s.empty)) for table in made]
     return "\n".join(map(to_text, [table for table in ours if table.sections] or made))
-
-
-def _has_ours(section: Section) -> bool:
-    return any(cell.ours not in (NOT_RUN, NOT_GIVEN) for row in section.rows for cell in row.cells)
