@@ -13,6 +13,7 @@ from lchp.cli.export import Export
 from lchp.cli.predict import Predict
 from lchp.cli.score import Score
 from lchp.cli.scoremaps import ScoreMaps
+from lchp.cli.table import MakeTable
 from lchp.cli.train import Train
 from lchp.config import PRESETS, suggest
 from lchp.console import guarded, parse, preset_config
@@ -24,6 +25,7 @@ COMMANDS: dict[str, type[Any]] = {
     "evaluate": Evaluate,
     "score": Score,
     "scoremaps": ScoreMaps,
+    "table": MakeTable,
     "predict": Predict,
     "export": Export,
     "data check": DataCheck,

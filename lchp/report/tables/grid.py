@@ -20,6 +20,7 @@ from lchp.data import DATASETS
 from lchp.evaluation.metrics import FRAMES, RESULTS
 from lchp.evaluation.predictions import TITLES
 from lchp.report.dependence import is_complete
+from lchp.report.paired import Difference
 from lchp.report.paper import Paper, number
 from lchp.report.read import METHOD, Records
 from lchp.report.select import (
@@ -60,7 +61,7 @@ BACKBONES = {
 class TableCell:
     """ours: text, `93.10 ± 0.21 (3)` or why there is no number; mean, sd (sample) and n: over the seeds, None where
     there is no number. paper, difference (ours - paper): text, `-` where there is none. rank, paper_rank: 1 the best of
-    its column and section, 2 the second best, 0 neither."""
+    its column and section, 2 the second best, 0 neither. less: the difference from a table's baseline."""
 
     ours: str
     mean: float | None = None
@@ -70,6 +71,7 @@ class TableCell:
     difference: str = NOT_GIVEN
     rank: int = 0
     paper_rank: int = 0
+    less: Difference | None = None
 
 
 @dataclass(frozen=True)
@@ -103,10 +105,11 @@ class Section:
 
 @dataclass(frozen=True)
 class Table:
-    """One of the paper's tables. caption: what was measured, how, and where the records come from; notes: below;
-    compared: whether the paper has values to stand beside ours."""
+    """One of the paper's tables, or one of the user's own. number: or the name, for that; caption: what was measured,
+    how, and where the records come from; notes: below; compared: whether the paper has values to stand beside ours;
+    against: what the differences beside ours are from."""
 
-    number: int
+    number: int | str
     title: str
     caption: str
     head: tuple[str, ...]
@@ -114,6 +117,17 @@ class Table:
     sections: tuple[Section, ...]
     notes: tuple[str, ...]
     compared: bool = True
+    against: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Before its title."""
+        return f"Table {self.number}" if isinstance(self.number, int) else "Table"
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """What stands beside each column of ours."""
+        return ("paper", "diff.") if self.compared else () if self.against is None else (self.against,)
 
     @property
     def empty(self) -> bool:
@@ -393,7 +407,7 @@ def notes_on(choice: Selection, lost: pd.DataFrame, axis: Axis | None) -> list[s
 
 def failed_notes(lines: list[str]) -> list[str]:
     """Of runs whose training failed, a few at most."""
-    return [f"{FAILED}: {line}" for line in _shortened(lines)]
+    return [f"{FAILED}: {line}" for line in shortened(lines)]
 
 
 def lost_notes(lost: pd.DataFrame, axis: Axis | None) -> list[str]:
@@ -445,7 +459,8 @@ def failed_runs(group: Group, axis: Axis | None, results: Sequence[str] = RESULT
     return sorted(lines)
 
 
-def _shortened(lines: list[str], most: int = 8) -> list[str]:
+def shortened(lines: list[str], most: int = 8) -> list[str]:
+    """Some of the lines, and how many more there are."""
     return lines if len(lines) <= most else [*lines[:most], f"and {len(lines) - most} more"]
 
 

@@ -92,11 +92,13 @@ def _made(records: Records, wanted: TableOptions, paper: Paper) -> tuple[str, li
 
 
 def write_tables(made: Sequence[Table], out: Path) -> None:
-    """table_N.md, .tex, .csv and .html of each table, and tables.tex, a LaTeX document that holds them all.
+    """table_N.md, .tex, .csv and .html of each table, and tables.tex, a LaTeX document that holds them all
+    where they have numbers.
 
     Earlier ones are replaced; ConfigError, and nothing is written, where a file of such a name is none."""
     texts = {f"table_{table.number}.{suffix}": render(table) for table in made for suffix, render in FORMATS.items()}
-    texts[DOCUMENT] = latex_document([f"table_{table.number}" for table in made])
+    if all(isinstance(table.number, int) for table in made):
+        texts[DOCUMENT] = latex_document([f"table_{table.number}" for table in made])
     marks = {name: (DOCUMENT_MARK,) if name == DOCUMENT else MARKS[name.rpartition(".")[2]] for name in texts}
     what = "table of lchp"
     for path in [require_file(out / name, "output", holding(*marks[name]), what) for name in texts]:
