@@ -17,6 +17,7 @@ from lchp.cli.report import ReportPage
 from lchp.cli.score import Score
 from lchp.cli.scoremaps import ScoreMaps
 from lchp.cli.sweep import run_sweep
+from lchp.cli.table import MakeTable
 from lchp.cli.tables import Tables
 from lchp.cli.train import Train
 from lchp.config import PRESETS, suggest
@@ -32,6 +33,7 @@ COMMANDS: dict[str, type[Any]] = {
     "evaluate": Evaluate,
     "score": Score,
     "scoremaps": ScoreMaps,
+    "table": MakeTable,
     "predict": Predict,
     "boxes": Boxes,
     "export": Export,

@@ -43,6 +43,7 @@ from lchp.console import guarded, parse, preset_config
 from lchp.errors import ConfigError, DataError
 from lchp.harness.cells import MAX_CELLS, Overrides, Sweep, grid
 from lchp.harness.script import Flags, Program, conduct
+from lchp.report.select import require_field
 
 DEFAULT_PRESET = "parts"
 
@@ -107,8 +108,7 @@ def read_grid(axes: Sequence[str]) -> list[Overrides]:
         name = said.strip().replace("-", "_")  # as flags are typed, too
         if not equals or not values.strip():
             raise ConfigError(f"--grid {text}: expected FIELD=VALUE,VALUE, e.g. --grid refinement.tau=0.5,0.9")
-        if name not in FIELDS:
-            raise ConfigError(f"--grid {text}: {name} is no field{suggest(name, FIELDS)}")
+        require_field(name, f"--grid {text}")
         if name in found:
             raise ConfigError(f"--grid {text}: {name} is an axis already; give its values at once")
         found[name] = [FIELDS[name].parse(value) for value in re.split(r",(?![^\[(]*[\])])", values)]

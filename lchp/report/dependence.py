@@ -61,9 +61,9 @@ def stage1(values: Mapping[str, Any]) -> tuple[Kind, ...]:
     return stage1_kinds(_config(_shape(values)))
 
 
-def counts(name: str, values: Mapping[str, Any]) -> bool:
-    """Whether a run of a config depends on a field; `values`: at least those of SHAPE."""
-    return name in _counting(_shape(values))
+def counts(name: str, values: Mapping[str, Any], result: str | None = None) -> bool:
+    """Whether a run of a config depends on a field, or one result of it; `values`: at least those of SHAPE."""
+    return name in _counting(_shape(values), result)
 
 
 def _shape(values: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -83,7 +83,7 @@ def _results(shape: tuple[Any, ...], first: Kind | None) -> tuple[str, ...]:
 
 
 @cache
-def _counting(shape: tuple[Any, ...]) -> frozenset[str]:
+def _counting(shape: tuple[Any, ...], result: str | None) -> frozenset[str]:
     from lchp.training.chain import depends_on
 
-    return (depends_on(_config(shape)) | _ALWAYS) - WITHOUT_EFFECT
+    return (depends_on(_config(shape), result) | _ALWAYS) - WITHOUT_EFFECT

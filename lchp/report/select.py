@@ -51,30 +51,38 @@ class Selection:
     others: str
 
 
-def parse_where(conditions: Sequence[str]) -> dict[str, Any]:
+def parse_where(conditions: Sequence[str], option: str = "--where") -> dict[str, Any]:
     """`FIELD=VALUE` as typed to values of the config. Raises ConfigError for a field or a value that does not fit."""
     found: dict[str, Any] = {}
     for text in conditions:
         name, equals, value = text.partition("=")
         if not equals:
-            raise ConfigError(f"--where {text}: expected FIELD=VALUE, e.g. --where initialization.attention=features")
-        if name not in FIELDS:
-            raise ConfigError(f"--where {text}: {name} is no field{suggest(name, FIELDS)}")
+            raise ConfigError(f"{option} {text}: expected FIELD=VALUE, e.g. {option} initialization.attention=features")
+        require_field(name, f"{option} {text}")
         try:
             read = FIELDS[name].parse(value)
         except ConfigError:
-            raise ConfigError(f"--where {text}: expected {FIELDS[name].allowed}") from None
+            raise ConfigError(f"{option} {text}: expected {FIELDS[name].allowed}") from None
         found[name] = _ordered(read) if name == SUBSET else read
     return found
 
 
-def require(records: Records, conditions: Mapping[str, Any]) -> None:
+def require_field(name: str, said: str) -> None:
+    """Raises ConfigError for what is not the dotted name of a field, with the nearest."""
+    if name in field_types():
+        return
+    ends = [field for field in field_types() if field.rpartition(".")[2] == name]
+    near = f" (did you mean {' or '.join(ends)}?)" if ends else suggest(name, field_types())
+    raise ConfigError(f"{said}: {name} is no field{near}")
+
+
+def require(records: Records, conditions: Mapping[str, Any], option: str = "--where") -> None:
     """Raises ConfigError for a condition that no run meets, with the values there are."""
     for name, value in conditions.items():
         there = sorted({show(v) for v in canonical(records.runs)[name]})
         if show(value) not in there:
             listed = ", ".join(there[:12]) + (" ..." if len(there) > 12 else "")
-            raise ConfigError(f"--where {name}={show(value)}: no run has it; there are {listed or 'no runs'}")
+            raise ConfigError(f"{option} {name}={show(value)}: no run has it; there are {listed or 'no runs'}")
 
 
 def _ordered(subset: Sequence[str]) -> tuple[str, ...]:
@@ -124,7 +132,7 @@ def choose(records: Records, preset: Preset, axis: str | None, where: Mapping[st
         return bool(away), -len(group.values()), len(away), newer, -len(group.runs), str(sorted(group.base.items()))
 
     chosen = min(split(wanted, axis), key=order, default=None)
-    return Selection(None if chosen is None else _once(chosen), _others(chosen, split(runs, axis)))
+    return Selection(None if chosen is None else once(chosen), _others(chosen, split(runs, axis)))
 
 
 def _of_preset(records: Records, preset: Preset) -> pd.DataFrame:
@@ -170,9 +178,9 @@ def choose_around(
             found[field].extend(group.runs.index)
         else:
             others.append(group)
-    recipe = _once(Group(None, base, runs.loc[found.pop(None)]))
+    recipe = once(Group(None, base, runs.loc[found.pop(None)]))
     groups = {
-        name: _once(Group(name, {n: v for n, v in base.items() if n != name}, runs.loc[[*recipe.runs.index, *index]]))
+        name: once(Group(name, {n: v for n, v in base.items() if n != name}, runs.loc[[*recipe.runs.index, *index]]))
         for name, index in found.items()
         if name is not None
     }
@@ -192,10 +200,11 @@ def split(runs: pd.DataFrame, axis: str | None) -> list[Group]:
     return [Group(axis, base, part) for base, part in zip(firsts, parts, strict=True)]
 
 
-def _once(group: Group) -> Group:
-    """One run per axis value and seed. Results found twice count once; where they differ, a note says so."""
+def once(group: Group, figures_of: tuple[str, ...] = ("results/", "kept/")) -> Group:
+    """One run per axis value and seed. Results found twice count once; where their figures (columns that begin so)
+    differ, a note says so."""
     cell = [*([group.axis] if group.axis else []), "seed"]
-    figures = [name for name in group.runs.columns if name.startswith(("results/", "kept/"))]
+    figures = [name for name in group.runs.columns if name.startswith(figures_of)]
     twice = group.runs.duplicated(cell, keep=False)
     kept, notes = list(group.runs.index[~twice]), []
     for _, same in rows(group.runs, twice).groupby(cell, sort=False):
@@ -211,6 +220,11 @@ def _once(group: Group) -> Group:
                 f"{place(same.loc[used], several)} is used"
             )
     return Group(group.axis, group.base, group.runs.loc[sorted(kept)], tuple(notes))
+
+
+def sorted_values(values: Iterable[Any]) -> list[Any]:
+    """Distinct values of a field: numbers by size, then words."""
+    return sorted(dict.fromkeys(values), key=lambda v: (0, v, "") if isinstance(v, (int, float)) else (1, 0, show(v)))
 
 
 def place(run: pd.Series, several: bool = False) -> str:

@@ -287,7 +287,7 @@ def test_dry_run_says_what_is_to_be_trained(
         "estimate: 7.2 minutes of training; 7.2 minutes with 1 at once",  # 144 epochs of 3 s
         "  refinement: 4.8 minutes",
         "  labels: 48 seconds",
-        "  localizer: 48 seconds",
+        "  regression: 48 seconds",
         "  initialization: 48 seconds",
         "disk: store at most 36 MB",
         "price: 0.30 at 2.5 per hour of a place",

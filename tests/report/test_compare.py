@@ -9,7 +9,8 @@ from report_records import write_predicted, write_run
 from lchp.config import override, preset
 from lchp.errors import ConfigError, RunError
 from lchp.evaluation.predictions import read_predictions, write_predictions
-from lchp.report.compare import Side, compare, comparison_text, parse_side
+from lchp.report.compare import Side, compare, compared, comparison_text, parse_side
+from lchp.report.read import collect
 
 N = 40
 
@@ -23,7 +24,7 @@ def test_a_side_is_a_run_and_a_result(tmp_path: Path) -> None:
     run = write_run(tmp_path / "a:b" / "run", preset("parts"))
     assert parse_side(str(run)) == Side(run, "lchp_r")
     assert parse_side(f"{run}:lchp_i") == Side(run, "lchp_i")
-    with pytest.raises(ConfigError, match="--compare a:best: best is no result"):
+    with pytest.raises(ConfigError, match=r"--compare a:best: best is no result"):
         parse_side("a:best")
     with pytest.raises(RunError, match=r"nowhere/config.json: no such file"):
         parse_side("nowhere")
@@ -105,6 +106,52 @@ def test_what_cannot_be_compared_is_refused_by_name(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(RunError, match=r"b/predictions.parquet: damaged or not a parquet file"):
         compare(side, Side(b, "lchp_r"))
+
+
+def setting(storage: Path, values: dict[str, object], seeds: tuple[int, ...], wrong: int) -> None:
+    for seed in seeds:
+        folder = storage / f"{'-'.join(map(str, values.values()))}-{seed}"
+        write_run(folder, override(preset("parts"), {**values, "seed": seed}))
+        write_predicted(folder, {"lchp_i": right(), "lchp_r": right(*range(wrong))})
+
+
+def test_settings_are_compared_over_all_common_seeds(tmp_path: Path) -> None:
+    setting(tmp_path, {"refinement.labeller": "frozen"}, (0, 1, 2), 4)
+    setting(tmp_path, {"refinement.labeller": "online"}, (0, 1, 7), 8)
+    a, b = "refinement.labeller=frozen", "refinement.labeller=online"
+    text = compared([a, b], [tmp_path])
+    assert f"A: LCHP-R of {a}\nB: LCHP-R of {b}\n2 common seeds, 40 test images" in text
+    records = collect([tmp_path])
+    known = compare(parse_side(a, records), parse_side(b, records))[0]
+    assert (known.a, known.b, known.only_a, known.only_b, known.seeds) == (90.0, 80.0, 8, 0, 2)
+    assert known.low < 10 < known.high
+    assert "hierarchical bootstrap over seeds and test images" in text
+    assert "neither knows of seeds" not in text
+    of_i = compared([f"{a}:lchp_i", b], [tmp_path])
+    assert f"A: LCHP-I of {a}" in of_i
+
+
+def test_what_is_no_one_setting_is_refused(tmp_path: Path) -> None:
+    setting(tmp_path, {"refinement.labeller": "frozen"}, (0,), 4)
+    setting(tmp_path, {"refinement.labeller": "online"}, (1,), 4)
+    setting(tmp_path, {"refinement.labeller": "online", "refinement.tau": 0.5}, (1,), 4)
+    a, b = "refinement.labeller=frozen", "refinement.labeller=online"
+    with pytest.raises(ConfigError, match=r"2 settings meet it; add what tells them apart: refinement.tau 0.5, 0.9"):
+        compared([a, b], [tmp_path])
+    with pytest.raises(RunError, match="have no seed in common"):
+        compared([a, b], [tmp_path], ["refinement.tau=0.9"])
+    with pytest.raises(RunError, match="have no seed in common"):
+        compared([a, f"{b},refinement.tau=0.9"], [tmp_path])
+    with pytest.raises(ConfigError, match="one is a run and the other a setting"):
+        compared([a, str(tmp_path / "frozen-0")], [tmp_path])
+    with pytest.raises(ConfigError, match=r"--compare labeller=frozen: labeller is no field .did you mean refinement"):
+        compared(["labeller=frozen", b], [tmp_path])
+    with pytest.raises(
+        ConfigError, match=r"--compare refinement.labeller=ema: no run has it; there are frozen, online"
+    ):
+        compared(["refinement.labeller=ema", b], [tmp_path])
+    with pytest.raises(ConfigError, match="expected two results"):
+        compared([a], [tmp_path])
 
 
 def test_other_boxes_for_the_same_image_are_refused(tmp_path: Path) -> None:

@@ -166,27 +166,37 @@ def test_the_policy_lets_the_pages_own_script_run(grid_html: str) -> None:
     assert "makeSortable" in script
 
 
-def test_the_headline_is_the_recipes_own_cell(grid_page: Parsed) -> None:
-    facts = re.sub(r"\s+", " ", grid_page.text)
-    # delta 0.5, tau 0.9: LCHP-R 65 and 68, LCHP-I 50 and 52, floors 26 and 5
-    assert "LCHP-R66.50% GT-Known, center_crop; ± 2.12 over 2 seeds" in facts
-    assert "less the 80 % box+40.50points over this floor's 26.00; the whole frame has 5.00" in facts
-    assert "less LCHP-I+15.50points that stage 2 adds to 51.00" in facts
-    assert "less the paper-it has no value on this data set" in facts
-    assert "2 failed, 0 to come; 2 results below the floor" in facts
-    assert "the cell of the recipe itself (preset parts; parts (embedded, synthetic), 10 classes" in facts
-    assert "an oracle's choice" in facts
-    assert grid_page.tables["headline"][3] == ["LCHP-R", "66.50 ± 2.12 (2)", "58.50 ± 2.12 (2)"]
+def test_the_page_opens_on_what_the_records_say(grid_html: str) -> None:
+    """delta 0.5, tau 0.9: LCHP-R 65 and 68, LCHP-I 50 and 52; the centred box has 26."""
+    (said, about) = re.findall(r'<p class="(?:finding|soft)">(.*?)</p>', grid_html, re.S)[:2]
+    assert said == (
+        "LCHP-R reaches 66.50 % GT-Known (center_crop, 2 seeds, &#177; 2.12), 15.50 points more than LCHP-I, at delta "
+        "0.5 and tau 0.9; a centred 80 % box has 26.00."
+    )
+    assert "20 trials finished, 2 failed, 0 to come, 2 results below the floor; 11 settings, 2 seeds" in about
+    assert "The sentence above is of the recipe itself (preset parts)." in about
+    assert "Highest GT-Known of LCHP-R in center_crop over" in about
+    assert "an oracle&#39;s choice" in about
 
 
-def test_against_the_paper(tmp_path: Path) -> None:
-    config = preset("cub")
-    write_run(tmp_path / "run", config, {"pseudo_label": 70.0, "lchp_i": 85.0, "lchp_r": 94.0}, classes=200)
-    assert "-0.36points; it has 94.36 in the same setting" in Parsed(page_of(tmp_path)).text
-    write_run(tmp_path / "b" / "run", config, {"pseudo_label": 7.0, "lchp_i": 85.0, "lchp_r": 94.0}, classes=50)
-    parsed = Parsed(page_of(tmp_path / "b"))
-    assert "it has 94.36 in another setting: see the caption of its table" in parsed.text
-    assert parsed.tables["headline"][0] == ["", "GT-Known, center_crop", "GT-Known, full_image", "paper", "diff."]
+def finding(storage: Path, values: dict[str, Any] | None = None, figures: Any = None, classes: int = 200) -> str:
+    """What the page of one run says."""
+    write_run(storage / "run", override(preset("cub"), values or {}), figures, classes=classes)
+    return Parsed(page_of(storage, preset="cub")).text
+
+
+def test_the_finding_beside_the_paper(tmp_path: Path) -> None:
+    figures = {"pseudo_label": 70.0, "lchp_i": 95.0, "lchp_r": 94.0}
+    said = "LCHP-R reaches 94.00 % GT-Known (center_crop, one seed), 1.00 points less than LCHP-I, at delta 0.7 and"
+    floor = " tau 0.9; a centred 80 % box has 26.00, the paper 94.36 in "
+    assert f"{said}{floor}the same setting." in finding(tmp_path / "a", None, figures)
+    assert f"{said}{floor}another setting." in finding(tmp_path / "b", None, figures, classes=50)
+    other = finding(tmp_path / "c", {"initialization.lr": 0.5}, figures)
+    assert f"{said}{floor}another setting." in other
+    assert "No trial has the recipe itself (preset cub)" in other
+    assert "the nearest, which differs by initialization.lr 0.5." in other
+    failed = finding(tmp_path / "d", None, figures | {"lchp_r": 3.0})
+    assert "LCHP-R has no GT-Known in center_crop at delta 0.7 and tau 0.9: failed." in failed
 
 
 def test_every_trial_has_its_figures_time_and_curves(grid_storage: Path, grid_page: Parsed) -> None:
@@ -253,7 +263,7 @@ def test_failures_are_shown_with_their_errors_escaped(tmp_path: Path) -> None:
     assert first[0] == "initialization.delta 0.3 (a result is there by now)"
     assert second[:3] == ["initialization.delta 0.1", "3", shown]
     assert "2 failed cells" in re.sub(r"\s+", " ", parsed.text)
-    assert "1 failed, 1 to come" in parsed.text
+    assert "2 trials finished, 1 failed, 1 to come" in parsed.text
 
 
 def test_what_could_not_be_read_is_named(grid_page: Parsed) -> None:
@@ -291,7 +301,7 @@ def test_how_to_repeat_it(grid_page: Parsed, tmp_path: Path) -> None:
     write_run(tmp_path / "alone", preset("parts"))
     html = page_of(tmp_path, preset="parts", where=("refinement.tau=0.9",))
     assert "lchp train (its options are in each run&#39;s config.json)" in html
-    assert "the cell of the recipe with refinement.tau 0.9 (preset parts" in html
+    assert "The sentence above is of the recipe with refinement.tau 0.9 (preset parts)." in html
     assert f"--storage {tmp_path.name} --preset parts --where refinement.tau=0.9" in html
 
 
@@ -320,7 +330,7 @@ def test_runs_without_boxes(tmp_path: Path) -> None:
     head, row = parsed.tables["trials-folder"]
     assert row[3:8] == ["no boxes"] * 5
     assert row[[h.split("\n")[0] for h in head].index("consistencyLCHP-R, %")] == "71.50"
-    assert "LCHP-Rno boxesGT-Known, center_crop" in parsed.text.replace("\n", "")
+    assert "LCHP-R has no GT-Known in center_crop at delta auto and tau 0.9: no boxes." in parsed.text
 
 
 def test_a_storage_of_failed_cells_makes_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -328,7 +338,7 @@ def test_a_storage_of_failed_cells_makes_a_page(tmp_path: Path, capsys: pytest.C
     write_sweep(tmp_path, [({}, base, "failed", "no GPU")], base)
     assert make_page(PageOptions((tmp_path,))) == 1  # no finished run
     parsed = Parsed((tmp_path / "report.html").read_text())
-    assert "No finished trial of parts (embedded, synthetic)" in parsed.text
+    assert "No finished trial of LCHP on parts (embedded, synthetic): the tables show" in parsed.text
     assert parsed.tables["failed-cells"][1][:3] == ["the preset's recipe", "0", "no GPU"]
     assert "not drawn: delta" in parsed.text
     assert "1 failed cells" in capsys.readouterr().out
@@ -508,18 +518,13 @@ def test_a_storage_of_compared_methods_alone(tmp_path: Path) -> None:
     compared(tmp_path, "psol", "PSOL", {"pseudo_label": 55.0, "lchp_i": 70.0}, **{"method.localizer": True})
     parsed = Parsed(page_of(tmp_path))
     text = re.sub(r"\s+", " ", parsed.text)
-    assert "No finished trial of LCHP on parts (embedded, synthetic)" in text
+    assert (
+        "No finished trial of LCHP on parts (embedded, synthetic); GT-Known in center_crop of the compared methods: "
+        "CAM 60.00 (one seed), PSOL 70.00 (one seed)."
+    ) in text
     assert "the tables show the paper's values only" not in text
-    assert "Compared methods: 2 trials; on this data set CAM, PSOL (Table 1)." in text
+    assert "methods: CAM, PSOL" in text
     assert "preset parts: the recipe of 2 of 2 runs" in text
-    head, *body = parsed.tables["headline"]
-    assert head == ["", "GT-Known, center_crop", "GT-Known, full_image"]
-    assert body == [
-        ["CAM", "60.00 (1)", "52.00 (1)"],
-        ["PSOL", "70.00 (1)", "62.00 (1)"],
-        ["floor: the whole frame", "5.00", "1.00"],
-        ["floor: centred 80 % box", "26.00", "15.00"],
-    ]
 
 
 def test_trials_name_their_method_and_its_result(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ from lchp.report.paper import Paper
 from lchp.report.paper import number as as_number
 from lchp.report.read import Records
 from lchp.report.select import DELTA, TAU, Group, choose
-from lchp.report.tables.grid import DATA, FAILED, NO_BOXES, PAPER_FRAME, PROTOCOL, Table, axis_table
+from lchp.report.tables.grid import DATA, FAILED, NO_BOXES, PAPER_FRAME, Table, axis_table
 
 THRESHOLDS = np.arange(4, 37) / 40  # 0.1 to 0.9; 20 / 40 is 0.5 exactly
 BINS = 10
@@ -424,8 +424,7 @@ def _curve_words(made: Table, group: Group) -> str:
             floors.append(f"{title} {values[0]:.1f} and {values[1]:.1f}")
     floor_words = f" Floors ({' and '.join(FRAMES)}): {'; '.join(floors)}." if floors else ""
     paper_words = f" Thin lines, hollow marks: the paper's, on {DATA['cub']} in {PAPER_FRAME}."
-    runs_words = made.caption.removesuffix(PROTOCOL).strip()  # what follows there is of cells
-    return f": {spread} {over}.{floor_words}{paper_words} {runs_words}"
+    return f": {spread} {over}.{floor_words}{paper_words} {made.caption}"
 
 
 def _percent_axis(ax: Axes, label: str) -> None:

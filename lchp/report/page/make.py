@@ -9,6 +9,7 @@ import hashlib
 import json
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,11 +26,11 @@ from lchp.report.dependence import WITHOUT_EFFECT
 from lchp.report.figures.make import FigureOptions, NotDrawn, draw
 from lchp.report.figures.style import Drawing, rendered
 from lchp.report.page.headline import Headline, make_headline
-from lchp.report.page.trials import Trials, duration, read_trials
+from lchp.report.page.trials import Trials, read_trials
 from lchp.report.paper import Paper, read_paper
-from lchp.report.read import Records, SweepRecord, collect
+from lchp.report.read import Records, collect
 from lchp.report.select import differences, parse_where, preset_of, require, rows
-from lchp.report.tables.grid import BY_HAND, DATA, NOT_RUN, Table, as_typed
+from lchp.report.tables.grid import BY_HAND, DATA, Table, as_typed
 from lchp.report.tables.numbers import tables
 from lchp.report.tables.render import to_html
 
@@ -65,27 +66,6 @@ class PageOptions:
 
 
 @dataclass(frozen=True)
-class ShownTable:
-    """A table as HTML; `empty` where it has no figure of ours."""
-
-    number: int
-    title: str
-    html: Markup
-    empty: bool
-
-
-@dataclass(frozen=True)
-class ShownFigure:
-    """src: a data URI; alt: the first sentence of the caption; wide: over the whole page."""
-
-    name: str
-    src: str
-    alt: str
-    caption: str
-    wide: bool
-
-
-@dataclass(frozen=True)
 class FieldRow:
     """A field of the config. preset: its value there; values: what the trials have, with how many; effect: whether a
     result depends on it; away: whether a trial has another value than the preset."""
@@ -95,29 +75,6 @@ class FieldRow:
     values: str
     effect: bool
     away: bool
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A cell that failed. setting: what differs from the preset's recipe; since: a result is there by now."""
-
-    setting: str
-    seed: int
-    error: str
-    key: str
-    diverged: bool
-    since: bool
-
-
-@dataclass(frozen=True)
-class ShownSweep:
-    """A sweep's record. states: how many cells are in which; command: as typed, without the machine's paths."""
-
-    name: str
-    created: str
-    version: str
-    states: str
-    command: str
 
 
 @dataclass(frozen=True)
@@ -134,19 +91,18 @@ class Environments:
 
 @dataclass(frozen=True)
 class Page:
-    """All that the template shows."""
+    """All that the template shows. failures: cells that failed, as in `Records.failures`, with `setting` (what differs
+    from the preset's recipe) and `since` (whether a result is there by now)."""
 
+    records: Records
     headline: Headline
     about: str
-    tables: tuple[ShownTable, ...]
-    figures: tuple[ShownFigure, ...]
+    tables: tuple[Table, ...]
+    figures: tuple[Drawing, ...]
     not_drawn: tuple[NotDrawn, ...]
     fields: tuple[FieldRow, ...]
     trials: Trials
-    failures: tuple[Failure, ...]
-    problems: tuple[str, ...]
-    notes: tuple[str, ...]
-    sweeps: tuple[ShownSweep, ...]
+    failures: tuple[dict[str, Any], ...]
     environments: Environments
     commands: tuple[str, ...]
     revisions: tuple[str, ...]
@@ -168,14 +124,15 @@ def make_page(wanted: PageOptions) -> int:
     page = gather(records, wanted, paper)
     text = render(page)
     write_atomically(out, lambda file: file.write(text))
-    for line in (*page.problems, *(f"figure {n.name} not drawn: {n.reason}" for n in page.not_drawn), *page.notes):
+    undrawn = (f"figure {n.name} not drawn: {n.reason}" for n in page.not_drawn)
+    for line in (*records.problems, *undrawn, *records.notes):
         print(line, file=sys.stderr)
     print(page.about)
     print(
         f"written to {out}: {page.trials.count} trials, {len(page.tables)} tables, {len(page.figures)} figures, "
         f"{len(page.failures)} failed cells ({len(text) / 1e6:.1f} MB)"
     )
-    return 1 if page.problems else 0
+    return 1 if records.problems else 0
 
 
 def gather(records: Records, wanted: PageOptions, paper: Paper) -> Page:
@@ -185,21 +142,18 @@ def gather(records: Records, wanted: PageOptions, paper: Paper) -> Page:
     made = tables(records, recipe, paper, where=wanted.conditions)
     drawn = _draw(records, wanted, recipe, paper)
     trials = read_trials(records, recipe)
-    sweeps = tuple(_shown_sweep(sweep) for sweep in records.sweeps)
     return Page(
+        records,
         make_headline(records, name, made, wanted.conditions, trials),
         why,
-        tuple(_shown_table(t) for t in made),
-        tuple(_shown_figure(d) for d in drawn if isinstance(d, Drawing)),
+        made,
+        tuple(d for d in drawn if isinstance(d, Drawing)),
         tuple(d for d in drawn if isinstance(d, NotDrawn)),
         _fields(records, recipe),
         trials,
         _failures(records, recipe),
-        records.problems,
-        records.notes,
-        sweeps,
         _environments(records),
-        _commands(records, sweeps, wanted),
+        _commands(records, wanted),
         tuple(sorted({r for r in records.runs["git_revision"] if r is not None})),
     )
 
@@ -224,7 +178,12 @@ def render(page: Page) -> bytes:
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
     )
-    env.filters["duration"] = duration
+    env.filters |= {
+        "as_typed": as_typed,
+        "figure": lambda table: Markup(to_html(table)),
+        "png": lambda drawing: base64.b64encode(rendered(drawing, "png")).decode(),
+        "tally": lambda states: sorted(Counter(states.values()).items()),
+    }
     script, sheet = (Markup(_asset(env, name)) for name in ("report.js", "report.css"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     text = env.get_template("report.html.j2").render(page=page, script=script, sheet=sheet, script_hash=digest)
@@ -241,19 +200,6 @@ def _draw(records: Records, wanted: PageOptions, recipe: Preset, paper: Paper) -
         return []
     asked = FigureOptions(wanted.storages, wanted.preset, where=wanted.where, data_root=wanted.data_root)
     return list(draw(asked, records, recipe, paper))
-
-
-def _shown_table(table: Table) -> ShownTable:
-    cells = [cell.ours for s in table.sections for row in s.rows for cell in row.cells]
-    empty = all(ours in (NOT_RUN, "-") for ours in cells)
-    return ShownTable(table.number, table.title, Markup(to_html(table)), empty)
-
-
-def _shown_figure(drawing: Drawing) -> ShownFigure:
-    src = f"data:image/png;base64,{base64.b64encode(rendered(drawing, 'png')).decode()}"
-    alt = drawing.caption.partition(". ")[0]
-    width, height = drawing.figure.get_size_inches()
-    return ShownFigure(drawing.name, src, alt, drawing.caption, bool(width > 1.5 * height or width > 5))
 
 
 def _fields(records: Records, recipe: Preset) -> tuple[FieldRow, ...]:
@@ -278,30 +224,21 @@ def _portable(name: str, value: Any) -> str:
     return f".../{Path(text).name}" if name in PATHS and text.startswith(("/", "~")) else text
 
 
-def _failures(records: Records, recipe: Preset) -> tuple[Failure, ...]:
-    done, out = set(records.runs["key"]), []
+def _failures(records: Records, recipe: Preset) -> tuple[dict[str, Any], ...]:
+    done = set(records.runs["key"])
     cells = records.failures.drop_duplicates(["key", "error"]).sort_values(["seed", "key"], kind="stable")
-    for cell in cells.to_dict("records"):
-        away = differences(cell, recipe.config)
-        setting = ", ".join(f"{n} {show(v)}" for n, v in away.items()) or "the preset's recipe"
-        out.append(Failure(setting, cell["seed"], cell["error"], cell["key"], cell["diverged"], cell["key"] in done))
-    return tuple(out)
+    settings = (differences(cell, recipe.config).items() for cell in cells.to_dict("records"))
+    texts = (", ".join(f"{n} {show(v)}" for n, v in away) or "the preset's recipe" for away in settings)
+    each = zip(cells.to_dict("records"), texts, strict=True)
+    return tuple({**cell, "setting": text, "since": cell["key"] in done} for cell, text in each)
 
 
-def _shown_sweep(sweep: SweepRecord) -> ShownSweep:
-    counts: dict[str, int] = {}
-    for state in sweep.states.values():
-        counts[state] = counts.get(state, 0) + 1
-    states = ", ".join(f"{n} {state}" for state, n in sorted(counts.items()))
-    return ShownSweep(sweep.name, sweep.created, sweep.version, states or "no cells", as_typed(sweep.command))
-
-
-def _commands(records: Records, sweeps: Sequence[ShownSweep], wanted: PageOptions) -> tuple[str, ...]:
+def _commands(records: Records, wanted: PageOptions) -> tuple[str, ...]:
     """What to type to get the records and this page, without the machine's paths."""
     held = {(str(sweep.storage), key) for sweep in records.sweeps for key in sweep.made}
     places = zip(records.runs["storage"], records.runs["key"], strict=True)
     alone = rows(records.runs, (place not in held for place in places))
-    typed = [sweep.command for sweep in sweeps]
+    typed = [as_typed(sweep.command) for sweep in records.sweeps]
     typed += [BY_HAND] if len(alone) else []
     words = ["lchp", "report", "--storage", *(s.name or str(s) for s in wanted.storages)]
     words += ["--preset", wanted.preset] if wanted.preset else []

@@ -15,11 +15,12 @@ from typing import Any
 
 import pandas as pd
 
-from lchp.config import AUGMENTATIONS, PRESETS, Preset, to_flat
+from lchp.config import AUGMENTATIONS, FIELDS, PRESETS, Preset, to_flat
 from lchp.data import DATASETS
 from lchp.evaluation.metrics import FRAMES, RESULTS
 from lchp.evaluation.predictions import TITLES
-from lchp.report.dependence import is_complete, is_from_file, results
+from lchp.report.dependence import is_complete
+from lchp.report.paired import Difference
 from lchp.report.paper import Paper, number
 from lchp.report.read import METHOD, Records
 from lchp.report.select import (
@@ -38,14 +39,7 @@ from lchp.report.select import (
 from lchp.report.select import rows as rows_of
 
 PAPER_FRAME = "center_crop"
-THRESHOLD = "method.threshold"
 NOT_RUN, FAILED, NO_BOXES, NONE_KEPT, NOT_GIVEN = "not run", "failed", "no boxes", "none kept", "-"
-ALONE = (
-    "Protocol: trained from class labels; the last epoch counts, no box chose anything. In each cell mean ± standard "
-    "deviation over seeds (n)"
-)
-PROTOCOL = f"{ALONE}, then the paper's value and the difference; the paper's frame is {PAPER_FRAME}."
-
 DATA = {name: source.about for name, source in DATASETS.items()}
 """Data sets as tables name them."""
 BACKBONES = {
@@ -67,7 +61,7 @@ BACKBONES = {
 class TableCell:
     """ours: text, `93.10 ± 0.21 (3)` or why there is no number; mean, sd (sample) and n: over the seeds, None where
     there is no number. paper, difference (ours - paper): text, `-` where there is none. rank, paper_rank: 1 the best of
-    its column and section, 2 the second best, 0 neither."""
+    its column and section, 2 the second best, 0 neither. less: the difference from a table's baseline."""
 
     ours: str
     mean: float | None = None
@@ -77,6 +71,7 @@ class TableCell:
     difference: str = NOT_GIVEN
     rank: int = 0
     paper_rank: int = 0
+    less: Difference | None = None
 
 
 @dataclass(frozen=True)
@@ -102,13 +97,19 @@ class Section:
         """Above the rows."""
         return ", ".join(text for text in (self.data, self.part, self.frame) if text)
 
+    @property
+    def empty(self) -> bool:
+        """Whether nothing of ours is in it."""
+        return all(cell.ours in (NOT_RUN, NOT_GIVEN) for row in self.rows for cell in row.cells)
+
 
 @dataclass(frozen=True)
 class Table:
-    """One of the paper's tables. caption: what was measured, how, and where the records come from; notes: below;
-    compared: whether the paper has values to stand beside ours."""
+    """One of the paper's tables, or one of the user's own. number: or the name, for that; caption: what was measured,
+    how, and where the records come from; notes: below; compared: whether the paper has values to stand beside ours;
+    against: what the differences beside ours are from."""
 
-    number: int
+    number: int | str
     title: str
     caption: str
     head: tuple[str, ...]
@@ -116,6 +117,22 @@ class Table:
     sections: tuple[Section, ...]
     notes: tuple[str, ...]
     compared: bool = True
+    against: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Before its title."""
+        return f"Table {self.number}" if isinstance(self.number, int) else "Table"
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """What stands beside each column of ours."""
+        return ("paper", "diff.") if self.compared else () if self.against is None else (self.against,)
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing of ours is in it."""
+        return all(section.empty for section in self.sections)
 
 
 @dataclass(frozen=True)
@@ -241,7 +258,7 @@ def axis_table(records: Records, number: int, preset: Preset, paper: Paper, wher
             for row in hidden
         ]
         notes.append(f"the paper's other rows ({PAPER_FRAME}, CUB-200-2011): {'; '.join(each)}")
-    text = f"{caption_of(records, choice, preset, PRESETS['cub'], axis=axis.field)} {PROTOCOL}"
+    text = caption_of(records, choice, preset, PRESETS["cub"], axis=axis.field)
     columns = tuple(m.title for m in axis.measures)
     return Table(number, axis.title, text, (axis.head,), columns, tuple(sections), tuple(notes))
 
@@ -390,7 +407,7 @@ def notes_on(choice: Selection, lost: pd.DataFrame, axis: Axis | None) -> list[s
 
 def failed_notes(lines: list[str]) -> list[str]:
     """Of runs whose training failed, a few at most."""
-    return [f"{FAILED}: {line}" for line in _shortened(lines)]
+    return [f"{FAILED}: {line}" for line in shortened(lines)]
 
 
 def lost_notes(lost: pd.DataFrame, axis: Axis | None) -> list[str]:
@@ -442,36 +459,41 @@ def failed_runs(group: Group, axis: Axis | None, results: Sequence[str] = RESULT
     return sorted(lines)
 
 
-def _shortened(lines: list[str], most: int = 8) -> list[str]:
+def shortened(lines: list[str], most: int = 8) -> list[str]:
+    """Some of the lines, and how many more there are."""
     return lines if len(lines) <= most else [*lines[:most], f"and {len(lines) - most} more"]
 
 
 def caption_of(records: Records, choice: Selection, preset: Preset, paper_preset: Preset, axis: str | None) -> str:
-    """Data set, protocol, seeds, version, date and command; and what differs from the paper."""
+    """Data set, seeds, version, date and command; and the fields that differ from the paper."""
     group = choice.group
     if group is None:
         return f"No record of {DATA[preset.config.data.name]} belongs here: nothing of ours was run."
     base, runs = group.base, group.runs
-    name = base["data.name"]
     classes, total = int(runs["classes"].iloc[0]), runs["kept/total"].iloc[0] if "kept/total" in runs else math.nan
-    data = f"{DATA[name]}, {_classes(name, classes)}"
-    if not math.isnan(total):
-        data += f", {total:.0f} training images"
-    networks = f"classifier {backbone_title(base['model.classifier'])}"
-    if axis != LOCALIZER and "lchp_i" in results(base):
-        networks += f", localizer {backbone_title(base[LOCALIZER])}"
-    fields = (DELTA, TAU) if is_complete(base) else (TAU,) if is_from_file(base) else (THRESHOLD,)
-    setting = [f"{n.rpartition('.')[2]} {show(base[n])}" for n in fields if n != axis]
-    epochs = [base["initialization.epochs"], *([base["refinement.epochs"]] if "lchp_r" in results(base) else [])]
+    data = [DATA[base["data.name"]], _classes(base["data.name"], classes)]
+    data += [] if math.isnan(total) else [f"{total:.0f} training images"]
+    return f"Data: {', '.join(data)}. {origin_of(records, runs)}. {unlike_paper(base, classes, paper_preset, axis)}."
+
+
+def origin_of(records: Records, runs: pd.DataFrame) -> str:
+    """Seeds, versions, dates and commands of some runs."""
     seeds = sorted({int(seed) for seed in runs["seed"]})
     versions = sorted({str(version) for version in runs["version"]})
-    about = [
-        f"Data: {data}.",
-        f"{networks[0].upper()}{networks[1:]}, {base['data.image_size']} px, "
-        f"{' + '.join(map(str, epochs))} epoch{'s' * (epochs != [1])}, {', '.join(setting)}.",
-        f"{_seeds(seeds)}; lchp {', '.join(versions)}; {_dates(runs)}; {commands(records, runs)}.",
-    ]
-    return " ".join([*about, *_unlike(base, classes, paper_preset, axis)])
+    return f"{_seeds(seeds)}; lchp {', '.join(versions)}; {_dates(runs)}; {commands(records, runs)}"
+
+
+def unlike_paper(base: Mapping[str, Any], classes: int, paper: Preset, axis: str | None) -> str:
+    """What keeps a comparison with the paper's values from being one: the fields that differ, those apart in which it
+    leaves the choice open."""
+    name, theirs, flat = base["data.name"], paper.config.data.name, to_flat(paper.config)
+    besides = ("data.name", *(n for n in IDENTITY if n.startswith("method.")), *([axis] if axis else []))
+    part = _classes(name, classes) if name == theirs and classes != DATASETS[name].classes else ""
+    texts = {False: [part] if part else [] if name == theirs else [f"data.name {name} ({theirs})"], True: []}
+    for field, value in differences(base, paper.config, besides=besides).items():
+        texts[FIELDS[field].open is not None].append(f"{field} {show(value)} ({show(flat[field])})")
+    given = f"Differs from the paper in {', '.join(texts[False]) or 'nothing that it gives'}"
+    return f"{given}; where it leaves the choice open, in {', '.join(texts[True])}" if texts[True] else given
 
 
 def _seeds(seeds: Sequence[int]) -> str:
@@ -500,23 +522,6 @@ def _dates(runs: pd.DataFrame) -> str:
     span = days[0] if days[0] == days[-1] else f"{days[0]} to {days[-1]}"
     without = len(runs) - len(days)
     return f"records of {span}" + (f" ({without} of {len(runs)} without a date)" if without else "")
-
-
-def _unlike(base: Mapping[str, Any], classes: int, paper: Preset, axis: str | None) -> list[str]:
-    """What keeps a comparison with the paper's values from being one, read off the config."""
-    name, theirs = base["data.name"], paper.config.data.name
-    if DATASETS[name].generated:
-        return [f"{name} is synthetic: its figures are not comparable with the paper's."]
-    other = []
-    if name != theirs:
-        other.append(f"another data set ({DATA[theirs]})")
-    elif classes != DATASETS[name].classes:
-        other.append(_classes(name, classes))
-    flat = to_flat(paper.config)
-    besides = ("data.name", *(n for n in IDENTITY if n.startswith("method.")), *([axis] if axis else []))
-    for field, value in differences(base, paper.config, besides=besides).items():
-        other.append(f"{field} {show(value)} ({show(flat[field])})")
-    return [f"Not the paper's setting (its own in brackets): {', '.join(other)}."] if other else []
 
 
 BY_HAND = "lchp train (its options are in each run's config.json)"

@@ -21,7 +21,6 @@ from lchp.report.tables.grid import (
     DATA,
     NOT_GIVEN,
     PAPER_FRAME,
-    PROTOCOL,
     Measure,
     Row,
     Section,
@@ -200,7 +199,7 @@ def recipe_table(
     title = f"{', '.join(METRICS[m] for m in METRICS_OF[number])} (%) on {' and '.join(DATA[n] for n in names)}"
     head = ("method", "backbone") if backbones else ("method",)
     columns = tuple(m.title for m in measures)
-    return Table(number, title, " ".join([*texts, PROTOCOL]), head, columns, tuple(sections), tuple(notes))
+    return Table(number, title, " ".join(texts), head, columns, tuple(sections), tuple(notes))
 
 
 def _lines(found: Found, published: Sequence[str]) -> Iterator[Line]:

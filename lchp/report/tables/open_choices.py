@@ -15,7 +15,6 @@ from lchp.report.paper import Paper
 from lchp.report.read import Records
 from lchp.report.select import IDENTITY, Around, Group, Selection, choose_around, rows
 from lchp.report.tables.grid import (
-    ALONE,
     DATA,
     NOT_GIVEN,
     NOT_RUN,
@@ -85,7 +84,7 @@ def choices_table(records: Records, preset: Preset, where: Mapping[str, Any] | N
     notes += lost_notes(lost_recipe, None)
     notes += [note for name in OPEN_CHOICES for note in lost_notes(lost[name], _axis(name))]
     notes += other_notes(Selection(None, "" if around is None else around.others))
-    text = f"{caption_of(records, choice, preset, PRESETS['cub'], axis=None)} {_ABOUT} {ALONE}."
+    text = f"{caption_of(records, choice, preset, PRESETS['cub'], axis=None)} {_ABOUT}"
     columns = tuple(m.title for m in (*_KNOWN, _LESS_RECIPE))
     return Table(NUMBER, TITLE, text, HEAD, columns, tuple(sections), tuple(notes), compared=False)
 

@@ -15,10 +15,14 @@ from markupsafe import Markup, escape
 from tabulate import tabulate
 
 from lchp.report.read import clean
-from lchp.report.tables.grid import Row, Section, Table
+from lchp.report.tables.grid import NOT_GIVEN, PAPER_FRAME, Row, Section, Table, TableCell
 
 RANKS = ("-", "best", "second")
 LEGEND = "best of a column bold, second best underlined, ours and the paper's apart"
+PROTOCOL = (
+    "trained from class labels; the last epoch counts, no box chose anything; a cell: mean ± standard deviation over "
+    "seeds (n)"
+)
 LATEX = str.maketrans(
     {
         "\\": r"\textbackslash{}",
@@ -47,20 +51,20 @@ HTML = jinja2.Environment(
 ).from_string(
     """\
 <figure class="lchp-table" id="table-{{ t.number }}">
-<figcaption><b>Table {{ t.number }}.</b> {{ t.title }}. {{ t.caption }}</figcaption>
+<figcaption><b>{{ t.name }}.</b> {{ t.title }}. {{ t.caption }}</figcaption>
 <table>
 <thead>
 <tr>{% for name in t.head %}<th>{{ name }}</th>{% endfor %}
 {% for name in t.columns %}<th>{{ name }}</th>\
-{% if t.compared %}<th>paper</th><th>diff.</th>{% endif %}{% endfor %}</tr>
+{% for beside in t.beside %}<th>{{ beside }}</th>{% endfor %}{% endfor %}</tr>
 </thead>
 {% for section in t.sections %}
 <tbody>
-<tr><th colspan="{{ t.head|length + (3 if t.compared else 1) * t.columns|length }}">{{ section.title }}</th></tr>
+<tr><th colspan="{{ t.head|length + (1 + t.beside|length) * t.columns|length }}">{{ section.title }}</th></tr>
 {% for row in section.rows %}
 <tr>{% for label in row.labels %}<th scope="row">{{ label }}</th>{% endfor %}
 {% for c in row.cells %}<td>{{ mark(c.ours, c.rank) }}</td>\
-{% if t.compared %}<td>{{ mark(c.paper, c.paper_rank) }}</td><td>{{ c.difference }}</td>{% endif %}{% endfor %}</tr>
+{% for text, rank in beside(t, c) %}<td>{{ mark(text, rank) }}</td>{% endfor %}{% endfor %}</tr>
 {% endfor %}
 </tbody>
 {% endfor %}
@@ -77,35 +81,38 @@ HTML = jinja2.Environment(
 
 def to_markdown(table: Table) -> str:
     """GitHub's Markdown: a heading, the caption, a pipe table per section, the notes."""
-    parts = [f"### Table {table.number}. {_plain(table.title)}", _plain(table.caption)]
+    parts = [f"### {table.name}. {_plain(table.title)}", _plain(table.caption)]
     for section in table.sections:
         body = _grid(table, section, _markdown_mark, _plain)
         grid = tabulate(body, _head(table, _plain), tablefmt="pipe", disable_numparse=True, colalign=_align(table))
         parts.append(f"**{_plain(section.title)}**\n\n{grid}")
-    parts.append("\n".join(f"- {_plain(note)}" for note in (*table.notes, LEGEND)))
+    parts.append("\n".join(f"- {_plain(note)}" for note in (*table.notes, *_legend(table))))
     return "\n\n".join(parts) + "\n"
 
 
 def to_text(table: Table, width: int = 120) -> str:
     """For a terminal: caption and notes are wrapped at `width` characters."""
-    parts = [_wrapped(f"Table {table.number}. {table.title}. {table.caption}", width)]
+    parts = [_wrapped(f"{table.name}. {table.title}. {table.caption}", width)]
     for section in table.sections:
         body = _grid(table, section, lambda text, rank: f"{text}{('', ' *', ' +')[rank]}", clean)
         grid = tabulate(body, _head(table, clean), disable_numparse=True, colalign=_align(table))
         parts.append(f"{clean(section.title)}\n{grid}")
-    legend = "* best, + second best of a column, ours and the paper's apart"
-    parts.append("\n".join(_wrapped(f"- {note}", width, "  ") for note in (*table.notes, legend)))
+    marks = "* best, + second best of a column, ours and the paper's apart"
+    notes = (*table.notes, *_legend(table, marks))
+    parts.append("\n".join(_wrapped(f"- {note}", width, "  ") for note in notes))
     return "\n\n".join(parts) + "\n"
 
 
 def to_csv(table: Table) -> str:
     """A line per cell: table, data, frame, the row's labels, column, mean, sd, n, paper, difference, rank, paper_rank.
-    Where there is no mean, the reason stands in its place. A text that a spreadsheet would run as a formula (`=`, `+`,
-    `-` or `@` first) gets a `'` before it, which spreadsheets take for the mark of a text."""
+    With a baseline also the difference, its 95 % interval, p, p after Holm's correction, and how many seeds and images
+    both have. Where there is no mean, the reason stands in its place. A text that a spreadsheet would run as a formula
+    (`=`, `+`, `-` or `@` first) gets a `'` before it, which spreadsheets take for the mark of a text."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     figures = ("mean", "sd", "n", "paper", "difference", "rank", "paper_rank")
-    writer.writerow(["table", "data", "frame", *map(_csv, table.head), "column", *figures])
+    less = ("less", "low", "high", "p", "p_holm", "seeds", "images") if table.against else ()
+    writer.writerow(["table", "data", "frame", *map(_csv, table.head), "column", *figures, *less])
     for section in table.sections:
         for row in section.rows:
             for name, c in zip(table.columns, row.cells, strict=True):
@@ -113,26 +120,29 @@ def to_csv(table: Table) -> str:
                 sd = "-" if c.sd is None else f"{c.sd:.4f}"
                 values = (mean, sd, c.n or "-", c.paper, c.difference, RANKS[c.rank], RANKS[c.paper_rank])
                 texts = map(_csv, (section.data, section.frame, *row.labels, name))
-                writer.writerow([table.number, *texts, *values])
+                d = c.less
+                more = ["-"] * len(less) if d is None else [d.mean, d.low, d.high, d.p, d.adjusted, d.seeds, d.images]
+                writer.writerow([table.number, *texts, *values, *(f"{v:.6g}" if v != "-" else v for v in more)])
     return out.getvalue()
 
 
 def to_html(table: Table) -> str:
     """A <figure class="lchp-table"> to be put into a page; plain ASCII, without styles of its own."""
-    page = HTML.render(t=table, mark=_html_mark, notes=[*table.notes, LEGEND])
+    page = HTML.render(t=table, mark=_html_mark, beside=_beside, notes=[*table.notes, *_legend(table)])
     return page.encode("ascii", "xmlcharrefreplace").decode()
 
 
 def to_latex(table: Table) -> str:
     """A table environment that needs the packages booktabs and graphicx; numbered as in the paper."""
-    plain, each = len(table.head), _width(table)
+    plain, each = len(table.head), 1 + len(table.beside)
+    numbered = [f"\\setcounter{{table}}{{{table.number - 1}}}"] if isinstance(table.number, int) else []
     wide = plain + each * len(table.columns)
     spans = [f"\\multicolumn{{{each}}}{{c}}{{{_latex(name)}}}" for name in table.columns]
     rules = [f"\\cmidrule(lr){{{plain + each * i + 1}-{plain + each * (i + 1)}}}" for i in range(len(table.columns))]
-    names = ["ours", "paper", "diff."][:each] * len(table.columns)
+    names = ["ours", *map(_latex, table.beside)] * len(table.columns)
     lines = [
         r"\begin{table}[htbp]",
-        f"\\setcounter{{table}}{{{table.number - 1}}}",
+        *numbered,
         f"\\caption{{{_latex(f'{table.title}. {table.caption}')}}}",
         f"\\label{{tab:lchp-{table.number}}}",
         r"\centering\small",
@@ -147,7 +157,7 @@ def to_latex(table: Table) -> str:
         lines += [r"\midrule", f"\\multicolumn{{{wide}}}{{l}}{{\\emph{{{_latex(section.title)}}}}} \\\\"]
         lines += [" & ".join(row) + r" \\" for row in _grid(table, section, _latex_mark, _latex)]
     lines += [r"\bottomrule", r"\end{tabular}}", r"\par\smallskip\raggedright\footnotesize"]
-    lines += [f"{_latex(note)}.\\par" for note in (*table.notes, LEGEND)]
+    lines += [f"{_latex(note)}.\\par" for note in (*table.notes, *_legend(table))]
     return "\n".join([*lines, r"\end{table}"]) + "\n"
 
 
@@ -159,7 +169,7 @@ FORMATS: Mapping[str, Callable[[Table], str]] = {
 }
 """File suffix -> renderer."""
 MARKS: Mapping[str, tuple[bytes, ...]] = {
-    "md": (b"### Table ", LEGEND.encode()),
+    "md": (b"### Table", LEGEND.encode()),
     "tex": (b"\\label{tab:lchp-",),
     "csv": (b"table,data,frame,", b",column,mean,sd,n,paper,difference,rank,paper_rank"),
     "html": (b'<figure class="lchp-table"',),
@@ -179,18 +189,25 @@ def latex_document(files: list[str]) -> str:
     )
 
 
+def _legend(table: Table, marks: str = LEGEND) -> tuple[str, str]:
+    """How to read any table: its protocol, what a cell holds, and its marks."""
+    beside = f", then the paper's value ({PAPER_FRAME}) and the difference" if table.compared else ""
+    return PROTOCOL + beside, marks
+
+
 def _head(table: Table, escape: Callable[[str], str]) -> list[str]:
-    beside = ("paper", "diff.") if table.compared else ()
+    beside = tuple(map(escape, table.beside))
     return [escape(h) for h in table.head] + [h for c in table.columns for h in (escape(c), *beside)]
 
 
-def _width(table: Table) -> int:
-    """Columns printed per column of the table."""
-    return 3 if table.compared else 1
+def _beside(table: Table, cell: TableCell) -> list[tuple[str, int]]:
+    """The texts beside a figure of ours, with their ranks."""
+    paper = [(cell.paper, cell.paper_rank), (cell.difference, 0)]
+    return paper if table.compared else [(NOT_GIVEN if cell.less is None else str(cell.less), 0)] * len(table.beside)
 
 
 def _align(table: Table) -> list[str]:
-    return ["left"] * len(table.head) + ["right"] * (_width(table) * len(table.columns))
+    return ["left"] * len(table.head) + ["right"] * ((1 + len(table.beside)) * len(table.columns))
 
 
 def _grid(
@@ -199,8 +216,7 @@ def _grid(
     def cells(row: Row) -> Iterator[str]:
         for c in row.cells:
             yield mark(escape(c.ours), c.rank)
-            if table.compared:
-                yield from (mark(escape(c.paper), c.paper_rank), escape(c.difference))
+            yield from (mark(escape(text), rank) for text, rank in _beside(table, c))
 
     return [[*map(escape, row.labels), *cells(row)] for row in section.rows]
 

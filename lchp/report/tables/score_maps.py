@@ -30,12 +30,11 @@ _HELD_OUT = (
 )
 _FIXED = Measure("threshold", "score_maps/threshold", "")
 _ABOUT = (
-    "The score maps of the images' own classes are scored in one frame, the whole image squeezed to 224 px, as by "
-    "wsolevaluation (Choe et al., CVPR 2020). BoxAcc: the share of test images where the box around the largest "
-    "contour above the threshold has an IoU of at least 0.5 with a ground-truth box; V2: the best of all contours' "
-    "boxes, mean over IoU 0.3, 0.5 and 0.7. MaxBoxAcc and its V2 are at the threshold that is best on the whole test "
-    "split (V2: for each IoU), which its boxes choose: an oracle's figures, not the method's. BoxAcc and its V2 are at "
-    "method.threshold"
+    "Scored as by wsolevaluation (Choe et al., CVPR 2020), on maps of the images' own classes. BoxAcc: the share of "
+    "test images where the box around the largest contour above the threshold has an IoU of at least 0.5 with a "
+    "ground-truth box; V2: the best of all contours' boxes, mean over IoU 0.3, 0.5 and 0.7. MaxBoxAcc is at the "
+    "threshold that is best on the test split, which its boxes choose: an oracle's figures, not the method's. BoxAcc "
+    "is at method.threshold"
 )
 _ABOUT_HELD_OUT = (
     "The columns `held-out` are at the threshold that is best on held-out training images, whose boxes it reads."
@@ -65,8 +64,7 @@ def score_map_table(records: Records, preset: Preset, where: Mapping[str, Any] |
         nothing if group is None else caption_of(records, Selection(group, ""), preset, PRESETS["cub"], axis=None),
         f"{_ABOUT}{fixed and f', {fixed}'}.",
         *([_ABOUT_HELD_OUT] if len(measures) > len(_MEASURES) else []),
-        "Trained from class labels; the last epoch counts. In each cell mean ± standard deviation over seeds (n). The "
-        "paper gives no values.",
+        "The paper gives no values.",
     ]
     notes = notes_of_lines(lines, found)
     maps = [line for line in found.compared if line.maps and not _values(line, _BEST)]

@@ -14,7 +14,7 @@ from lchp.files.targets import holding, require_file
 from lchp.report.paper import Paper, read_paper
 from lchp.report.read import Records, SweepRecord, collect
 from lchp.report.select import parse_where, preset_of, require
-from lchp.report.tables.grid import NOT_GIVEN, NOT_RUN, Section, Table
+from lchp.report.tables.grid import Table
 from lchp.report.tables.numbers import check, tables
 from lchp.report.tables.render import DOCUMENT_MARK, FORMATS, MARKS, latex_document, to_text
 
@@ -92,11 +92,13 @@ def _made(records: Records, wanted: TableOptions, paper: Paper) -> tuple[str, li
 
 
 def write_tables(made: Sequence[Table], out: Path) -> None:
-    """table_N.md, .tex, .csv and .html of each table, and tables.tex, a LaTeX document that holds them all.
+    """table_N.md, .tex, .csv and .html of each table, and tables.tex, a LaTeX document that holds them all
+    where they have numbers.
 
     Earlier ones are replaced; ConfigError, and nothing is written, where a file of such a name is none."""
     texts = {f"table_{table.number}.{suffix}": render(table) for table in made for suffix, render in FORMATS.items()}
-    texts[DOCUMENT] = latex_document([f"table_{table.number}" for table in made])
+    if all(isinstance(table.number, int) for table in made):
+        texts[DOCUMENT] = latex_document([f"table_{table.number}" for table in made])
     marks = {name: (DOCUMENT_MARK,) if name == DOCUMENT else MARKS[name.rpartition(".")[2]] for name in texts}
     what = "table of lchp"
     for path in [require_file(out / name, "output", holding(*marks[name]), what) for name in texts]:
@@ -134,9 +136,5 @@ def render_tables(storage: Path, preset: Preset, numbers: Sequence[int]) -> str:
     """Tables of one storage as text, for a sweep that has ended: of those with a figure of ours the sections that have
     one, or all as they are where there is none."""
     made = tables(collect([storage]), preset, read_paper(), numbers)
-    ours = [replace(table, sections=tuple(s for s in table.sections if _has_ours(s))) for table in made]
+    ours = [replace(table, sections=tuple(s for s in table.sections if not s.empty)) for table in made]
     return "\n".join(map(to_text, [table for table in ours if table.sections] or made))
-
-
-def _has_ours(section: Section) -> bool:
-    return any(cell.ours not in (NOT_RUN, NOT_GIVEN) for row in section.rows for cell in row.cells)

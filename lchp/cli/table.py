@@ -1,0 +1,71 @@
+"""`lchp table`."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from lchp.errors import ConfigError
+
+
+@dataclass
+class MakeTable:
+    """Make a table of any fields from the records of sweeps and runs.
+
+    A cell is the mean and the standard deviation over seeds, with their number. What else the runs differ in is named
+    below the table.
+    """
+
+    rows: Annotated[str | None, tyro.conf.arg(metavar="FIELD[,FIELD]")] = None
+    """Fields whose values are the rows, e.g. refinement.tau."""
+    columns: Annotated[str, tyro.conf.arg(metavar="FIELD|results|metrics")] = "results"
+    """The values of a field; results (Pseudo Label, LCHP-I, LCHP-R); or metrics (GT-Known, Top-1, Top-5, mean IoU)."""
+    result: Literal["last", "pseudo_label", "lchp_i", "lchp_r"] = "last"
+    """Result that a cell is of, unless results are the columns; by default each run's last."""
+    metric: Literal["gt_known", "top1_loc", "top5_loc", "mean_iou"] = "gt_known"
+    """Metric that a cell is of, unless metrics are the columns."""
+    baseline: Annotated[str | None, tyro.conf.arg(metavar="FIELD=VALUE")] = None
+    """Show each cell's difference from the cell with this value of a row's or column's field, with a 95 % interval over
+    seeds and test images, and p after Holm's correction over the table."""
+    compare: Annotated[tuple[str, ...], tyro.conf.arg(metavar="A B")] = ()
+    """Compare two settings, FIELD=VALUE[,FIELD=VALUE][:RESULT], over all their common seeds, or two runs, RUN[:RESULT],
+    instead of making a table."""
+    storage: tuple[Path, ...] = (Path("results"),)
+    """Storages of sweeps, folders of run folders, or run folders."""
+    where: tyro.conf.UseAppendAction[Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD=VALUE")]] = ()
+    """What the runs must have, e.g. initialization.attention=features; may be given several times."""
+    output: Annotated[Path | None, tyro.conf.arg(aliases=("--out",))] = None
+    """Folder to write to; tables/ in the first storage by default."""
+
+    def run(self) -> int:
+        """Writes and prints the table; the exit status: 1 where something could not be read."""
+        from lchp.report.compare import compared
+        from lchp.report.read import collect
+        from lchp.report.select import parse_where
+        from lchp.report.tables.cells import FieldTable
+        from lchp.report.tables.fields import field_table
+        from lchp.report.tables.render import FORMATS, to_text
+        from lchp.report.tables.write import write_tables
+
+        if not self.storage:
+            raise ConfigError("--storage: expected at least one folder")
+        if self.compare and self.rows is None:
+            print(compared(self.compare, self.storage, self.where))
+            return 0
+        if self.compare or self.rows is None:
+            raise ConfigError("lchp table needs --rows FIELD[,FIELD] or --compare A B, one of them")
+        rows = tuple(name.strip() for name in self.rows.split(","))
+        where = parse_where(self.where)
+        baseline = None if self.baseline is None else next(iter(parse_where([self.baseline], "--baseline").items()))
+        asked = FieldTable(rows, self.columns, self.result, self.metric, where, baseline)
+        records = collect(self.storage)
+        table = field_table(records, asked)
+        out = self.output or self.storage[0] / "tables"
+        write_tables([table], out)
+        print(to_text(table))
+        print(f"written to {out}: table_{table.number} ({', '.join(f'.{suffix}' for suffix in FORMATS)})")
+        for line in (*records.problems, *records.notes):
+            print(line, file=sys.stderr)
+        return 1 if records.problems else 0
