@@ -72,20 +72,20 @@ class Flags:
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"--limit = {self.limit}: expected at least 1")
         first = self.config.seed
-        chosen = cells(replace(PRESETS[self.preset], config=self.config))
+        overrides = cells(replace(PRESETS[self.preset], config=self.config))
         recipe = to_flat(PRESETS[self.preset].config)
         for field_name, value in to_flat(self.config).items():
-            values = [show(c[field_name]) for c in chosen if field_name in c]
+            values = [show(c[field_name]) for c in overrides if field_name in c]
             asked = value != recipe[field_name]
-            if asked and len(values) == len(chosen) and show(value) not in values:
+            if asked and len(values) == len(overrides) and show(value) not in values:
                 listed = ", ".join(dict.fromkeys(values))
                 raise ConfigError(f"--{field_name} {show(value)}: this sweep sets it in every cell ({listed})")
         if self.limit is not None:  # of different cells: those of several tables may be the same
             distinct: dict[TrainConfig, Overrides] = {}
-            for cell in chosen:
+            for cell in overrides:
                 distinct.setdefault(override(self.config, cell), cell)
-            chosen = list(distinct.values())[: self.limit]
-        return Sweep(self.name or name, self.config, chosen, range(first, first + self.seeds))
+            overrides = list(distinct.values())[: self.limit]
+        return Sweep(self.name or name, self.config, overrides, range(first, first + self.seeds))
 
 
 def main(

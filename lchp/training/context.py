@@ -61,8 +61,8 @@ def open_context(config: TrainConfig, show_progress: bool) -> Context:
         log.warning("%s", note)
     held_out = None
     if config.data.validation:
-        chosen = held_out_images(images.split.image_ids, config.data.validation, config.seed)
-        held_out, images = images.select(np.flatnonzero(chosen)), images.select(np.flatnonzero(~chosen))
+        is_held_out = held_out_images(images.split.image_ids, config.data.validation, config.seed)
+        held_out, images = images.select(np.flatnonzero(is_held_out)), images.select(np.flatnonzero(~is_held_out))
     if config.evaluation.oracle and (held_out is None or held_out.split.boxes is None):
         why = "data.validation = 0 holds none out" if held_out is None else "those of this data set have no boxes"
         log.warning("evaluation.oracle: without effect, it reads held-out training images' boxes, and %s", why)
@@ -114,13 +114,13 @@ def held_out_images(image_ids: Sequence[str], share: float, seed: int) -> np.nda
     """Which images `data.validation` holds out, N bool: those whose hash of seed and id falls into the first `share`.
     Raises ConfigError where that leaves either side empty."""
     positions = [int.from_bytes(hashlib.sha256(f"{seed} {i}".encode()).digest()[:8], "big") / 2**64 for i in image_ids]
-    chosen = np.array(positions) < share
-    if not chosen.any() or chosen.all():
+    is_held_out = np.array(positions) < share
+    if not is_held_out.any() or is_held_out.all():
         raise ConfigError(
-            f"data.validation = {share:g}: holds out {chosen.sum()} of {len(chosen)} training images; "
+            f"data.validation = {share:g}: holds out {is_held_out.sum()} of {len(is_held_out)} training images; "
             "both sides need some"
         )
-    return chosen
+    return is_held_out
 
 
 def describe_environment(context: Context) -> dict[str, Any]:

@@ -163,11 +163,11 @@ def score_maps(models: Models, context: Context) -> dict[str, float]:
     held_out = context.held_out
     if held_out is None or held_out.split.boxes is None or not context.config.evaluation.oracle:
         return out
-    chosen = int(_map_curves(models, context, held_out, grid)[0, IOUS.index(50)].argmax())
+    at_best = int(_map_curves(models, context, held_out, grid)[0, IOUS.index(50)].argmax())
     return out | {
-        "oracle_validation_threshold": float(grid[chosen]),
-        "oracle_validation_boxacc": float(at_50[chosen]),
-        "oracle_validation_boxacc_v2": float(best[:, chosen].mean()),
+        "oracle_validation_threshold": float(grid[at_best]),
+        "oracle_validation_boxacc": float(at_50[at_best]),
+        "oracle_validation_boxacc_v2": float(best[:, at_best].mean()),
     }
 
 

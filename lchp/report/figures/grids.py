@@ -40,15 +40,15 @@ def pick_images(predicted: Predicted, pick: Pick, count: int, seed: int, against
     """
     everything, rng = np.arange(len(predicted)), np.random.default_rng(seed)
     if pick == "random":
-        chosen = rng.choice(everything, min(count, len(everything)), replace=False)
-        return Picked(np.sort(chosen), len(everything), f"drawn at random (seed {seed})")
+        positions = rng.choice(everything, min(count, len(everything)), replace=False)
+        return Picked(np.sort(positions), len(everything), f"drawn at random (seed {seed})")
     if predicted.truth is None:
         raise RunError(f"{predicted.run}: no ground-truth boxes, which --pick {pick} needs; say --pick random")
     last = predicted.last
     if pick in ("best", "worst"):
         ious = predicted.ious[last]
-        chosen = np.argsort(-ious if pick == "best" else ious, kind="stable")[:count]
-        return Picked(chosen, len(everything), f"{TITLES[last]}'s {'highest' if pick == 'best' else 'lowest'} IoU")
+        positions = np.argsort(-ious if pick == "best" else ious, kind="stable")[:count]
+        return Picked(positions, len(everything), f"{TITLES[last]}'s {'highest' if pick == 'best' else 'lowest'} IoU")
     if against == last or against not in predicted.ious:
         raise RunError(f"{predicted.run}: --pick {pick} compares two results, and its last is {TITLES[last]}")
     ours, theirs = hits(predicted.ious[last]), hits(predicted.ious[against])
@@ -57,8 +57,8 @@ def pick_images(predicted: Predicted, pick: Pick, count: int, seed: int, against
     right, wrong = names if pick == "gained" else names[::-1]
     if not len(fit):
         raise RunError(f"{predicted.run}: no image on which {right} is right and {wrong} is wrong ({predicted.frame})")
-    chosen = np.sort(rng.choice(fit, min(count, len(fit)), replace=False))
-    return Picked(chosen, len(fit), f"drawn at random (seed {seed}) where {right} is right and {wrong} is wrong")
+    positions = np.sort(rng.choice(fit, min(count, len(fit)), replace=False))
+    return Picked(positions, len(fit), f"drawn at random (seed {seed}) where {right} is right and {wrong} is wrong")
 
 
 def grid(dataset: DataSet, config: TrainConfig, predicted: Predicted, picked: Picked, name: str, about: str) -> Drawing:
