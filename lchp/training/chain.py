@@ -209,8 +209,8 @@ def kinds_of(config: TrainConfig) -> tuple[Kind, ...]:
 def depends_on(config: TrainConfig, result: str | None = None) -> frozenset[str]:
     """The fields, by dotted name, that a run's results depend on, and what is recorded of them; with `result`, those of
     that one, which later links do not change."""
-    found, kinds, apart = method_of(config), kinds_of(config), boxes_apart(config)
-    kinds = kinds[: next((i for i, kind in enumerate(kinds, 1) if result and _result(apart, kind) == result), None)]
+    found, kinds = method_of(config), kinds_of(config)
+    kinds = kinds[: next((i for i, kind in enumerate(kinds, 1) if result and _result(config, kind) == result), None)]
     names = [name for kind in kinds for name in _own_fields(config, found, kind)]
     return frozenset([*names, *fields_of(*_recorded(kinds[-1]))])
 
