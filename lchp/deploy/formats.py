@@ -96,8 +96,8 @@ def open_writer(format: Format, folder: Path | None, class_names: tuple[str, ...
     (copies; as PNG those that detectors would not read, or see turned), classes.txt and data.yaml, so that a detector
     trains on the folder as it is. There a folder `images` of the source is called `_images`.
     labelstudio: tasks.json, a task per image with the boxes as predictions, the least confident image first, and the
-    labeling config label_config.xml. Label Studio finds the images by its local storage: the document root is the folder
-    that holds the source.
+    labeling config label_config.xml. Label Studio finds the images by its local storage, whose document root is the
+    folder that holds the source.
     """
     return _WRITERS[format](folder, class_names)
 
