@@ -94,7 +94,8 @@ def start(branch: nn.Module) -> nn.Module:
 
 def _of(maps: Tensor, labels: Tensor) -> Tensor:
     """The maps of one class per image: B x classes x h x w to B x h x w."""
-    return maps[torch.arange(len(maps), device=maps.device), labels]
+    # no position in the batch, whose size an exported file would freeze
+    return maps.gather(1, labels[:, None, None, None].expand(-1, 1, *maps.shape[2:]))[:, 0]
 
 
 def acol_loss(model: nn.Module, batch: Batch) -> Tensor:

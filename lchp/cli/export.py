@@ -11,10 +11,10 @@ from lchp.errors import ConfigError
 
 @dataclass
 class Export:
-    """Write localizer and classifier of a run as one file that runs without lchp."""
+    """Write what a run predicts by as one file that runs without lchp: its classifier, with its localizer or map."""
 
     run_folder: Annotated[Path, tyro.conf.arg(name="run", metavar="DIR")]
-    """Run folder; LCHP-R is used, or LCHP-I where stage 2 is not complete."""
+    """Run folder; LCHP-R is used, or LCHP-I where stage 2 is not complete; of a method without a localizer, its map."""
     output: Path
     """File to write; over an earlier export alone."""
     format: Literal["torchscript", "onnx"] | None = None
@@ -26,6 +26,7 @@ class Export:
         from lchp.deploy.trained import load_run
         from lchp.evaluation.metrics import TITLES
         from lchp.system.devices import resolve_device
+        from lchp.training.chain import label, method_of
 
         by_name = {".onnx": "onnx", ".pt": "torchscript", ".ts": "torchscript"}.get(self.output.suffix)
         format: Any = self.format or by_name
@@ -34,9 +35,11 @@ class Export:
                 f"output = {str(self.output)!r}: end its name in .onnx, or in .pt for TorchScript"
                 + (f", to go with --format {format}" if format else "")
             )
-        about = export(load_run(self.run_folder, resolve_device("cpu")), self.output, format)
+        trained = load_run(self.run_folder, resolve_device("cpu"))
+        about = export(trained, self.output, format)
+        of = "" if method_of(trained.config).complete else f" of {label(trained.config)}"
         print(
-            f"{self.output}: {TITLES[about['result']]} and classifier as {format}, {about['image_size']} px, "
+            f"{self.output}: {TITLES[about['result']]}{of} and classifier as {format}, {about['image_size']} px, "
             f"{len(about['class_names'])} classes; largest difference {about['largest_difference']:.1e}"
         )
         return 0

@@ -18,15 +18,12 @@ from torch import Tensor, nn
 import lchp
 from lchp.data import load
 from lchp.data.images import open_images
+from lchp.deploy.detectors import Detector, MapDetector, detector_of
 from lchp.deploy.trained import TrainedRun
 from lchp.errors import ConfigError, LchpError
 from lchp.evaluation.frames import Frame
 from lchp.files.runs import write_atomically
 from lchp.files.targets import holding, require_file
-from lchp.method.losses import confidence
-from lchp.method.networks import Classifier, Localizer
-from lchp.method.steps import predict_boxes
-from lchp.method.views import crop
 
 ExportFormat = Literal["torchscript", "onnx"]
 INPUT, OUTPUTS = "images", ("box", "scores", "confidence")
@@ -38,21 +35,6 @@ TOLERANCE = 1e-3
 
 CHECKED_BATCHES = (1, 5)  # the traced example has another size, so a batch size frozen into the file is found
 REAL_IMAGES = 5
-
-
-class Detector(nn.Module):
-    """Images B x 3 x S x S in [0, 1] -> box B x 4 (x1 y1 x2 y2 / S, in order, clipped), class scores B x classes
-    (softmax), confidence B (maximum softmax on the crop in the box, Eq. 4)."""
-
-    def __init__(self, classifier: Classifier, localizer: Localizer, crop_margin: float) -> None:
-        super().__init__()
-        self.classifier, self.localizer, self.crop_margin = classifier, localizer, crop_margin
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Images to box, scores, confidence."""
-        scores = self.classifier(images).logits.float().softmax(1)
-        box = predict_boxes(self.localizer, images)
-        return box, scores, confidence(self.classifier(crop(images, box, self.crop_margin, "tensor")).logits)
 
 
 def export(trained: TrainedRun, output: str | Path, format: ExportFormat = "torchscript") -> dict[str, Any]:
@@ -67,11 +49,7 @@ def export(trained: TrainedRun, output: str | Path, format: ExportFormat = "torc
     if format == "onnx":
         _require_onnx()
     size = trained.config.data.image_size
-    detector = (
-        Detector(trained.classifier, trained.localizer, trained.config.refinement.crop_margin)
-        .eval()
-        .requires_grad_(False)
-    )
+    detector = detector_of(trained, format)
     metadata = metadata_of(trained)
     example = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -102,7 +80,7 @@ def metadata_of(trained: TrainedRun) -> dict[str, Any]:
 
 
 def _torchscript(
-    detector: Detector, example: Tensor, metadata: dict[str, Any]
+    detector: nn.Module, example: Tensor, metadata: dict[str, Any]
 ) -> tuple[bytes, Callable[[Tensor], Any]]:
     with warnings.catch_warnings():
         # torch says that TorchScript is superseded, and that sizes are taken as constants (S is one)
@@ -114,7 +92,7 @@ def _torchscript(
         return content, torch.jit.load(io.BytesIO(content))
 
 
-def _onnx(detector: Detector, example: Tensor, metadata: dict[str, Any]) -> tuple[bytes, Callable[[Tensor], Any]]:
+def _onnx(detector: nn.Module, example: Tensor, metadata: dict[str, Any]) -> tuple[bytes, Callable[[Tensor], Any]]:
     import onnxruntime
 
     batch = torch.export.Dim("batch")
@@ -178,7 +156,7 @@ def _check_images(trained: TrainedRun) -> list[Tensor]:
     return found
 
 
-def _largest_difference(detector: Detector, run: Callable[[Tensor], Any], batches: list[Tensor]) -> float:
+def _largest_difference(detector: nn.Module, run: Callable[[Tensor], Any], batches: list[Tensor]) -> float:
     """Over all outputs; infinite where a shape differs, NaN (which passes no comparison) where an output is."""
     worst = torch.tensor(0.0)
     for images in batches:
@@ -189,4 +167,4 @@ def _largest_difference(detector: Detector, run: Callable[[Tensor], Any], batche
     return float(worst)
 
 
-__all__ = ["METADATA", "TOLERANCE", "Detector", "export"]
+__all__ = ["METADATA", "TOLERANCE", "Detector", "MapDetector", "export"]

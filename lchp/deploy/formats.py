@@ -1,4 +1,4 @@
-"""What a prediction is, and how it is written: JSON lines, CSV, COCO or YOLO. Each writer streams."""
+"""What a prediction is, and how it is written: JSON lines, CSV, COCO, YOLO or Label Studio. Each writer streams."""
 
 import codecs
 import contextlib
@@ -15,6 +15,8 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TextIO
+from urllib.parse import quote
+from xml.etree import ElementTree
 
 from PIL import Image
 
@@ -22,8 +24,8 @@ from lchp.data.decode import decode, is_turned
 from lchp.files.filesystem import sync
 from lchp.files.targets import claim
 
-Format = Literal["jsonl", "csv", "coco", "yolo"]
-ANNOTATIONS: tuple[Format, ...] = ("coco", "yolo")
+Format = Literal["jsonl", "csv", "coco", "yolo", "labelstudio"]
+ANNOTATIONS: tuple[Format, ...] = ("coco", "yolo", "labelstudio")
 """The formats that a detector or a label tool reads."""
 
 
@@ -87,12 +89,15 @@ Write = Callable[[Prediction, Path], object]
 
 
 def open_writer(format: Format, folder: Path | None, class_names: tuple[str, ...]) -> AbstractContextManager[Write]:
-    """A writer into files of `folder`, or to standard output (not for YOLO, which is many files).
+    """A writer into files of `folder`, or to standard output (not for YOLO and Label Studio, which are several files).
 
     jsonl: predictions.jsonl. csv: predictions.csv. coco: annotations.json, where `score` is the confidence and category
     ids count from 1 and `segmentation` is the box. yolo: labels/*.txt with `class cx cy w h` in fractions, images/
     (copies; as PNG those that detectors would not read, or see turned), classes.txt and data.yaml, so that a detector
     trains on the folder as it is. There a folder `images` of the source is called `_images`.
+    labelstudio: tasks.json, a task per image with the boxes as predictions, the least confident image first, and the
+    labeling config label_config.xml. Label Studio finds the images by its local storage, whose document root is the
+    folder that holds the source.
     """
     return _WRITERS[format](folder, class_names)
 
@@ -226,6 +231,72 @@ def _yolo(folder: Path | None, class_names: tuple[str, ...]) -> Iterator[Write]:
     (folder / "data.yaml").write_text(f"train: images\nval: images\nnames:\n{listed}")
 
 
+LOCAL_FILES = "/data/local-files/?d="
+"""Where Label Studio serves what lies below its document root."""
+
+
+@contextlib.contextmanager
+def _label_studio(folder: Path | None, class_names: tuple[str, ...]) -> Iterator[Write]:
+    assert folder is not None
+    names = [_plain(name) or f"class {k}" for k, name in enumerate(class_names)]
+    places: list[tuple[float, int, int]] = []  # confidence, start, and end of each task in the spool
+    with tempfile.TemporaryFile("w+b", dir=folder) as spool:
+
+        def write(prediction: Prediction, path: Path) -> None:
+            task = json.dumps(_task(prediction, names[prediction.class_id], path)).encode()
+            start = spool.tell()
+            spool.write(task)
+            places.append((prediction.confidence, start, start + len(task)))
+
+        yield write
+        with _opened(folder, "tasks.json") as file:
+            for n, (_, start, end) in enumerate(sorted(places)):
+                spool.seek(start)
+                file.write(("[\n" if n == 0 else ",\n") + spool.read(end - start).decode())
+            file.write("\n]\n" if places else "[]\n")
+    view = ElementTree.Element("View")
+    ElementTree.SubElement(view, "Image", name="image", value="$image")
+    labels = ElementTree.SubElement(view, "RectangleLabels", name="label", toName="image")
+    for name in names:
+        ElementTree.SubElement(labels, "Label", value=name)
+    ElementTree.indent(view)
+    (folder / "label_config.xml").write_bytes(ElementTree.tostring(view) + b"\n")
+
+
+def _plain(text: str) -> str:
+    """Text as an attribute of XML can hold it, and as it is read from there."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def _task(prediction: Prediction, name: str, path: Path) -> dict[str, Any]:
+    """Label Studio's of an image: a box is x, y, width and height in percent of the image."""
+    w, h = prediction.width, prediction.height
+    result = []
+    for n, detected in enumerate(prediction.found):
+        x1, y1, x2, y2 = detected.box
+        corner = {"x": 100 * x1 / w, "y": 100 * y1 / h, "width": 100 * (x2 - x1) / w, "height": 100 * (y2 - y1) / h}
+        result.append(
+            {
+                "id": f"box{n + 1}",
+                "type": "rectanglelabels",
+                "from_name": "label",
+                "to_name": "image",
+                "original_width": w,
+                "original_height": h,
+                "image_rotation": 0,
+                "value": {k: round(v, 4) for k, v in corner.items()} | {"rotation": 0, "rectanglelabels": [name]},
+                "score": detected.record()["confidence"],
+            }
+        )
+    record = prediction.record()
+    said = {"model_version": "lchp", "score": record["confidence"], "result": result}
+    about = {"class": name, "class_score": record["score"]}
+    # the storage must lie below the document root: so that is the folder that holds the source
+    source = Path(os.path.abspath(path)).parents[prediction.image.count("/")].name
+    place = quote(f"{source}/{prediction.image}".lstrip("/"), errors="surrogateescape")
+    return {"data": {"image": LOCAL_FILES + place, **about}, "predictions": [said]}
+
+
 def _yaml(text: str) -> str:
     """Text as YAML, in ASCII. That is JSON's, except that YAML takes JSON's two escapes of one sign beyond 16 bits for
     two signs."""
@@ -238,4 +309,5 @@ _WRITERS: dict[str, Callable[[Path | None, tuple[str, ...]], AbstractContextMana
     "csv": _csv,
     "coco": _coco,
     "yolo": _yolo,
+    "labelstudio": _label_studio,
 }

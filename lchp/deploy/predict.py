@@ -43,8 +43,8 @@ LEAST_AREA = 0.01
 
 @dataclass(frozen=True)
 class PredictSummary:
-    """What `predict_to` did: images predicted, images that could not be read, those left out of annotations; the seconds
-    that it took; and of the others the objects, and the images that have none."""
+    """What `predict_to` did: images predicted, images that could not be read, those left out of annotations; seconds;
+    and of the others the objects, and the images that have none."""
 
     images: int
     broken: int
@@ -148,7 +148,7 @@ def _decoded(
 def _predict_batch(
     trained: TrainedRun, images: list[_Read], what: _Asked, context: AbstractContextManager[None]
 ) -> list[Prediction]:
-    seen_in, sizes = Frame.of(what.frame, trained.config.data), np.array([image.size for image in images])
+    seen_in = Frame.of(what.frame, trained.config.data)
     pixels = torch.from_numpy(np.stack([image.pixels for image in images]))
     known = torch.tensor([what.labels.get(image.name, -1) for image in images], device=trained.device)
     with predicting(len(images)), context:
@@ -288,8 +288,8 @@ def predict_to(
 def _check_options(
     target: Path | None, format: str, pictures: bool, shares: Mapping[str, float], batch_size: int, workers: int
 ) -> None:
-    if target is None and (pictures or format == "yolo"):
-        raise ConfigError(f"{'--pictures' if pictures else '--format yolo'} needs --output DIR to write to")
+    if target is None and (pictures or format in ("yolo", "labelstudio")):
+        raise ConfigError(f"{'--pictures' if pictures else f'--format {format}'} needs --output DIR to write to")
     if target is not None:
         require_new_folder(target)
     elif sys.__stdout__ is None:

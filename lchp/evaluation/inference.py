@@ -179,8 +179,8 @@ def predict_batch(models: Models, x: Tensor, labels: Tensor | None = None) -> Se
 
 
 class Objects(NamedTuple):
-    """Of B images: `scores` B x classes, the softmax; `of_class`: B class ids whose objects were looked for; `boxes`: of
-    each image K x 4 fractions of the view, and `confidence`: K, the maximum softmax on the crops in them (Eq. 4), most
+    """Of B images: `scores` B x classes, the softmax; `of_class`: B class ids, whose objects these are; `boxes`: of an
+    image K x 4 fractions of the view, and `confidence`: K, the maximum softmax on the crops in them (Eq. 4), the most
     confident first; K from 0 up."""
 
     scores: Tensor

@@ -1,4 +1,4 @@
-"""Connected regions of a foreground: the box of the largest, and those of all that are large enough. Corners connect."""
+"""Connected regions of a foreground: the box of the largest, and of all that are large enough. Corners connect."""
 
 from collections.abc import Iterator
 

@@ -28,10 +28,12 @@ from lchp.training.context import Context
 
 @dataclass(frozen=True)
 class Source:
-    """What gives boxes without a localizer: one box of an image, and the foreground that it is of."""
+    """What gives boxes without a localizer: one box of an image, and the foreground that it is of. `directions`:
+    DDT's, where they are what gives them."""
 
     boxes: BoxSource
     masks: MaskSource
+    directions: "Directions | None" = None
 
 
 def source_of(
@@ -53,7 +55,7 @@ def source_of(
     maps = map_source(found, classifier)
     if maps is None:
         directions: Directions = done["boxes"]["directions"]
-        return Source(directions.boxes, directions.masks)
+        return Source(directions.boxes, directions.masks, directions)
     return Source(of_map(config, maps), mask_of_map(config, maps))
 
 

@@ -20,8 +20,9 @@ from lchp.baselines.cam import cam
 from lchp.cli import main
 from lchp.config import PRESETS, TrainConfig, override, preset
 from lchp.data import load
-from lchp.deploy.trained import load_classifier, load_run
+from lchp.deploy.predict import predict as predict_files
 from lchp.deploy.second_classifier import second_classifier, ten_crops
+from lchp.deploy.trained import load_classifier, load_run
 from lchp.errors import ConfigError, DataError, RunError
 from lchp.evaluation.frames import Frame
 from lchp.evaluation.inference import Models, predict, view_boxes
@@ -74,8 +75,30 @@ def test_every_method_trains_and_is_recorded(root: Path, tmp_path: Path, name: s
     assert (boxes[:, 2:] > boxes[:, :2]).all()
     environment = runs.read_json(result.run / runs.ENVIRONMENT)
     assert environment["method"] == (METHODS[name].title if METHODS[name].map else "DDT")
-    with pytest.raises(RunError, match=r"without a localizer, .* --method.localizer"):
-        load_run(result.run, torch.device("cpu"))
+    predicted_again(result, root)
+
+
+def predicted_again(result: Result, root: Path) -> None:
+    """What lchp predict says of the run's own held-out images is what the run recorded of them: the box of the map of
+    their class; and where the class is not told, of those that are taken for it."""
+    trained = load_run(result.run, torch.device("cpu"))
+    assert (trained.result, trained.localizer) == ("pseudo_label", None)
+    for frame in FRAMES:
+        rows = [row for row in result.predictions().to_pylist() if row["frame"] == frame]
+        images = [(row["image_id"], root / row["image_id"]) for row in rows]
+        labels = {row["image_id"]: row["label"] for row in rows}
+        how: dict[str, Any] = {"frame": frame, "batch_size": trained.config.evaluation.batch_size}
+        told, untold = ([p for p, _ in predict_files(trained, images, labels=known, **how)] for known in (labels, {}))
+        seen = Frame.of(frame, trained.config.data)
+        for row, known, guessed in zip(rows, told, untold, strict=True):
+            box = seen.back(np.array([row["pseudo_label_box"]]), np.array([[known.width, known.height]]))[0]
+            np.testing.assert_allclose(known.box, box, atol=1e-3)
+            assert known.class_id == row["label"]
+            assert known.confidence == pytest.approx(row["confidence"], abs=1e-5)
+            assert guessed.class_id == row["top5"][0]
+            assert guessed.score == pytest.approx(row["top5_score"][0], abs=1e-5)
+            if guessed.class_id == row["label"]:
+                assert guessed == known
 
 
 def test_a_regressed_and_refined_run_has_all_three_results_and_predicts(psol: Result) -> None:

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from lchp.baselines import psol
 from lchp.baselines.ddt import Descriptors, Transform
-from lchp.method.regions import largest_component_boxes
 from lchp.evaluation.frames import to_float
+from lchp.method.regions import largest_component_boxes
 from lchp.method.views import general_view, sample_general
 from lchp.training.batches import _frame
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,12 +13,20 @@ import torch
 from torch import Tensor
 
 from lchp import TrainConfig, override
+from lchp.baselines import METHODS
 from lchp.cli import main
 from lchp.deploy import export
+from lchp.deploy.detectors import largest_region
 from lchp.deploy.export import METADATA, OUTPUTS, TOLERANCE, Detector
 from lchp.deploy.trained import TrainedRun, load_run
 from lchp.errors import ConfigError, LchpError
+from lchp.evaluation.inference import predict_batch
+from lchp.files.runs import Kind
 from lchp.method.networks import Classifier, Localizer
+from lchp.method.pseudo_boxes import enclosing_boxes
+from lchp.method.regions import largest_component_boxes
+from lchp.training.links import build_classifier
+from lchp.training.map_boxes import Directions, source_of
 
 CPU = torch.device("cpu")
 NO_LCHP = """
@@ -42,6 +51,7 @@ def untrained(config: TrainConfig, classifier: str, localizer: str, size: int) -
 
 def eager(trained: TrainedRun, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     with torch.no_grad():
+        assert trained.localizer is not None
         return Detector(trained.classifier, trained.localizer, 0.0).eval()(images)
 
 
@@ -81,6 +91,81 @@ def onnx_outputs(file: Path, images: Tensor) -> tuple[list[np.ndarray], dict]:
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     metadata = json.loads(session.get_modelmeta().custom_metadata_map[METADATA])
     return session.run(list(OUTPUTS), {"images": images.numpy()}), metadata
+
+
+EXPORTED = [name for name, method in METHODS.items() if not (method.complete or method.gradients)]
+
+
+def untrained_map(config: TrainConfig, name: str, component: str = "largest", size: int = 64) -> TrainedRun:
+    """A run of a compared method, with weights as they are drawn."""
+    values = {"method.name": name, "method.component": component, "method.threshold": 0.5, "data.image_size": size}
+    config = override(config, values | {"data.root": "/nowhere", "data.resize": size})
+    torch.manual_seed(0)
+    classifier: Any = build_classifier(config, METHODS[name], 3).eval().requires_grad_(False)
+    done: dict[Kind, dict[str, Any]] = {}
+    if METHODS[name].boxes == "ddt":
+        directions = Directions(classifier.trunk, size, 3, CPU)
+        features = classifier.trunk(torch.rand(8, 3, 8, 8).repeat_interleave(8, 2).repeat_interleave(8, 3))
+        directions.mean.copy_(features.mean((0, 2, 3)).expand_as(directions.mean))
+        directions.direction.normal_()
+        done["boxes"] = {"directions": directions}
+    source = source_of(config, METHODS[name], classifier, done)
+    return TrainedRun(config, ("a", "b", "c"), classifier, None, "pseudo_label", CPU, source)
+
+
+def said_of(trained: TrainedRun, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What lchp predict says of views."""
+    seen = predict_batch(trained.models, images)
+    return seen.boxes["pseudo_label"], seen.scores, seen.confidence
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+@pytest.mark.parametrize("component", ["largest", "all"])
+def test_a_map_s_box_is_exported(squares_config: TrainConfig, tmp_path: Path, name: str, component: str) -> None:
+    trained = untrained_map(squares_config, name, component)
+    about = export.export(trained, tmp_path / "model.pt")
+    assert about["result"] == "pseudo_label"
+    module = torch.jit.load(tmp_path / "model.pt")
+    images = torch.rand(6, 3, 8, 8).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    for ours, theirs in zip(said_of(trained, images), module(images), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+    boxes = module(images)[0]
+    assert len({tuple(box) for box in boxes.tolist()}) > 1
+    assert bool((boxes[:, :2] < boxes[:, 2:]).all())
+
+
+def test_a_map_that_needs_gradients_is_refused_in_one_line(squares_config: TrainConfig, tmp_path: Path) -> None:
+    for name in ("grad_cam", "layer_cam"):
+        with pytest.raises(LchpError, match="needs a backward pass, which such a file does not hold; train a") as error:
+            export.export(untrained_map(squares_config, name), tmp_path / "model.pt")
+        assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_largest_region_by_tensors_is_scipy_s() -> None:
+    generator = torch.Generator().manual_seed(0)
+    masks = [torch.rand(8, 61, 83, generator=generator) < share for share in (0.05, 0.3, 0.4, 0.45, 0.5, 0.6)]
+    snake = torch.zeros(1, 61, 83, dtype=torch.bool)
+    snake[:, ::2] = True  # one region, whose far ends are thousands of steps away from each other
+    snake[:, 1::4, -1], snake[:, 3::4, 0] = True, True
+    turned = snake.flip(1)
+    empty = torch.zeros(2, 61, 83, dtype=torch.bool)
+    for mask in (*masks, snake, turned, empty):
+        boxes, found = enclosing_boxes(largest_region(mask))
+        assert torch.equal(boxes, largest_component_boxes(mask))
+        assert torch.equal(found, mask.any((1, 2)))
+    assert torch.equal(largest_region(snake), snake)
+
+
+@pytest.mark.slow
+def test_onnx_of_a_map(squares_config: TrainConfig, tmp_path: Path) -> None:
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    trained = untrained_map(squares_config, "acol")
+    export.export(trained, tmp_path / "model.onnx", "onnx")
+    images = torch.rand(3, 3, 8, 8).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    for ours, theirs in zip(said_of(trained, images), onnx_outputs(tmp_path / "model.onnx", images)[0], strict=True):
+        np.testing.assert_allclose(ours.numpy(), theirs, atol=TOLERANCE)
 
 
 @pytest.mark.slow

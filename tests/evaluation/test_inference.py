@@ -14,8 +14,8 @@ from lchp.cli import main
 from lchp.config import InitializationConfig, TrainConfig
 from lchp.data import load
 from lchp.data.images import open_images
-from lchp.deploy.trained import load_run
 from lchp.deploy.second_classifier import _top5
+from lchp.deploy.trained import load_run
 from lchp.errors import RunError
 from lchp.evaluation.inference import Models, each_score_map, predict, predict_batch, ranked, view_boxes
 from lchp.files.runs import read_config

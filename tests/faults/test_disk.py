@@ -291,7 +291,7 @@ def test_a_folder_is_synced_once_it_has_the_name(tmp_path: Path, monkeypatch: py
     assert [place for place, _ in done] == ["a/b", "a", "a/b/c/.other", "a/b/c"]
 
 
-@pytest.mark.parametrize("format", ["jsonl", "csv", "coco", "yolo"])
+@pytest.mark.parametrize("format", ["jsonl", "csv", "coco", "yolo", "labelstudio"])
 def test_predictions_on_a_full_disk(disk: Disk, format: str, root: Path, straight: Path, capsys) -> None:
     out = disk.folder / "boxes"
     command = ["predict", str(root), "--run", str(straight), "--output", str(out), "--format", format]
