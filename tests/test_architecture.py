@@ -157,7 +157,15 @@ def test_light_modules_import_no_torch(name) -> None:
 
 def test_analysis_needs_no_torch_but_to_measure_networks() -> None:
     for path in sorted((ROOT / "analysis").rglob("*.py")):
-        if path.stem in ("baseline", "benchmark", "method_costs", "teacher_boxes", "together", "auto_regret"):
+        if path.stem in (
+            "baseline",
+            "benchmark",
+            "method_costs",
+            "teacher_boxes",
+            "together",
+            "auto_regret",
+            "several",
+        ):
             continue
         assert not [n for n in imports(path) if n.split(".")[0] in ("torch", "torchvision", "ray")], path
 

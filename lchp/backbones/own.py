@@ -37,7 +37,7 @@ def read_own(path: Path, name: str) -> OwnClassifier:
     net = entry.build()
     state = _unprefixed(state, {child for child, _ in net.named_children()})
     weight, bias = state.get(f"{head}.weight"), state.get(f"{head}.bias")
-    wanted = net.get_submodule(head).weight.shape[1]
+    wanted = net.get_parameter(f"{head}.weight").shape[1]
     if weight is None:
         last = ", ".join(list(state)[-3:])
         raise WeightsError(

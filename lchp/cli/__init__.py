@@ -7,7 +7,7 @@ from typing import Any
 
 import lchp.system.imports  # noqa: F401  (before all that it explains)
 from lchp import __version__
-from lchp.cli.boxes import Boxes
+from lchp.cli.boxes import OwnBoxes
 from lchp.cli.data import DataCheck, DataDownload
 from lchp.cli.evaluate import Evaluate
 from lchp.cli.export import Export
@@ -35,7 +35,7 @@ COMMANDS: dict[str, type[Any]] = {
     "scoremaps": ScoreMaps,
     "table": MakeTable,
     "predict": Predict,
-    "boxes": Boxes,
+    "boxes": OwnBoxes,
     "export": Export,
     "data check": DataCheck,
     "data download": DataDownload,

@@ -12,7 +12,7 @@ from lchp.system import streams
 
 
 @dataclass
-class Boxes:
+class OwnBoxes:
     """Draw boxes by a classifier of your own: nothing is trained. Formats and pictures are those of lchp predict."""
 
     source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="IMAGE/FOLDER")]

@@ -50,7 +50,7 @@ def read_box_file(path: Path, splits: Sequence[Images]) -> BoxFile:
     several = best["place"].value_counts()
     several = several[several > 1]
     if len(several) and not set(SCORES) & set(table):
-        first = table["where"].iloc[best[best["place"].duplicated()]["row"].iloc[0]]
+        first = table["where"].iloc[int(best["row"].to_numpy()[best["place"].duplicated().to_numpy().argmax()])]
         raise DataError(
             f"{first}: {len(several)} images have several boxes, and the file has no column score to choose by"
         )
@@ -131,7 +131,8 @@ def _scores(table: pd.DataFrame, places: np.ndarray, problems: list[Problem]) ->
     if name is None:
         return np.zeros(len(table))
     texts = table[name].astype(str).fillna("nan")
-    scores = pd.to_numeric(texts.where(~texts.str.contains("_")), errors="coerce").to_numpy(np.float64, copy=True)
+    values: Any = pd.to_numeric(texts.where(~texts.str.contains("_")), errors="coerce")
+    scores = np.array(values, np.float64)
     scores[~np.isfinite(scores)] = np.nan
     for row in np.flatnonzero(np.isnan(scores) & (places >= 0)):
         problems.append(
@@ -146,8 +147,8 @@ def _read_coco(path: Path, problems: list[Problem]) -> pd.DataFrame:
         record = json.loads(read_bytes(path).removeprefix(b"\xef\xbb\xbf"))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON ({error})") from None
-    lists = [record.get(name) for name in ("images", "annotations")] if isinstance(record, dict) else [record]
-    if len(lists) < 2 or not all(isinstance(found, list) for found in lists):
+    lists: list[Any] = [record.get(name) for name in ("images", "annotations")] if isinstance(record, dict) else []
+    if not lists or not all(isinstance(found, list) for found in lists):
         why = "; a list of results names no files" if isinstance(record, list) else ""
         raise DataError(f"{path}: expected COCO's object with the lists images and annotations{why}")
     images, annotations = lists

@@ -33,7 +33,7 @@ from lchp.files.runs import (
     read_sweep,
 )
 from lchp.files.schema import Environment, SummaryFields, SweepCell, SweepFields, cell_job, cell_key, is_figure
-from lchp.report.dependence import kinds, result_of, results
+from lchp.report.dependence import is_from_file, kinds, result_of, results
 
 OF_LINKS = ("boxes", "localizer", "refinement", "stage2")
 """Folders of a store that hold runs: those of links with a result of their own, and what older stores have."""
@@ -205,8 +205,10 @@ class _Reader:
             checksums = None
             if not (folder / SUMMARY).exists():
                 raise RunError(f"{folder}: no {SUMMARY}; not finished, or half-written")
-        summary = read_summary(folder, checksums)
         flat = self.flat(read_json(folder / CONFIG, checksums), folder / CONFIG)
+        if stored and folder.parent.name == "boxes" and is_from_file(flat):
+            return None  # a link without a result of its own
+        summary = read_summary(folder, checksums)
         if result_of(flat) not in summary["results"]:
             return None
         if absent := [r for r in results(flat) if r not in summary["results"]]:

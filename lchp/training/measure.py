@@ -99,7 +99,7 @@ def given_boxes(box_file: BoxFile, context: Context) -> dict[str, Any]:
     """What a file holds (`method.boxes`), by counts, and how good its boxes of the training images are, by frame: a
     diagnostic that reads training boxes; nothing is chosen by it. An image without a box counts as missed."""
     images, config = context.images, context.config
-    out = {
+    out: dict[str, Any] = {
         "images": len(images),
         "boxed": box_file.count(images),
         "several": box_file.several,

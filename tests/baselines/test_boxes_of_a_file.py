@@ -1,6 +1,7 @@
 """The method `boxes`: LCHP's localizer and refinement on pseudo boxes of a file."""
 
 import csv
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ from lchp.data import load
 from lchp.deploy.trained import load_run
 from lchp.errors import ConfigError, DataError, RunError
 from lchp.evaluation.predictions import rows_in, summary_table
-from lchp.files.runs import read_metrics, read_summary
+from lchp.files.runs import DONE, SUMMARY, Kind, read_metrics, read_summary, write_json
 from lchp.report.paper import Paper
 from lchp.report.read import collect
 from lchp.report.tables.methods import recipe_table
 from lchp.training.chain import chain_of, config_until, kinds_of, label, results_of
-from lchp.training.run import Result, train
+from lchp.training.fit import Session
+from lchp.training.run import Result, train, train_links
 
 CPU = torch.device("cpu")
 WORSE: Any = analysis_script("worse_boxes")
@@ -201,6 +203,28 @@ def test_the_tables_show_the_boxes_beside_what_was_learnt_from_them(result: Resu
     assert rows["Boxes of mine.csv, LCHP-R", "tiny_coarse, classifier tiny"][2].endswith("(1)")
     assert ("Boxes of mine.csv, LCHP-I", "tiny_coarse, classifier tiny") in rows
     assert any("the file has boxes of 29 of 32 training images: GT-Known 90.62" in note for note in table.notes)
+
+
+def test_its_links_are_trained_apart_and_share_the_classifier(root: Path, given: Path, tmp_path: Path) -> None:
+    """As jobs of a sweep: the link of the file's boxes has no result of its own, and records of it are no runs."""
+    config_ = of_file(root, given)
+    store = tmp_path / "store"
+    parts: dict[Kind, Path] = {}
+    for kind in ("classifier", "boxes", "localizer"):
+        folder = store / kind / "key"
+        train_links(config_, folder, Session(config_.seed, show_progress=False), last=kind, found=parts)
+        parts[kind] = folder
+    assert [(folder / SUMMARY).exists() for folder in parts.values()] == [False, False, True]
+    whole = train(config_, output=tmp_path / "whole", stage="init")
+    assert read_summary(parts["localizer"])["results"] == whole.summary["results"]
+    for folder in parts.values():
+        files = [path for path in folder.iterdir() if path.is_file()]
+        write_json(
+            folder / DONE,
+            {"key": "key", "files": {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in files}},
+        )
+    records = collect([tmp_path])
+    assert [p for p in records.problems if "boxes" in p] == []
 
 
 # --- worse boxes of a known kind

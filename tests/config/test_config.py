@@ -158,7 +158,7 @@ def test_numpys_values_and_paths_are_taken_and_recorded_as_plain_ones(name, valu
         ("initialization.delta", np.array([0.5]), "initialization.delta = (0.5,): expected a number, in (0, 1)"),
         ("initialization.delta", np.str_("0.5"), "initialization.delta = '0.5': expected a number, in (0, 1)"),
         ("initialization.delta", np.bool_(True), "initialization.delta = True: expected a number, in (0, 1)"),
-        ("initialization.epochs", np.float64(3), "initialization.epochs = 3.0: expected a whole number, in 1..1000000"),
+        ("initialization.epochs", np.float64(3), "initialization.epochs = 3.0: expected a whole number, in 0..1000000"),
         ("seed", np.int64(-1), "seed = -1: expected in 0..2^31-1"),
         ("seed", np.bool_(True), "seed = True: expected a whole number, in 0..2^31-1"),
         ("refinement.freeze_bn", np.int64(1), "refinement.freeze_bn = 1: expected True or False"),

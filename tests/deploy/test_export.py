@@ -105,7 +105,8 @@ def untrained_map(config: TrainConfig, name: str, component: str = "largest", si
     done: dict[Kind, dict[str, Any]] = {}
     if METHODS[name].boxes == "ddt":
         directions = Directions(classifier.trunk, size, 3, CPU)
-        directions.mean.normal_()
+        features = classifier.trunk(torch.rand(8, 3, 8, 8).repeat_interleave(8, 2).repeat_interleave(8, 3))
+        directions.mean.copy_(features.mean((0, 2, 3)).expand_as(directions.mean))
         directions.direction.normal_()
         done["boxes"] = {"directions": directions}
     source = source_of(config, METHODS[name], classifier, done)

@@ -229,7 +229,7 @@ def test_labels_say_whose_map_it_is(place: Path, tmp_path: Path, capsys: pytest.
     assert {n for n in some if some[n] != none[n]} <= {"c0/0.png", "c1/1.png"}
 
 
-@pytest.mark.parametrize("form", ["csv", "coco", "yolo"])
+@pytest.mark.parametrize("form", ["csv", "coco", "yolo", "labelstudio"])
 def test_it_writes_the_formats_of_predict(place: Path, form: str, tmp_path: Path) -> None:
     assert boxes(place, "--format", form, "--output", str(tmp_path / "out"), weights="three.pth") == 0
     assert any((tmp_path / "out").iterdir())

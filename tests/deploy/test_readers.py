@@ -140,7 +140,7 @@ def test_label_studio_s_own_reader_takes_config_and_tasks(written: Callable[[For
     for task in json.loads((out / "tasks.json").read_text()):
         for prediction in task["predictions"]:
             assert read.validate_prediction(prediction, return_errors=True) == []
-        assert [shown.value_name for shown in read.load_task(task["data"]).objects] == ["image"]
+        assert [shown.value for shown in read.load_task(task["data"]).objects] == [task["data"]["image"]]
 
 
 def test_nothing_at_all_is_still_a_file_of_each_format(tmp_path: Path) -> None:

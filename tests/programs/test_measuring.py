@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from report_records import ANALYSIS, analysis_script
@@ -29,6 +30,32 @@ def test_teacher_boxes_are_the_pseudo_labels_of_the_run(tmp_path: Path, capsys: 
     assert len(lines) == 4
     assert script.main([str(run), "--delta", "1.5"]) == 2
     assert "initialization.delta = 1.5" in capsys.readouterr().err
+
+
+def test_several_objects_and_one_box_are_scored_alike(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On images with one object, the one box's recall and precision are GT-Known; objects count once each."""
+    root = write_images(tmp_path / "images")
+    run = train(small_config(root, {"method.name": "cam"}), output=tmp_path / "run").run
+    script, file = analysis_script("several"), tmp_path / "rows.csv"
+    command = [str(run), "--least-confidence", "0", "1", "--least-area", "0", "1", "--csv", str(file)]
+    assert script.main(command) == 0
+    assert capsys.readouterr().out.startswith("9 images, 9 objects, 1 objects per image\n")
+    head, *rest = [line.split(",") for line in file.read_text().splitlines()]
+    one, nothing, several, _, whole, _ = (dict(zip(head, line, strict=True)) for line in rest)
+    known = json.loads((run / "summary.json").read_text())["results"]["pseudo_label"]["full_image"]["gt_known"]
+    assert float(one["precision"]) == float(one["recall"]) == pytest.approx(known, abs=0.01)
+    assert (float(one["boxes_per_image"]), float(one["empty"])) == (1, 0)
+    assert (nothing["precision"], float(nothing["recall"]), float(nothing["empty"])) == ("", 0, 100)
+    assert 0 < float(several["boxes_per_image"])
+    assert float(whole["boxes_per_image"]) <= 1
+    assert script.main([str(run), "--least-confidence", "a"]) == 2
+    matched = script.matched
+    first, second, far = [0, 0, 10, 10], [20, 0, 30, 10], [50, 50, 60, 60]
+    assert matched(np.array([first, far]), np.array([first, second])) == 1
+    assert matched(np.array([first, first]), np.array([first, second])) == 1  # an object counts once
+    assert matched(np.array([first]), np.array([first, first])) == 1  # and so does a box
+    assert matched(np.array([[0, 0, 10, 8], first]), np.array([first, [0, 0, 10, 8]])) == 2
+    assert matched(np.zeros((0, 4)), np.array([first])) == 0
 
 
 def test_the_baseline_computes_what_lchp_computes() -> None:
