@@ -29,6 +29,8 @@ class MakeTable:
     baseline: Annotated[str | None, tyro.conf.arg(metavar="FIELD=VALUE")] = None
     """Show each cell's difference from the cell with this value of a row's or column's field, with a 95 % interval over
     seeds and test images, and p after Holm's correction over the table."""
+    figure: bool = False
+    """Also draw it, as PNG and PDF: lines with bands over one field of rows, or with a field as columns a heatmap."""
     compare: Annotated[tuple[str, ...], tyro.conf.arg(metavar="A B")] = ()
     """Compare two settings, FIELD=VALUE[,FIELD=VALUE][:RESULT], over all their common seeds, or two runs, RUN[:RESULT],
     instead of making a table."""
@@ -60,12 +62,20 @@ class MakeTable:
         where = parse_where(self.where)
         baseline = None if self.baseline is None else next(iter(parse_where([self.baseline], "--baseline").items()))
         asked = FieldTable(rows, self.columns, self.result, self.metric, where, baseline)
+        if self.figure and len(rows) > 1:
+            raise ConfigError("--figure draws one field of rows; name a second one by --columns")
         records = collect(self.storage)
         table = field_table(records, asked)
         out = self.output or self.storage[0] / "tables"
         write_tables([table], out)
+        if self.figure:
+            from lchp.report.figures.fields import figure_of
+            from lchp.report.figures.style import save
+
+            save(figure_of(table, asked), out)
         print(to_text(table))
-        print(f"written to {out}: table_{table.number} ({', '.join(f'.{suffix}' for suffix in FORMATS)})")
+        drawn = f", {table.number} (.png, .pdf)" if self.figure else ""
+        print(f"written to {out}: table_{table.number} ({', '.join(f'.{suffix}' for suffix in FORMATS)}){drawn}")
         for line in (*records.problems, *records.notes):
             print(line, file=sys.stderr)
         return 1 if records.problems else 0

@@ -8,7 +8,7 @@ import tyro
 
 from lchp.errors import ConfigError
 
-FigureName = Literal["delta", "tau", "iou", "confidence", "training", "grid", "panel"]
+FigureName = Literal["delta", "tau", "fields", "search", "iou", "confidence", "training", "grid", "panel"]
 Pick = Literal["random", "best", "worst", "gained", "lost"]
 Against = Literal["pseudo_label", "lchp_i"]
 

@@ -92,8 +92,8 @@ def test_what_differs_besides_is_named_and_counted(tmp_path: Path) -> None:
 
 
 def test_other_images_and_recipes_are_never_averaged_in_silence(tmp_path: Path) -> None:
-    for i, more in enumerate(({"fingerprint": "a"}, {"fingerprint": "b"}, {"fingerprint": "a", "recipe": 2})):
-        write_run(tmp_path / str(i), preset("parts"), **more)
+    for fingerprint, recipe in (("a", None), ("b", None), ("a", 2)):
+        write_run(tmp_path / f"{fingerprint}{recipe}", preset("parts"), fingerprint=fingerprint, recipe=recipe)
     table = made(tmp_path, TAU)
     assert "3 settings" in cell(table, ("0.9",), "LCHP-R").ours
     notes = " ".join(table.notes)

@@ -349,13 +349,13 @@ def test_figures_are_embedded(grid_storage: Path, tmp_path: Path, capsys: pytest
     assert make_page(PageOptions((grid_storage,), out)) == 1  # a damaged run folder
     parsed = Parsed(out.read_text())
     images = {a["alt"]: a["src"] for a in parsed.named("img")}
-    assert len(images) == 3  # delta, tau, training; the grid has no predictions
+    assert len(images) == 5  # delta, tau, localizer, augmentations, training; the grid has no predictions
     for src in images.values():
         assert src is not None
         assert base64.b64decode(src.partition(",")[2]).startswith(b"\x89PNG")
     assert "not drawn: iou: " in parsed.text
     said = capsys.readouterr()
-    assert f"written to {out}: 20 trials, 6 tables, 3 figures, 2 failed cells" in said.out
+    assert f"written to {out}: 20 trials, 6 tables, 5 figures, 2 failed cells" in said.out
     assert "figure iou not drawn" in said.err
     assert "half: no DONE file" in said.err
 

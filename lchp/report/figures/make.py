@@ -16,10 +16,12 @@ from lchp.evaluation.metrics import FRAMES
 from lchp.files.runs import read_summary
 from lchp.report.dependence import is_complete, results
 from lchp.report.figures.curves import against_iou, over_delta, over_tau, over_threshold, training
+from lchp.report.figures.fields import field_figures
 from lchp.report.figures.grids import grid, pick_images
 from lchp.report.figures.images import Predicted, read_frame, read_pixels
 from lchp.report.figures.panel import follow, panel
 from lchp.report.figures.run_files import config_of, metrics_of
+from lchp.report.figures.searches import read_studies, search_figure
 from lchp.report.figures.style import Drawing, save
 from lchp.report.flags import Against, FigureName, Pick
 from lchp.report.paper import Paper, read_paper
@@ -28,7 +30,7 @@ from lchp.report.select import choose, differences, parse_where, place, preset_o
 from lchp.report.tables.grid import DATA
 
 NAMES: tuple[FigureName, ...] = get_args(FigureName)
-OF_SWEEPS: tuple[FigureName, ...] = ("delta", "tau")
+OF_SWEEPS: tuple[FigureName, ...] = ("delta", "tau", "fields", "search")
 """Figures of many runs; the others show one run, or the seeds of one setting."""
 MOST = 60
 
@@ -181,7 +183,7 @@ FIGURES: Mapping[FigureName, Callable[[Material], Drawing]] = {
     "training": lambda m: training(metrics_of(m.run), m.about),
     "panel": _panel,
 }
-"""One drawing each; `grid` makes one per pick."""
+"""One drawing each; `grid` makes one per pick, `fields` and `search` one per field and study that there is."""
 
 
 @dataclass(frozen=True)
@@ -198,10 +200,13 @@ def draw(wanted: FigureOptions, records: Records, recipe: Preset, paper: Paper) 
     for name in wanted.names:
         if name == "panel" and not wanted.figures and wanted.run and not is_complete(material.rows.iloc[0]):
             continue
-        tasks: dict[str, Callable[[], Drawing]] = {name: lambda name=name: FIGURES[name](material)}
-        if name == "grid":
-            picks = dict.fromkeys(wanted.pick)
-            tasks = {f"grid, {pick}": lambda pick=pick: _grid(material, pick) for pick in picks}
+        try:
+            tasks = _tasks(material, name)
+        except RunError as error:
+            yield NotDrawn(name, str(error))
+            continue
+        if not tasks and wanted.figures:
+            yield NotDrawn(name, "no run differs from the recipe in it" if name == "fields" else "no search was run")
         for title, task in tasks.items():
             try:
                 yield task()
@@ -209,6 +214,19 @@ def draw(wanted: FigureOptions, records: Records, recipe: Preset, paper: Paper) 
                 raise
             except LchpError as error:
                 yield NotDrawn(title, " ".join(str(error).split()))
+
+
+def _tasks(material: Material, name: FigureName) -> dict[str, Callable[[], Drawing]]:
+    """What draws the figures of a name. Raises RunError for a search's database that cannot be read."""
+    if name == "fields":
+        there = field_figures(material.records, material.recipe, material.wanted.conditions)
+        return {f"fields, {title}": task for title, task in there}
+    if name == "search":
+        studies = [study for storage in material.records.storages for study in read_studies(storage)]
+        return {f"search, {study.study_name}": lambda study=study: search_figure(study) for study in studies}
+    if name == "grid":
+        return {f"grid, {p}": lambda p=p: _grid(material, p) for p in dict.fromkeys(material.wanted.pick)}
+    return {name: lambda: FIGURES[name](material)}
 
 
 def make_figures(wanted: FigureOptions, out: Path) -> int:
