@@ -19,6 +19,8 @@ from lchp.deploy.predict import TrainedRun, load_run
 from lchp.errors import ConfigError, LchpError
 from lchp.method.networks import Classifier, Localizer
 
+pytestmark = pytest.mark.usefixtures("quick_starts")
+
 CPU = torch.device("cpu")
 NO_LCHP = """
 import json, sys, torch
