@@ -38,6 +38,19 @@ def pytest_runtest_setup() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="module")
+def quick_starts() -> Iterator[None]:
+    """Weights drawn from whole normal distributions where torchvision cuts their tails off, which takes seconds per
+    network: for tests that ask nothing of the first weights."""
+
+    def whole(weight: torch.Tensor, mean: float = 0.0, std: float = 1.0, **_: float) -> torch.Tensor:
+        return torch.nn.init.normal_(weight, mean, std)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.init, "trunc_normal_", whole)
+        yield
+
+
 @pytest.fixture(scope="session", autouse=True)
 def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What is remembered of the tests' images does not go into the user's cache folder."""

@@ -68,8 +68,8 @@ STARTS = 3
 LEAVING = 10.0
 """Seconds that Ray gets to shut down before it is killed."""
 KEPT = "finished epochs are kept, go on by --resume"
-STUCK = 10.0
-"""Seconds in which a call into Ray must give way once Ray has died."""
+STUCK = 3.0
+"""Seconds in which a call into Ray must give way once Ray has died; most wait for the dead for a minute."""
 
 
 @dataclass(frozen=True)

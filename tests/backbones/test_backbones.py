@@ -31,6 +31,8 @@ from lchp.method.steps import classifier_step, localizer_step
 from lchp.method.view_table import ViewTable
 from lchp.training.run import train
 
+pytestmark = pytest.mark.usefixtures("quick_starts")
+
 
 @dataclass(frozen=True)
 class Expected:
@@ -97,15 +99,24 @@ def scatter(net: nn.Module) -> nn.Module:
     return net
 
 
+def begin(module: nn.Module) -> None:
+    """As torchvision begins its VGG, so that no layer's output vanishes."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        assert module.bias is not None
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.BatchNorm2d):
+        module.reset_parameters()
+
+
 def reference_network(name: str) -> nn.Module:
     torch.manual_seed(0)
     make = getattr(torchvision.models, name)
-    if name == "vgg16":  # without its classification layers, whose 124 million parameters take seconds
+    if name.startswith("vgg"):  # without its classification layers, whose 124 million parameters take seconds
         with torch.device("meta"):
             net = make(weights=None)
         net.classifier = nn.Identity()
-        net.to_empty(device="cpu").apply(lambda m: m.reset_parameters() if isinstance(m, nn.Conv2d) else None)
-        return net.eval()
+        return scatter(net.to_empty(device="cpu").apply(begin)).eval()
     inception = name in ("inception_v3", "googlenet")
     options = {"aux_logits": False, "transform_input": False, "init_weights": False} if inception else {}
     return scatter(make(weights=None, **options)).eval()

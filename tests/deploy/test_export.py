@@ -28,6 +28,8 @@ from lchp.method.regions import largest_component_boxes
 from lchp.training.links import build_classifier
 from lchp.training.map_boxes import Directions, source_of
 
+pytestmark = pytest.mark.usefixtures("quick_starts")
+
 CPU = torch.device("cpu")
 NO_LCHP = """
 import json, sys, torch

@@ -17,10 +17,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import small
 
 from lchp.errors import ConfigError, RunError, reason
 from lchp.harness import cluster as startup
-from lchp.harness import limits, reaper, watch
+from lchp.harness import limits, main, reaper, watch
 from lchp.system.interrupt import Interrupted
 
 # --- reasons
@@ -185,7 +186,7 @@ def test_whatever_ends_the_program_nothing_of_ray_is_left(tmp_path: Path) -> Non
     code = f"""
     import os, sys
     from pathlib import Path
-    sys.path.insert(0, {str(Path(__file__).parent)!r})
+    sys.path[:0] = {[str(folder) for folder in Path(__file__).parents[:2]]!r}
     from lchp.harness import cluster as startup
     startup._short_folder = lambda: {str(tmp_path)!r}
     from test_cluster import writer
@@ -411,6 +412,18 @@ def test_an_address_where_nothing_or_something_else_listens(monkeypatch: pytest.
         startup._require_answer(address)
     with pytest.raises(ConfigError, match=r"cluster at auto could not be joined: Could not find any running Ray"):
         startup._require_answer("auto")
+
+
+def test_a_sweep_on_a_cluster_that_is_not_there_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, storage = small.make_folder(tmp_path / "images"), tmp_path / "results"
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in small.flags(root).items()]
+    where = ["--storage", str(storage), "--address", "127.0.0.1:1"]
+    assert main("grid", lambda _: [{"refinement.crop_margin": 0.1}], argv=[*flags, *where]) == 2
+    *_, line = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: the Ray cluster at 127.0.0.1:1 could not be joined")
+    assert not (storage / "sweeps" / "grid" / "sweep.json").exists()  # the same command may be given again
 
 
 def test_a_ray_of_our_own_keeps_its_token_out_of_the_home_folder(

@@ -104,12 +104,12 @@ def test_ctrl_c_and_sigterm_end_at_once_and_say_how_to_go_on(root: Path, tmp_pat
         assert all(after[name][: len(lines)] == lines for name, lines in before.items())
         return after
 
-    first = stopped(signal.SIGINT, 130)
+    first = stopped(signal.SIGINT, 130, *ONE)
     second = stopped(signal.SIGTERM, 143, *ONE, "--resume")
     assert sum(map(len, second.values())) > sum(map(len, first.values()))
 
 
-@pytest.mark.parametrize("part", ["gcs_server", "/raylet/raylet", "ray::RuntimeEnvAgent"])
+@pytest.mark.parametrize("part", ["gcs_server", "/raylet/raylet"])
 def test_a_part_of_ray_that_dies_ends_the_sweep_with_one_line(root: Path, tmp_path: Path, part: str) -> None:
     script, storage = program(tmp_path, root, first=2000, second=1), tmp_path / "results"
     begin = time.monotonic()
@@ -130,16 +130,6 @@ def test_a_part_of_ray_that_dies_ends_the_sweep_with_one_line(root: Path, tmp_pa
     assert lines[0].endswith("finished epochs are kept, go on by --resume")
     wait_until_gone(process.pid)
     assert len(runs.read_json(storage / "sweeps" / "grid" / "sweep.json")["cells"]) == 4
-
-
-def test_no_cluster_at_an_address(root: Path, tmp_path: Path) -> None:
-    script = program(tmp_path, root)
-    process = start(script, "--storage", str(tmp_path / "results"), "--address", "127.0.0.1:1")
-    _, err = process.communicate(timeout=200)
-    assert process.returncode == 2
-    lines = lines_of(err)
-    assert lines[-1].startswith("error: the Ray cluster at 127.0.0.1:1 could not be joined")
-    assert not (tmp_path / "results" / "sweeps" / "grid" / "sweep.json").exists()  # the same command may be given again
 
 
 def test_a_node_killed_mid_sweep_loses_no_cell(root: Path, tmp_path: Path) -> None:

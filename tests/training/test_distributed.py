@@ -18,18 +18,36 @@ from lchp.system import distributed
 from lchp.training.fit import Training, stepper, take_step
 
 
-def spawn(work: Any, folder: Path, *arguments: Any, workers: int = 2) -> list[Any]:
-    """Runs work(rank, folder, *arguments) in gloo workers; returns what each left in RANK.json."""
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Holds the run of each method, by one worker and by two."""
+    return tmp_path_factory.mktemp("workers")
+
+
+@pytest.fixture(scope="module")
+def configs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    config = small.config(small.make_folder(tmp_path_factory.mktemp("images")), first=1, second=2)
+    config = override(config, {"data.validation": 0.25, "evaluation.batch_size": 5})
+    return {name: to_dict(override(config, method)) for name, method in METHODS.items()}
+
+
+@pytest.fixture(scope="module")
+def both(folder: Path, configs: dict[str, dict[str, Any]]) -> list[Any]:
+    """What two gloo workers found in all that the tests ask of two: they take seconds to start."""
     # forked from one that has imported what a training imports
-    start_processes(_start, (work, workers, str(folder), arguments), workers, start_method=CONTEXT.get_start_method())
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(workers)]
+    start_processes(worker, (folder, configs), 2, start_method=CONTEXT.get_start_method())
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
-def _start(rank: int, work: Any, workers: int, folder: str, arguments: tuple[Any, ...]) -> None:
+def worker(rank: int, folder: Path, configs: dict[str, dict[str, Any]]) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=workers)
-    result = work(rank, Path(folder), *arguments)
-    (Path(folder) / f"{rank}.json").write_text(json.dumps(result))
+    dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    found = {
+        "step": batch_norm_worker(),
+        "exchange": exchange_worker(rank),
+        "trained": {name: train_in(folder / "two" / name, values) for name, values in configs.items()},
+    }
+    (folder / f"{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 
 
@@ -52,20 +70,20 @@ def images() -> torch.Tensor:
     return torch.randn(6, 3, 9, 9, generator=torch.Generator().manual_seed(1)) * 2 + 1
 
 
-def batch_norm_worker(*_: Any) -> Any:
+def batch_norm_worker() -> Any:
     net, loss = batch_norm_step(images())
     return {"loss": loss, "state": {k: v.tolist() for k, v in net.state_dict().items()}}
 
 
-def test_batch_statistics_and_gradients_are_those_of_the_global_batch(tmp_path: Path) -> None:
+def test_batch_statistics_and_gradients_are_those_of_the_global_batch(both: list[Any]) -> None:
     net, loss = batch_norm_step(images())
-    for found in spawn(batch_norm_worker, tmp_path):
+    for found in (each["step"] for each in both):
         assert found["loss"] == pytest.approx(loss, rel=1e-5)
         for name, value in net.state_dict().items():
             np.testing.assert_allclose(found["state"][name], value.numpy(), rtol=1e-4, atol=1e-6, err_msg=name)
 
 
-def exchange_worker(rank: int, _: Path) -> Any:
+def exchange_worker(rank: int) -> Any:
     dealt = list(distributed.dealt(list(range(7))))
     try:
         distributed.part(7)
@@ -83,8 +101,8 @@ def exchange_worker(rank: int, _: Path) -> Any:
     }
 
 
-def test_workers_exchange(tmp_path: Path) -> None:
-    one, two = spawn(exchange_worker, tmp_path)
+def test_workers_exchange(both: list[Any]) -> None:
+    one, two = (each["exchange"] for each in both)
     assert one["dealt"] == [0, 2, 4, 6]
     assert two["dealt"] == [1, 3, 5]
     assert one["collected"] == two["collected"] == [0, 10, 20, 30, 40, 50, 60]
@@ -104,10 +122,6 @@ def test_one_process_does_nothing() -> None:
     assert type(distributed.share_batch_statistics(net)) is nn.BatchNorm2d
 
 
-def train_worker(_: int, folder: Path, configs: dict[str, dict[str, Any]]) -> Any:
-    return {name: train_in(folder / "two" / name, values) for name, values in configs.items()}
-
-
 def train_in(run: Path, values: dict[str, Any]) -> Any:
     from lchp.config import from_dict
     from lchp.training.run import train
@@ -119,41 +133,42 @@ def train_in(run: Path, values: dict[str, Any]) -> Any:
 
 METHODS: dict[str, dict[str, Any]] = {
     "lchp": {},
-    "frozen": {"refinement.labeller": "frozen"},
-    # the boxes of all training images are one batch, which one of the workers gets
-    "psol": {"method.name": "psol", "method.localizer": True, "method.refine": True, "evaluation.batch_size": 64},
+    "psol": {
+        "method.name": "psol",
+        "method.localizer": True,
+        "method.refine": True,
+        "refinement.labeller": "frozen",
+        # the boxes of all training images are one batch, which one of the workers gets
+        "evaluation.batch_size": 64,
+    },
 }
-LINES = {"lchp": 4, "frozen": 6, "psol": 5}
+LINES = {"lchp": 4, "psol": 7}
 """Epochs of all links: the classifier's one, PSOL's boxes, the localizer's one, two of labels, two of refinement."""
 
 
 @pytest.mark.slow
-def test_two_workers_train_as_one(tmp_path: Path) -> None:
-    """Same losses (to fp32 rounding) as one worker with the same global batch, and nearly the same boxes; with labels
-    made once; and of PSOL with LCHP's refinement: of its classifier, of DDT's boxes of all training images, of its
-    localizer."""
+def test_two_workers_train_as_one(both: list[Any], folder: Path, configs: dict[str, dict[str, Any]]) -> None:
+    """Same losses (to fp32 rounding) as one worker with the same global batch, and nearly the same boxes; and of PSOL
+    with LCHP's refinement: of its classifier, of DDT's boxes of all training images, of its localizer, of labels made
+    once."""
     from lchp.evaluation.predictions import read_predictions
 
-    config = small.config(small.make_folder(tmp_path / "images"), first=1, second=2)
-    config = override(config, {"data.validation": 0.25, "evaluation.batch_size": 5})
-    assert set(METHODS) == set(LINES)
-    configs = {name: to_dict(override(config, method)) for name, method in METHODS.items()}
     torch.set_num_threads(1)
-    one = {name: train_in(tmp_path / "one" / name, values) for name, values in configs.items()}
-    two = spawn(train_worker, tmp_path, configs)  # both in the same workers, which take seconds to start
+    one = {name: train_in(folder / "one" / name, values) for name, values in configs.items()}
+    assert one.keys() == METHODS.keys() == LINES.keys()
     names = ("l_cls", "l_reg", "loss", "top1", "confidence", "kept", "pseudo_area", "box_area", "validation_score")
     for method, alone in one.items():
-        both = [found[method] for found in two]
-        assert both[0]["summary"] == both[1]["summary"]
-        for found in both:
+        two = [found["trained"][method] for found in both]
+        assert two[0]["summary"] == two[1]["summary"]
+        for found in two:
             assert [m["stage"] for m in found["metrics"]] == [m["stage"] for m in alone["metrics"]]
             for mine, theirs in zip(found["metrics"], alone["metrics"], strict=True):
                 for name in [n for n in names if n in theirs]:
                     at = (method, name, theirs["epoch"])
                     assert mine[name] == pytest.approx(theirs[name], rel=2e-3, abs=1e-4), at
-        a, b = (read_predictions(tmp_path / workers / method) for workers in ("one", "two"))
+        a, b = (read_predictions(folder / workers / method) for workers in ("one", "two"))
         assert a["image_id"] == b["image_id"]
         for name in ("lchp_i_box", "lchp_r_box", *(["pseudo_label_box"] if method == "psol" else [])):
             np.testing.assert_allclose(np.array(a[name].to_pylist()), np.array(b[name].to_pylist()), atol=5e-3)
-        lines = (tmp_path / "two" / method / "metrics.jsonl").read_text().splitlines()
+        lines = (folder / "two" / method / "metrics.jsonl").read_text().splitlines()
         assert len(lines) == LINES[method] == len(alone["metrics"])  # worker 0 alone writes

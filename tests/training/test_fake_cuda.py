@@ -68,8 +68,8 @@ def twice(cuda: Cuda, step: Callable[[], Any]) -> None:
     ("bits", "values"),
     [
         ("bf16", {}),
-        ("fp32", {"initialization.second_pass": "raw", "refinement.labeller": "ema"}),
-        ("bf16", {"refinement.labeller": "frozen"}),
+        ("fp32", {**TINY, "initialization.second_pass": "raw", "refinement.labeller": "ema"}),
+        ("bf16", {**TINY, "refinement.labeller": "frozen"}),
     ],
     ids=str,
 )
@@ -92,7 +92,7 @@ def models_of(cuda: Cuda, config: TrainConfig) -> Models:
 
 
 def test_prediction_in_both_frames(cuda: Cuda, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = config_of()
+    config = config_of(**TINY)
     images: Any = Images(Split(tuple("abcdef"), np.arange(6)), 512, None, np.arange(6))
 
     def batches(_images: Any, order: list[list[int]], **_: Any) -> Iterator[ImageBatch]:
