@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from report_records import PAPER, store, write_grid
+from report_records import store, write_grid
 
 from lchp.cli import main
 from lchp.config import PRESETS, override, preset
@@ -138,7 +138,7 @@ def test_a_damaged_database_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"optuna.db: its studies cannot be read"):
         read_studies(storage)
     records = collect([storage])
-    (found,) = draw(FigureOptions((storage,), "parts", ("search",)), records, PARTS, read_paper(PAPER))
+    (found,) = draw(FigureOptions((storage,), "parts", ("search",)), records, PARTS, read_paper())
     assert isinstance(found, NotDrawn)
     assert "cannot be read" in found.reason
     assert "\n" not in found.reason
@@ -153,5 +153,5 @@ def test_the_commands_draw_them(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert main(["table", "--rows", f"{ALPHA},seed", "--storage", str(tmp_path), "--figure"]) == 2
     assert "--figure draws one field of rows; name a second one by --columns" in capsys.readouterr().err
     wanted = FigureOptions((tmp_path,), "parts", ("fields", "search"))
-    assert make_figures(wanted, tmp_path / "out", PAPER) == 0
+    assert make_figures(wanted, tmp_path / "out") == 0
     assert {p.stem for p in (tmp_path / "out").iterdir()} == {"alpha_by_results", "search_mine"}
