@@ -46,7 +46,7 @@ def test_several_objects_and_one_box_are_scored_alike(tmp_path: Path, capsys: py
     assert float(one["precision"]) == float(one["recall"]) == pytest.approx(known, abs=0.01)
     assert (float(one["boxes_per_image"]), float(one["empty"])) == (1, 0)
     assert (nothing["precision"], float(nothing["recall"]), float(nothing["empty"])) == ("", 0, 100)
-    assert 0 < float(several["boxes_per_image"])
+    assert float(several["boxes_per_image"]) > 0
     assert float(whole["boxes_per_image"]) <= 1
     assert script.main([str(run), "--least-confidence", "a"]) == 2
     matched = script.matched
