@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor
-from torchvision.ops import box_iou, nms
 
 from lchp.boxes import FULL_BOX
 
@@ -50,6 +49,8 @@ def _regions(mask: Tensor) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 def _merged(boxes: Tensor, size: Tensor) -> Tensor:
     """Boxes K x 4 of regions of that size (K), merged where they overlap at all; the largest first."""
+    from torchvision.ops import box_iou, nms  # which no training needs, and which looks for packages that are optional
+
     while True:
         kept = nms(boxes, size, 0.0)  # the largest first
         if len(kept) == len(boxes):
