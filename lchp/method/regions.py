@@ -42,7 +42,8 @@ def _regions(mask: Tensor) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     h, w = mask.shape[1:]
     for part in mask.cpu().numpy():
         labels = np.empty(part.shape, np.int32)
-        count = ndimage.label(part, np.ones((3, 3)), labels)
+        ndimage.label(part, np.ones((3, 3)), labels)
+        count = int(labels.max())
         ends = [(x.start / w, y.start / h, x.stop / w, y.stop / h) for y, x in ndimage.find_objects(labels)]
         yield np.array(ends, np.float32).reshape(count, 4), np.bincount(labels[labels > 0], minlength=count + 1)[1:]
 
