@@ -19,7 +19,7 @@ from lchp.system.devices import switch_off_tf32
 from lchp.training.chain import STAGES, Kind, kinds_of, method_of
 from lchp.training.checkpoints import load_checkpoint
 from lchp.training.links import build_classifier
-from lchp.training.map_boxes import Directions, Source, ddt_trunk, source_of
+from lchp.training.map_boxes import Directions, PseudoSource, ddt_trunk, source_of
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class TrainedRun:
     localizer: Localizer | None
     result: str
     device: torch.device
-    source: Source | None = None
+    source: PseudoSource | None = None
 
     @property
     def models(self) -> Models:

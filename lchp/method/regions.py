@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor
-from torchvision.ops import box_iou, nms
 
 from lchp.boxes import FULL_BOX
 
@@ -43,13 +42,16 @@ def _regions(mask: Tensor) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     h, w = mask.shape[1:]
     for part in mask.cpu().numpy():
         labels = np.empty(part.shape, np.int32)
-        count = ndimage.label(part, np.ones((3, 3)), labels)
+        ndimage.label(part, np.ones((3, 3)), labels)
+        count = int(labels.max())
         ends = [(x.start / w, y.start / h, x.stop / w, y.stop / h) for y, x in ndimage.find_objects(labels)]
         yield np.array(ends, np.float32).reshape(count, 4), np.bincount(labels[labels > 0], minlength=count + 1)[1:]
 
 
 def _merged(boxes: Tensor, size: Tensor) -> Tensor:
     """Boxes K x 4 of regions of that size (K), merged where they overlap at all; the largest first."""
+    from torchvision.ops import box_iou, nms  # which no training needs, and which looks for packages that are optional
+
     while True:
         kept = nms(boxes, size, 0.0)  # the largest first
         if len(kept) == len(boxes):

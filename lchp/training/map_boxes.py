@@ -27,7 +27,7 @@ from lchp.training.context import Context
 
 
 @dataclass(frozen=True)
-class Source:
+class PseudoSource:
     """What gives boxes without a localizer: one box of an image, and the foreground that it is of. `directions`:
     DDT's, where they are what gives them."""
 
@@ -38,7 +38,7 @@ class Source:
 
 def source_of(
     config: TrainConfig, found: Method, classifier: nn.Module, done: Mapping[Kind, Mapping[str, Any]]
-) -> Source:
+) -> PseudoSource:
     """What made the pseudo boxes of a run, for any images. done: the modules of its links, as their checkpoints hold
     them (kind -> name -> module): LCHP's teacher and choice, DDT's directions; a map needs none. Raises RunError for
     boxes of a file, which holds none of other images."""
@@ -46,7 +46,7 @@ def source_of(
         raise RunError(f"{found.title}: only the run's own images have some; its localizer answers for any image")
     if found.boxes == "teacher":
         teacher, how = done["classifier"]["teacher"], boxes_config(config, done)
-        return Source(
+        return PseudoSource(
             lambda images, _labels: pseudo_boxes(teacher, images, how).box.float(),
             lambda images, _labels: attention_masks(
                 lambda x: teacher(x).attention(how.attention), images, how, teacher.mean
@@ -55,8 +55,8 @@ def source_of(
     maps = map_source(found, classifier)
     if maps is None:
         directions: Directions = done["boxes"]["directions"]
-        return Source(directions.boxes, directions.masks, directions)
-    return Source(of_map(config, maps), mask_of_map(config, maps))
+        return PseudoSource(directions.boxes, directions.masks, directions)
+    return PseudoSource(of_map(config, maps), mask_of_map(config, maps))
 
 
 def boxes_config(config: TrainConfig, done: Mapping[Kind, Mapping[str, Any]]) -> InitializationConfig:

@@ -92,7 +92,7 @@ def predicted_again(result: Result, root: Path) -> None:
         seen = Frame.of(frame, trained.config.data)
         for row, known, guessed in zip(rows, told, untold, strict=True):
             box = seen.back(np.array([row["pseudo_label_box"]]), np.array([[known.width, known.height]]))[0]
-            np.testing.assert_allclose(known.box, box, atol=1e-3)
+            np.testing.assert_allclose(np.array(known.box), box, atol=1e-3)
             assert known.class_id == row["label"]
             assert known.confidence == pytest.approx(row["confidence"], abs=1e-5)
             assert guessed.class_id == row["top5"][0]

@@ -31,6 +31,7 @@ from lchp.deploy.trained import TrainedRun, load_run
 from lchp.errors import ConfigError, DataError, LchpError, RunError
 from lchp.evaluation.predictions import read_predictions, write_predictions
 from lchp.files import runs
+from lchp.method.networks import Localizer
 from lchp.report.figures.panel import follow
 from lchp.training.chain import Kind
 from lchp.training.fit import Session
@@ -47,6 +48,16 @@ def trained(squares_run: Path) -> TrainedRun:
 @pytest.fixture
 def run_copy(squares_run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(squares_run, tmp_path / "run"))
+
+
+def localizer_of(trained: TrainedRun) -> Localizer:
+    assert trained.localizer is not None
+    return trained.localizer
+
+
+def box_of(prediction: Prediction) -> tuple[float, float, float, float]:
+    assert prediction.box is not None
+    return prediction.box
 
 
 def set_epochs(checkpoint: Path, epochs: int) -> None:
@@ -69,7 +80,7 @@ def test_predictions_equal_those_of_the_run(trained: TrainedRun, squares_run: Pa
         box = np.array(row["lchp_r_box"])
         if frame == "center_crop":
             box = (4 + 32 * box) / 40  # a crop of 32 px in the middle of 40
-        np.testing.assert_allclose(p.box, box * [64, 48, 64, 48], atol=1e-3)
+        np.testing.assert_allclose(box_of(p), box * [64, 48, 64, 48], atol=1e-3)
         assert (p.width, p.height) == (64, 48)
         assert (p.class_id, p.class_name) == (row["top5"][0], trained.class_names[row["top5"][0]])
         assert p.score == pytest.approx(row["top5_score"][0], abs=1e-5)
@@ -88,7 +99,7 @@ def test_an_unknown_frame_is_refused_and_leaves_nothing(
 def test_batch_size_changes_nothing(trained: TrainedRun, squares_root: Path) -> None:
     one, many = ([p for p, _ in predict(trained, find_images(squares_root), batch_size=n)] for n in (1, 32))
     assert [p.image for p in one] == [p.image for p in many]
-    np.testing.assert_allclose([p.box for p in one], [p.box for p in many], atol=1e-3)
+    np.testing.assert_allclose([box_of(p) for p in one], [box_of(p) for p in many], atol=1e-3)
 
 
 def test_images_are_read_only_as_they_are_needed(trained: TrainedRun, squares_root: Path) -> None:
@@ -111,7 +122,7 @@ def test_stage_1_serves_until_stage_2_is_complete(run_copy: Path) -> None:
     refinement.unlink()
     trained = load_run(run_copy, CPU)
     state = torch.load(run_copy / "checkpoints" / "regression.pt", weights_only=True)["modules"]["localizer"]
-    for name, value in trained.localizer.state_dict().items():
+    for name, value in localizer_of(trained).state_dict().items():
         assert torch.equal(value, state[name])
     set_epochs(run_copy / "checkpoints" / "regression.pt", 0)
     with pytest.raises(RunError, match=r"regression.pt: stopped after 0 of 1 epochs; finish it with --resume first"):
@@ -134,7 +145,7 @@ def test_a_run_folder_of_before_there_were_links_serves(
         trained = load_run(run, CPU)
         assert trained.result == result
         assert trained.class_names == ("blue", "green", "red")
-        assert all(torch.equal(value, state[name]) for name, value in trained.localizer.state_dict().items())
+        assert all(torch.equal(value, state[name]) for name, value in localizer_of(trained).state_dict().items())
 
     holds(first, "lchp_r", lchp_r)
     holds(second, "lchp_r", lchp_r)
@@ -216,8 +227,8 @@ def test_a_moved_storage_keeps_its_runs_whole(squares_config: TrainConfig, run_c
     old.rename(new)
     trained, whole = load_run(new / "refinement" / "key", CPU), load_run(run_copy, CPU)
     assert trained.result == "lchp_r"
-    for name, value in whole.localizer.state_dict().items():
-        assert torch.equal(value, trained.localizer.state_dict()[name])
+    for name, value in localizer_of(whole).state_dict().items():
+        assert torch.equal(value, localizer_of(trained).state_dict()[name])
     (new / "refinement" / "key" / "checkpoints" / "refinement.pt").unlink()
     assert load_run(new / "refinement" / "key", CPU).result == "lchp_i"
     for kind in ("localizer", "classifier"):
@@ -320,7 +331,7 @@ def test_coco(trained: TrainedRun, squares_root: Path, tmp_path: Path) -> None:
         assert (image["width"], image["height"]) == (64, 48)
         assert names[annotation["category_id"]] == p.class_name
         x, y, w, h = annotation["bbox"]
-        np.testing.assert_allclose([x, y, x + w, y + h], p.box, atol=0.02)
+        np.testing.assert_allclose([x, y, x + w, y + h], box_of(p), atol=0.02)
         assert annotation["area"] == pytest.approx(w * h, abs=0.01)
         assert annotation["score"] == pytest.approx(p.confidence, abs=1e-6)
         assert annotation["iscrowd"] == 0
@@ -385,7 +396,7 @@ def test_yolo(trained: TrainedRun, squares_root: Path, tmp_path: Path) -> None:
         cx, cy, w, h = map(float, values)
         assert int(k) == p.class_id
         corners = np.array([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2]) * [64, 48, 64, 48]
-        np.testing.assert_allclose(corners, p.box, atol=1e-3)
+        np.testing.assert_allclose(corners, box_of(p), atol=1e-3)
         assert (out / "images" / p.image).read_bytes() == path.read_bytes()
 
 
