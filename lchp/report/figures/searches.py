@@ -10,10 +10,8 @@ from matplotlib.figure import Figure
 
 from lchp.config import show
 from lchp.errors import RunError
+from lchp.files.runs import DATABASE
 from lchp.report.figures.style import BLUE, COLUMN, GREY, ORANGE, Drawing, style
-
-DATABASE = "optuna.db"
-"""Of a storage that a search was run in (see `lchp.harness.database`)."""
 
 
 def read_studies(storage: Path) -> list[Any]:
