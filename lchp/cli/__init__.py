@@ -1,4 +1,4 @@
-"""The command line: lchp train | evaluate | score | scoremaps | predict | export | data, a file per command."""
+"""The command line: lchp train | evaluate | score | scoremaps | table | predict | export | data, a file per command."""
 
 import logging
 import sys
