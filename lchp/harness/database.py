@@ -25,11 +25,11 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from lchp.errors import ConfigError, RunError
 from lchp.files import runs
+from lchp.files.runs import DATABASE
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-DATABASE = "optuna.db"
 PATIENCE = 120.0
 """Seconds for which a lock of another process is waited for."""
 SILENCE = 5.0

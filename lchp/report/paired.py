@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -49,7 +50,7 @@ def difference(values: np.ndarray, *, seed: int = 0) -> Difference:
         low, high = stats.bootstrap((d[0],), np.mean, batch=batch, rng=rng, **options).confidence_interval
         more, less = int((d > 0).sum()), int((d < 0).sum())
         binary = set(np.unique(d)) <= {-100.0, 0.0, 100.0}
-        test = stats.binomtest(more, more + less) if binary else stats.ttest_1samp(d[0], 0.0)
+        test: Any = stats.binomtest(more, more + less) if binary else stats.ttest_1samp(d[0], 0.0)
         return Difference(mean, float(low), float(high), float(test.pvalue), seeds, images)
     rest = d - d.mean(0) - d.mean(1, keepdims=True) + mean
     alone = (rest**2).sum() / ((seeds - 1) * (images - 1)) / (seeds * images)
@@ -65,7 +66,8 @@ def difference(values: np.ndarray, *, seed: int = 0) -> Difference:
         return float(sum(each)) / error
 
     least = 1e-12
-    p = least if reach(least) <= abs(mean) else optimize.brentq(lambda p: reach(p) - abs(mean), least, 1.0, xtol=1e-14)
+    root: Any = optimize.brentq
+    p = least if reach(least) <= abs(mean) else root(lambda p: reach(p) - abs(mean), least, 1.0, xtol=1e-14)
     half = reach(1 - CONFIDENCE)
     return Difference(mean, mean - half, mean + half, float(p), seeds, images)
 

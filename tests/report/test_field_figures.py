@@ -42,7 +42,7 @@ def test_lines_and_bands_are_the_table_s(tmp_path: Path) -> None:
     made = field_table(collect([tmp_path]), asked)
     drawing = figure_of(made, asked)
     center, full = drawing.figure.axes
-    drawn = next(line for line in center.get_lines() if line.get_label() == "LCHP-R")
+    drawn: Any = next(line for line in center.get_lines() if line.get_label() == "LCHP-R")
     assert list(drawn.get_xdata()) == [5, 20, 100]
     assert list(drawn.get_ydata()) == [60.5, 65.5, 62.5]
     assert len(center.collections) == 3
@@ -67,7 +67,8 @@ def test_a_heatmap_holds_the_means_and_leaves_gaps(tmp_path: Path) -> None:
         run(tmp_path, {ALPHA: alpha, BETA: beta}, second)
     asked = FieldTable((ALPHA,), BETA)
     (ax, _) = figure_of(field_table(collect([tmp_path]), asked), asked).figure.axes
-    shown = np.ma.filled(ax.get_images()[0].get_array(), np.nan)  # pyright: ignore[reportArgumentType]
+    image: Any = ax.get_images()[0].get_array()
+    shown = np.ma.filled(image, np.nan)
     np.testing.assert_array_equal(shown, [[60, 61], [62, np.nan]])
     assert sorted(text.get_text() for text in ax.texts) == ["60.0", "61.0", "62.0"]
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("beta", "alpha")
@@ -87,7 +88,7 @@ def test_fields_around_the_recipe_have_figures_and_pairs_that_were_crossed(tmp_p
     assert set(found) == {ALPHA, BETA, LABELLER, f"{ALPHA}, {BETA}"}
     (ax, _) = found[f"{ALPHA}, {BETA}"]().figure.axes
     assert sorted(text.get_text() for text in ax.texts) == ["60.0", "61.0", "63.0", "64.0"]
-    drawn = next(line for line in found[ALPHA]().figure.axes[0].get_lines() if line.get_label() == "LCHP-R")
+    drawn: Any = next(line for line in found[ALPHA]().figure.axes[0].get_lines() if line.get_label() == "LCHP-R")
     assert list(drawn.get_xdata()) == [5, own.alpha]
     assert list(drawn.get_ydata()) == [61, 60]
 
@@ -107,7 +108,8 @@ def test_a_search_has_its_history_and_importance(tmp_path: Path) -> None:
     before = (tmp_path / DATABASE).read_bytes()
     (study,) = read_studies(tmp_path)
     drawing = search_figure(study)
-    history, shares = drawing.figure.axes
+    axes: Any = drawing.figure.axes
+    history, shares = axes
     trials, best = (line.get_ydata() for line in history.get_lines())
     values = [t.value for t in study.trials]
     assert list(trials) == values

@@ -162,6 +162,8 @@ def test_the_difference_from_a_baseline(tmp_path: Path) -> None:
     one = cell(table, ("ema",), "LCHP-R").less
     assert one is not None
     assert (one.seeds, one.p) == (1, 1.0)  # McNemar's: one image
+    assert cell(table, ("frozen",), "LCHP-I").less is None  # the labeller has no part in it
+    assert any("Holm's correction over 4 differences" in note for note in table.notes)  # two labellers, two frames
     assert "in points; 95 % interval by a paired hierarchical bootstrap" in " ".join(table.notes)
     assert any("seeds are not in the interval" in note for note in table.notes)
     assert "less labeller online" in to_text(table)

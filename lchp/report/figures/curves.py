@@ -14,7 +14,7 @@ from scipy.stats import bootstrap, spearmanr
 
 from lchp.config import Preset
 from lchp.errors import RunError
-from lchp.evaluation.metrics import FRAMES, IOU_THRESHOLD, hits, percent
+from lchp.evaluation.metrics import FLOORS, FRAMES, IOU_THRESHOLD, hits, percent
 from lchp.evaluation.predictions import TITLES
 from lchp.report.figures.images import Predicted
 from lchp.report.figures.style import (
@@ -48,7 +48,7 @@ Where = Mapping[str, Any] | None
 PaperCurve = Mapping[float, float | None]
 """The paper's value at each delta or tau, in percent; None: training failed."""
 
-_FLOORS = {"full_box": ("whole frame", (0, (1, 4))), "centre_box": ("80 % box", (0, (5, 2, 1, 2)))}
+_FLOOR_LINES = {"full_box": (0, (1, 4)), "centre_box": (0, (5, 2, 1, 2))}
 
 
 def over_delta(records: Records, preset: Preset, paper: Paper, where: Where = None) -> Drawing:
@@ -394,10 +394,10 @@ def _failures(ax: Axes, curves: Sequence[tuple[Mark, Points, PaperCurve]]) -> No
 
 
 def _floors(ax: Axes, runs: pd.DataFrame, frame: str) -> None:
-    for key, (title, line) in _FLOORS.items():
+    for key, title in FLOORS.items():
         height = float(runs[f"floors/{frame}/{key}"].to_numpy().mean())
         if np.isfinite(height):
-            ax.axhline(height, color=GREY, linewidth=0.7, linestyle=line, label=f"floor: {title}")
+            ax.axhline(height, color=GREY, linewidth=0.7, linestyle=_FLOOR_LINES[key], label=f"floor: {title}")
 
 
 def _group(records: Records, preset: Preset, axis: str, where: Where, made: Table) -> Group:
@@ -418,7 +418,7 @@ def _curve_words(made: Table, group: Group) -> str:
     over = f"{least} seed{'s' * (most > 1)}" if least == most else f"{least} to {most} seeds"
     spread = "mean and standard deviation over" if most > 1 else "of"
     floors = []
-    for key, (title, _) in _FLOORS.items():
+    for key, title in FLOORS.items():
         values = [group.runs[f"floors/{frame}/{key}"].mean() for frame in FRAMES]
         if np.isfinite(values).all():
             floors.append(f"{title} {values[0]:.1f} and {values[1]:.1f}")

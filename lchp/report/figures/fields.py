@@ -34,7 +34,7 @@ from lchp.report.tables.grid import Section, Table
 MOST = 4
 """Heatmaps on one page; further ones are drawn by lchp table --figure."""
 _NUMBER = re.compile(r"[-+]?[\d.]+(?:e[-+]?\d+)?")
-_MARKS = dict(zip(("LCHP-R", "LCHP-I", "Pseudo Label"), reversed(CURVES.values()), strict=True))
+_MARKS: Mapping[str, Mark] = dict(zip(("LCHP-R", "LCHP-I", "Pseudo Label"), reversed(CURVES.values()), strict=True))
 _OTHERS = (Mark(BLUE, "-", "^"), Mark(ORANGE, "-", "o"), Mark(GREEN, DASHES["dashed"], "s"), Mark(VERMILLION, "-", "D"))
 
 
@@ -108,11 +108,11 @@ def field_figures(
     runs = canonical(records.runs)
     same = (*IDENTITY, FINGERPRINT, RECIPE)
     agree = {n: np.fromiter((v == centre.base[n] for v in runs[n]), bool) for n in same}
-    off = sum((~a).astype(int) for a in agree.values())
+    off = np.sum([~a for a in agree.values()], axis=0)
     varied = [n for n in same[:-2] if n not in where and ((off == 1) & ~agree[n]).any()]
 
     def drawn(names: tuple[str, ...], keep: np.ndarray) -> Callable[[], Drawing]:
-        asked = FieldTable(names[:1], *names[1:])
+        asked = FieldTable(names[:1], names[1] if len(names) > 1 else "results")
         mine = replace(records, runs=rows(records.runs, keep), failures=records.failures.iloc[:0])
         return lambda: figure_of(field_table(mine, asked), asked)
 

@@ -1,7 +1,6 @@
 """What a search found: the objective from trial to trial, and how much each field matters to it, by Optuna."""
 
 import sqlite3
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,8 @@ from matplotlib.figure import Figure
 
 from lchp.config import show
 from lchp.errors import RunError
+from lchp.files.runs import DATABASE
 from lchp.report.figures.style import BLUE, COLUMN, GREY, ORANGE, Drawing, style
-
-DATABASE = "optuna.db"
-"""Of a storage that a search was run in (see `lchp.harness.database`)."""
 
 
 def read_studies(storage: Path) -> list[Any]:
@@ -57,7 +54,7 @@ def search_figure(study: Any) -> Drawing:
     with style():
         heights = [1.9, 0.5 + 0.22 * len(shares)] if shares else [1.9]
         figure = Figure(figsize=(COLUMN, sum(heights)), layout="constrained")
-        axes: Sequence[Any] = figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+        axes: Any = figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
         axes[0].plot(numbers, values, "o", color=ORANGE, label="trial")
         axes[0].plot(numbers, np.maximum.accumulate(values), color=BLUE, drawstyle="steps-post", label="best so far")
         axes[0].set(xlabel="trial", ylabel=objective)

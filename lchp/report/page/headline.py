@@ -92,8 +92,10 @@ def _origin(records: Records, trials: Trials) -> list[str]:
     failed = {key for key in records.failures["key"] if key not in done}
     to_come = sum(sweep.unfinished for sweep in records.sweeps)
     low = f", {trials.low} result{'s' * (trials.low != 1)} below the floor" if trials.low else ""
-    states = f"{trials.count} trials finished, {len(failed)} failed, {to_come} to come{low}; "
-    states += f"{len(_settings(runs))} settings, {len(set(runs['seed']))} seeds, {duration(trials.seconds)} of training"
+    states = f"{trials.count} trial{'s' * (trials.count != 1)} finished, {len(failed)} failed, {to_come} to come{low}; "
+    settings, seeds = len(_settings(runs)), len(set(runs["seed"]))
+    states += f"{settings} setting{'s' * (settings != 1)}, {seeds} seed{'s' * (seeds != 1)}, "
+    states += f"{duration(trials.seconds)} of training"
     versions = sorted({str(v) for v in runs["version"]})
     days = sorted({str(d)[:10] for d in runs["date"] if d is not None})
     span = f"; trained {' to '.join(dict.fromkeys((days[0], days[-1])))}" if days else ""

@@ -112,6 +112,8 @@ def add_differences(
                     continue
                 try:
                     (a, b), also = _settings_of(cell, other)
+                    if a.base[name] == b.base[name] == NO_PART:  # the same training: nothing to test
+                        continue
                     less = reader.difference(a.runs, b.runs, cell.measure.path.format(frame=frame))
                 except RunError as error:
                     notes[f"no difference of {cell.label}: {error}"] = None
