@@ -6,7 +6,6 @@ from typing import Annotated
 
 import tyro
 
-from lchp.errors import ConfigError
 from lchp.report.flags import Source
 
 
@@ -28,19 +27,17 @@ class Tables:
     8 (score maps)."""
     watch: float | None = None
     """Look again every so many seconds, until the sweeps in the storages are finished."""
-    compare: Annotated[tuple[str, ...], tyro.conf.arg(metavar="RUN[:RESULT] RUN[:RESULT]")] = ()
-    """Compare two results (pseudo_label, lchp_i, lchp_r; by default a run's last) on the same test images instead."""
+    compare: Annotated[tuple[str, ...], tyro.conf.arg(metavar="A B")] = ()
+    """Compare two results on the same test images instead: RUN[:RESULT] each (pseudo_label, lchp_i, lchp_r; by default
+    a run's last), or FIELD=VALUE each, all their seeds."""
 
     def run(self) -> int:
         """Carries the command out; the exit status."""
-        from lchp.report.compare import compare, comparison_text, parse_side
+        from lchp.report.compare import compared
         from lchp.report.tables.write import TableOptions, make_tables
 
         if self.compare:
-            if len(self.compare) != 2:
-                raise ConfigError("--compare: expected two results, RUN[:RESULT] RUN[:RESULT]")
-            a, b = map(parse_side, self.compare)
-            print(comparison_text(a, b, compare(a, b)))
+            print(compared(self.compare, self.source.storage, self.source.where))
             return 0
         source = self.source
         out = self.output or source.storage[0] / "tables"

@@ -180,7 +180,7 @@ def _tried(chain: Chain, context: Context, classes: int) -> tuple[dict[Kind, tup
                 training = training_of(work, link)
                 session = Session(context.config.seed, record=record, show_progress=False)
                 fit(training, session, Path(folder) / link.stage, "")
-                modules = training.modules
+                modules = dict(training.modules)
             work = replace(work, done={**work.done, link.kind: modules})
             begin = time.perf_counter()
             if link.result is not None and len(context.test) and (link.kind != "boxes" or chain.method.boxes != "ddt"):

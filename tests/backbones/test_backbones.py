@@ -398,6 +398,7 @@ def test_a_model_of_timms_trains_and_comes_back(squares_config: TrainConfig, tmp
     result = train(config, output=tmp_path / "run")
     assert set(result.summary["results"]) == {"pseudo_label", "lchp_i", "lchp_r"}
     trained = load_run(tmp_path / "run", torch.device("cpu"))
+    assert trained.localizer is not None
     assert any(isinstance(m, DepthwiseConv2d) for m in trained.localizer.modules())
     state = torch.load(tmp_path / "run" / "checkpoints" / "refinement.pt", weights_only=True)["modules"]["localizer"]
     for key, value in trained.localizer.state_dict().items():

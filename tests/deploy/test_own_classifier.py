@@ -22,8 +22,9 @@ from lchp.deploy.trained import load_run
 from lchp.errors import ConfigError, DataError, LchpError
 from lchp.files.runs import read_metrics
 from lchp.training.chain import chain_of, kinds_of
+from lchp.training.forecast import forecast
 from lchp.training.links import by_rate
-from lchp.training.run import Result, probe, train
+from lchp.training.run import Result, train
 
 NAMES = ["c2", "other", "c0", "c1"]
 """Of the head's classes, in its order."""
@@ -126,7 +127,11 @@ def test_what_the_files_hold_is_in_the_key(place: Path, tmp_path: Path) -> None:
     assert key(model__classifier_weights=str(copy)) == key()
     assert len({key(), key(weights="own.pth"), key(model__classifier_classes=str(place / "head.txt"))}) == 3
     assert key(method__name="cam") == key(), "all maps of a classifier share it"
-    assert probe(own_config(place), None, 1) == {"initialization": 0.0, "boxes": 0.0}
+    found = forecast(own_config(place))
+    assert [(link.kind, link.epochs, link.seconds) for link in found.links] == [
+        ("classifier", 0, 0.0),
+        ("boxes", 1, 0.0),
+    ]
 
 
 @pytest.mark.parametrize(
