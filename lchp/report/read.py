@@ -55,6 +55,9 @@ OF_COMPARED = {
 }
 """What the results of a compared method are, in words that follow each other."""
 
+MOST = 4
+"""Fields that a note names."""
+
 
 def title_of(environment: Environment) -> str:
     """The row of a run in Tables 1 and 2, of its environment.json; older ones, which do not say, are all LCHP's."""
@@ -255,10 +258,10 @@ class _Reader:
     def notes(self) -> list[str]:
         """About records of older versions."""
         return [
-            f"{folders[0]}{f' and {len(folders) - 1} more' if len(folders) > 1 else ''}: written before "
-            + ", ".join(names)
-            + " existed; read as "
-            + ", ".join(f"{MEANING_BEFORE[n]}" for n in names)
+            f"{folders[0]}{f' and {len(folders) - 1} more' if len(folders) > 1 else ''}: older than some fields, which "
+            "are read as what the code did then: "
+            + ", ".join(f"{n} {MEANING_BEFORE[n]}" for n in names[:MOST])
+            + (f" and {len(names) - MOST} more (see UPGRADING)" if len(names) > MOST else "")
             for names, folders in self.older.items()
         ]
 

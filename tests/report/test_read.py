@@ -153,7 +153,7 @@ def test_an_older_record_is_read_as_what_it_was_made_with(tmp_path: Path) -> Non
     records = collect([tmp_path])
     assert records.runs.iloc[0]["refinement.vanished"] == "dropped"
     (note,) = records.notes
-    assert "refinement.views, refinement.vanished existed; read as 0, dropped" in note
+    assert "what the code did then: refinement.views 0, refinement.vanished dropped" in note
 
 
 def test_what_a_record_without_a_field_means_is_what_the_default_means() -> None:
