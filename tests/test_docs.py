@@ -43,7 +43,7 @@ from lchp.data import DATASETS
 from lchp.errors import ConfigError
 from lchp.harness import Options, Sweep, SweepResult
 from lchp.harness.grids import NAMES
-from lchp.harness.own import OwnFlags, read_grid, read_sweep
+from lchp.harness.own import GridFlags, read_grid, read_sweep
 from lchp.harness.script import Flags
 from lchp.harness.search_script import SearchFlags
 from lchp.harness.sweep import Outcome, Plan, make_plan
@@ -85,7 +85,7 @@ def lchp_sweep(words: list[str]) -> None:
     if words[0] in NAMES:
         sweep_line(f"sweeps/{words[0]}.py", words[1:])
     elif words != ["--help"] and not words[0].endswith(".toml"):
-        assert read_grid(parse(OwnFlags, words, "lchp sweep", OwnFlags(Flags(preset_config(words)))).grid)
+        assert read_grid(parse(GridFlags, words, "lchp sweep", GridFlags(Flags(preset_config(words)))).grid)
 
 
 def sweep_line(script: str, rest: list[str]) -> None:

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 import tyro
 
 from lchp.config import TrainConfig, masked_as, preset
+from lchp.errors import LchpError
+from lchp.files.runs import CONFIG
 from lchp.system import streams
 from lchp.system.interrupt import on_signals
 
@@ -44,11 +46,13 @@ class Train:
         from lchp.evaluation.predictions import summary_table
         from lchp.training.run import train
 
-        if self.dry_run or (self.forecast and not self.resume):
-            print(self._forecast(), flush=True)
         if self.dry_run:
+            print(self._forecast())
             return 0
         streams.outlast()
+        taken = self.output is not None and (self.output / CONFIG).exists()  # which training refuses, or goes on with
+        if self.forecast and not taken:
+            print(self._forecast_if_possible(), flush=True)
         with on_signals() as stop:
             result = train(
                 self.config,
@@ -64,6 +68,14 @@ class Train:
             print(said)
         print(f"\nrun folder: {result.run}")
         return 0
+
+    def _forecast_if_possible(self) -> str:
+        """What keeps a few batches from being tried keeps training from it too, which says so itself; but for what is
+        the forecast's own, such as a full folder for temporary files."""
+        try:
+            return self._forecast()
+        except (LchpError, OSError) as fault:
+            return f"no forecast: {fault}"
 
     def _forecast(self) -> str:
         from lchp.system.devices import resolve_device

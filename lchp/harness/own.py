@@ -60,7 +60,7 @@ class SweepFile:
 
 
 @dataclass
-class OwnFlags:
+class GridFlags:
     """Run a sweep of your own: every combination of the axes, for every seed."""
 
     common: Annotated[Flags, tyro.conf.arg(name="")]
@@ -84,7 +84,7 @@ def run_own(arguments: Sequence[str]) -> int:
             rest = ["--preset", asked.preset, *rest]
         config = override(preset_config(rest), asked.base)
         common = Flags(config, preset=asked.preset, seeds=asked.seeds, name=asked.name)
-        flags: OwnFlags = parse(OwnFlags, rest, "lchp sweep", OwnFlags(common))
+        flags: GridFlags = parse(GridFlags, rest, "lchp sweep", GridFlags(common))
         common = flags.common
         cells = [*asked.cells, *(read_grid(flags.grid) if flags.grid else [])]
         if not cells:

@@ -519,7 +519,7 @@ def test_labels() -> None:
 
 
 def test_mistakes_are_one_line(root: Path) -> None:
-    with pytest.raises(ConfigError, match=r"method.name = 'camm': expected lchp, acol, .*did you mean cam"):
+    with pytest.raises(ConfigError, match=r"method.name = 'camm': expected lchp, boxes, acol, .*did you mean cam"):
         train(small_config(root, {"method.name": "camm"}), output="never")
     small = {"model.classifier": "vgg16", "data.image_size": 8, "data.resize": 12}
     with pytest.raises(ConfigError, match=r"data.image_size = 8: too small for vgg16 \("):

@@ -137,7 +137,7 @@ def straight(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def training(root: Path, run: Path, *more: str) -> list[str]:
-    return ["train", *small_flags(small_values(root) | ONE_THREAD), "--output", str(run), *more]
+    return ["train", *small_flags(small_values(root) | ONE_THREAD), "--output", str(run), "--no-forecast", *more]
 
 
 def refusal(capsys: pytest.CaptureFixture[str], status: int) -> str:

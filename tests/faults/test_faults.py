@@ -103,7 +103,7 @@ def test_killed_at_random_moments_and_resumed_it_ends_as_if_nothing_had_happened
 def test_a_signal_writes_a_checkpoint_at_the_steps_end(
     config: TrainConfig, straight: Result, tmp_path: Path, signum: int, at: int
 ) -> None:
-    arguments = ["train", "--preset", "cub", "--output", str(tmp_path / "run"), "--threads", "1"]
+    arguments = ["train", "--preset", "cub", "--output", str(tmp_path / "run"), "--threads", "1", "--no-forecast"]
     for name, value in small_values(Path(config.data.root or "")).items():
         flag = f"--{name.replace('_', '-')}"
         arguments += ["--model.no-pretrained"] if name == "model.pretrained" else [flag, str(value)]

@@ -506,7 +506,7 @@ def test_a_drawing_is_named_and_described(squares_run: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "more", "results", "trained", "said"),
     [
-        ("cam", {}, 1, ["classifier"], "CAM (Pseudo Label is the box of its score map or of DDT), lchp"),
+        ("cam", {}, 1, ["classifier"], "CAM (Pseudo Label is the box of its score map, of DDT, or of a file), lchp"),
         ("psol", {"method.localizer": True}, 2, ["classifier", "localizer"], "LCHP-I the localizer regressed on such"),
         (
             "psol",

@@ -36,6 +36,21 @@ def test_a_training_says_first_what_is_to_come(tmp_path: Path, capsys: pytest.Ca
     assert "in all about" not in capsys.readouterr().out
 
 
+def test_a_forecast_that_fails_keeps_no_training_from_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **_more: object) -> Forecast:
+        raise OSError(28, "No space left on device", "/tmp/x")
+
+    monkeypatch.setattr(module, "forecast", full)
+    root = small.make_folder(tmp_path / "images")
+    flags = [word for name, value in small.flags(root, first=1, second=1).items()
+             for word in (f"--{name.replace('_', '-')}", str(value))]  # fmt: skip
+    assert main(["train", *flags, "--output", str(tmp_path / "run")]) == 0
+    assert "no forecast: [Errno 28] No space left on device: '/tmp/x'" in capsys.readouterr().out
+    assert main(["train", *flags, "--output", str(tmp_path / "run"), "--dry-run"]) == 2
+
+
 def test_what_a_forecast_tries_leaves_nothing_behind(tmp_path: Path) -> None:
     root = small.make_folder(tmp_path / "images")
     (tmp_path / "cache").mkdir()

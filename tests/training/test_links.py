@@ -90,14 +90,13 @@ def test_two_links_give_bitwise_the_weights_of_the_joint_training(root: Path, tm
 def test_labels_made_once_are_those_made_on_the_way(root: Path, tmp_path: Path, values, monkeypatch) -> None:
     """A frozen labeller that labels as it goes, as another one has to, gives bitwise the same weights."""
     from lchp.training import chain, links
-    from lchp.training import run as run_module
 
     config = small_config(root, {"threads": 1, "refinement.labeller": "frozen"} | values)
     once = train(config, output=tmp_path / "once").run
     assert (once / "checkpoints" / "labels.pt").is_file()
     kinds = chain.kinds_of(config)
     monkeypatch.setattr(chain, "kinds_of", lambda _: tuple(k for k in kinds if k != "labels"))
-    monkeypatch.setattr(run_module, "chain_of", chain.chain_of.__wrapped__)  # not the chain that it remembers
+    monkeypatch.setattr(chain, "_chain", chain._chain.__wrapped__)  # not the chain that it remembers
     of = links.label_views
     frozen: list[Any] = []
 
