@@ -1,5 +1,6 @@
 """What a training will take, before it begins: measured on a few batches, of which nothing is kept."""
 
+import logging
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -78,7 +79,7 @@ class Forecast:
                 lines.append(f"  {link.kind:<{width}}  a pass over the training images, which was not tried")
                 continue
             each = f"{link.epochs} x {link.steps} steps, {link.seconds / link.steps:.2g} s each"
-            then = f", test images {spoken(link.predictions)}" if link.predictions else ""
+            then = f", test images {spoken(link.predictions)}" if link.predictions >= 1 else ""
             lines.append(f"  {link.kind:<{width}}  {each}: {spoken(link.epochs * link.seconds)}{then}")
         above = "more than " if self.images < config.data.batch_size else ""
         memory = ", ".join(f"{above}{mb / 1000:.1f} GB of {'memory' if name == 'process' else name.upper()}"
@@ -105,7 +106,7 @@ def forecast(config: TrainConfig, last: Kind | None = None, *, without: tuple[Ki
     classes = len(dataset.class_names)
     train = max(1, round(len(dataset.train) * (1 - config.data.validation)))
     first = replace(config.initialization, epochs=min(config.initialization.epochs, 2), localizer_start=0)
-    with _some(dataset, config) as context:
+    with _quiet(), _some(dataset, config) as context:
         batch = config.data.batch_size
         if _seconds_of_one(context, build(chain_of(config, "", last=last), classes, device).classifier) > SLOW:
             batch = min(batch, FEW)
@@ -126,6 +127,18 @@ def forecast(config: TrainConfig, last: Kind | None = None, *, without: tuple[Ki
         epoch, predictions = more * tried[link.kind][0], again * tried[link.kind][1]
         links.append(LinkForecast(link.kind, link.stage, link.epochs - link.first, steps, epoch, predictions))
     return Forecast(tuple(links), memory, batch, size, cache_size(dataset, config))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What is tried says nothing of its epochs."""
+    logger = logging.getLogger("lchp")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextmanager

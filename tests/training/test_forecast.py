@@ -28,9 +28,11 @@ def test_a_training_says_first_what_is_to_come(tmp_path: Path, capsys: pytest.Ca
     flags = [word for name, value in small.flags(root, first=1, second=1).items()
              for word in (f"--{name.replace('_', '-')}", str(value))]  # fmt: skip
     assert main(["train", *flags, "--output", str(tmp_path / "run"), "--dry-run"]) == 0
-    said = capsys.readouterr().out
+    said, logged = capsys.readouterr()
     for word in ("classifier", "localizer", "refinement", "in all about", "GB of memory", "run folder", "image cache"):
         assert word in said
+    assert said.startswith("to come, by a few batches:")
+    assert "epoch 1/" not in said + logged
     assert not (tmp_path / "run").exists()
     assert main(["train", *flags, "--output", str(tmp_path / "run"), "--no-forecast"]) == 0
     assert "in all about" not in capsys.readouterr().out
