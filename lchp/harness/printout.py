@@ -78,7 +78,7 @@ def estimate(plan: Plan, price_per_hour: float | None = None) -> str:
             each[stage] = each.get(stage, 0.0) + known[_like(config, stage)] * epochs
     total, places = sum(each.values()), _places(plan)
     lines = [f"estimate: {spoken(total)} of training; {spoken(total / places)} with {places} at once"]
-    lines += [f"  {stage}: {spoken(seconds)}" for stage, seconds in each.items()]
+    lines += [f"  {kind}: {spoken(each[STAGES[kind]])}" for kind in KINDS if STAGES[kind] in each]
     if caches:
         cache = f", image cache {shown_bytes(sum(caches.values()))}" if any(caches.values()) else ""
         lines.append(f"disk: store at most {shown_bytes(stored * len(waiting))}{cache}")

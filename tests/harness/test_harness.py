@@ -285,10 +285,10 @@ def test_dry_run_says_what_is_to_be_trained(
         "refinement: 24 to train, 0 in store",
         "cost: 496 of 1536 forward passes per image (every cell alone), 3.1 times less",
         "estimate: 7.2 minutes of training; 7.2 minutes with 1 at once",  # 144 epochs of 3 s
-        "  refinement: 4.8 minutes",
+        "  classifier: 48 seconds",
+        "  localizer: 48 seconds",
         "  labels: 48 seconds",
-        "  regression: 48 seconds",
-        "  initialization: 48 seconds",
+        "  refinement: 4.8 minutes",
         "disk: store at most 36 MB",
         "price: 0.30 at 2.5 per hour of a place",
     ]
