@@ -54,6 +54,9 @@ class MakeTable:
         if not self.storage:
             raise ConfigError("--storage: expected at least one folder")
         if self.compare and self.rows is None:
+            given = ("columns", "metric", "result", "baseline", "figure", "output")
+            if idle := [name for name in given if getattr(self, name) != type(self).__dataclass_fields__[name].default]:
+                raise ConfigError(f"--{idle[0]}: does not go with --compare, which prints")
             print(compared(self.compare, self.storage, self.where))
             return 0
         if self.compare or self.rows is None:
@@ -67,12 +70,16 @@ class MakeTable:
         records = collect(self.storage)
         table = field_table(records, asked)
         out = self.output or self.storage[0] / "tables"
-        write_tables([table], out)
+        figure = None
         if self.figure:
             from lchp.report.figures.fields import figure_of
+
+            figure = figure_of(table, asked)  # before anything is written
+        write_tables([table], out)
+        if figure is not None:
             from lchp.report.figures.style import save
 
-            save(figure_of(table, asked), out)
+            save(figure, out)
         print(to_text(table))
         drawn = f", {table.number} (.png, .pdf)" if self.figure else ""
         print(f"written to {out}: table_{table.number} ({', '.join(f'.{suffix}' for suffix in FORMATS)}){drawn}")

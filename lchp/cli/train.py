@@ -93,7 +93,7 @@ class Train:
         say = (
             f"--preset {smaller} has a network and a size for a CPU"
             if smaller and self.preset != smaller
-            else "a smaller --data.image-size, mobilenet_v2 as --model.classifier and --model.localizer take less"
+            else "lower --data.image-size, or name mobilenet_v2 as --model.classifier and --model.localizer"
         )
         return f"{text}\nno GPU is used, and this takes more than an hour: {say}"
 

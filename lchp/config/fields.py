@@ -229,9 +229,9 @@ class MethodConfig:
     # records from before these fields are all of LCHP's runs, which go by none of them
 
     name: Annotated[
-        str, changes(), Rule(str.isidentifier, "lchp, or the name of a file of lchp/methods"), Since(3, "lchp")
+        str, changes(), Rule(str.isidentifier, "lchp, or the name of a file of lchp/baselines"), Since(3, "lchp")
     ] = "lchp"
-    """`lchp`, or a file of lchp/methods: cam, grad_cam, acol, psol, ..."""
+    """`lchp`, or a file of lchp/baselines: cam, grad_cam, acol, psol, ..."""
     boxes: Annotated[str | None, changes(), PATH, Since(4, None)] = None
     """File of the pseudo boxes of the method `boxes`: .csv or .parquet (image, x1, y1, x2, y2 in px of the original
     image, score where an image has several), or COCO's .json."""

@@ -3,7 +3,7 @@
 import errno
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -99,11 +99,6 @@ class DataSet:
     left_out: tuple[Path, ...] = field(default=(), repr=False, compare=False)
     sizes: Mapping[Path, WrittenSize] = field(default_factory=dict, repr=False, compare=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
-
-
-Loader = Callable[[Path], DataSet]
-"""Reads a data set's lists and boxes from its root (no image is opened), collecting faults instead of raising; raises
-DataError only where nothing can be read at all (no such folder, wrong layout)."""
 
 
 def require_regular(path: Path) -> None:

@@ -69,6 +69,7 @@ def _class_names(own: OwnFlags, read: OwnClassifier, photos: Path) -> tuple[str,
         return tuple(read_classes(own.classes, own.weights, count))
     folders = list_folders(photos, []) if photos.is_dir() else []
     if len(folders) == count:
+        log.warning("the classes have the names of the folders in %s, in sorted order", photos)
         return tuple(folders)
     log.warning("the %d classes of %s have numbers for names; --classes FILE names them", count, own.weights)
     return tuple(map(str, range(count)))

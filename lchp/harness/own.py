@@ -27,7 +27,6 @@ A text means what it means on the command line ("None", "scale+flip").
 """
 
 import math
-import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -43,7 +42,7 @@ from lchp.console import guarded, parse, preset_config
 from lchp.errors import ConfigError, DataError
 from lchp.harness.cells import MAX_CELLS, Overrides, Sweep, grid
 from lchp.harness.script import Flags, Program, conduct
-from lchp.report.select import require_field
+from lchp.report.select import require_field, split_values
 
 DEFAULT_PRESET = "parts"
 
@@ -67,7 +66,7 @@ class GridFlags:
     grid: tyro.conf.UseAppendAction[Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD=VALUE,VALUE")]] = ()
     """An axis: a field and its values; may be given several times. A list is one value: scale+flip, or [0.8,1.2]."""
     write: Path | None = None
-    """Write the sweep that these flags ask for as a file that `lchp sweep FILE` reads, and stop. A new file alone."""
+    """Write the sweep of these flags as a file that `lchp sweep FILE` reads, and stop. The file must be new."""
 
 
 def run_own(arguments: Sequence[str]) -> int:
@@ -111,7 +110,7 @@ def read_grid(axes: Sequence[str]) -> list[Overrides]:
         require_field(name, f"--grid {text}")
         if name in found:
             raise ConfigError(f"--grid {text}: {name} is an axis already; give its values at once")
-        found[name] = [FIELDS[name].parse(value) for value in re.split(r",(?![^\[(]*[\])])", values)]
+        found[name] = [FIELDS[name].parse(value) for value in split_values(values)]
     return _grid("--grid", found)
 
 
@@ -244,8 +243,12 @@ def write_sweep(path: Path, asked: SweepFile, sweep: Sweep) -> None:
     said = {"name": sweep.name, "preset": asked.preset, "seeds": asked.seeds, "set": _plain(base)}
     said["cells"] = [_plain(cell) for cell in sweep.cells]
     try:
+        content = tomli_w.dumps({key: value for key, value in said.items() if value != {}}).encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"--write {path}: a name or a path in the sweep cannot be written as UTF-8") from None
+    try:
         with path.open("xb") as file:
-            tomli_w.dump({key: value for key, value in said.items() if value != {}}, file)
+            file.write(content)
     except FileExistsError:
         raise DataError(f"--write {path}: is there already; say another name") from None
 

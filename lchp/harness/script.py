@@ -67,6 +67,8 @@ class Flags:
         """The sweep that these flags ask for. Raises ConfigError."""
         if self.seeds < 1:
             raise ConfigError(f"--seeds = {self.seeds}: expected at least 1")
+        if self.price_per_hour is not None and not self.dry_run:
+            raise ConfigError("--price-per-hour: goes with --dry-run, which says what all would cost")
         if self.price_per_hour is not None and not (math.isfinite(self.price_per_hour) and self.price_per_hour >= 0):
             raise ConfigError(f"--price-per-hour = {self.price_per_hour}: expected at least 0")
         if self.limit is not None and self.limit < 1:

@@ -55,6 +55,8 @@ def main(
         common = flags.common
         if common.limit is not None:
             raise ConfigError("--limit: a search has no list of cells; --trials says how many to try")
+        if common.price_per_hour is not None:
+            raise ConfigError("--price-per-hour: a search has no list of cells, so its price is not known before")
         if common.seeds != 1:
             raise ConfigError(f"--seeds = {common.seeds}: a search takes one seed, --seed; run its best cell with more")
         preset = replace(PRESETS[common.preset], config=common.config)

@@ -35,6 +35,7 @@ from lchp.report.select import (
     show,
     sorted_values,
     split,
+    split_values,
 )
 
 COMPARED = ("gt_known", "top1_loc")
@@ -109,7 +110,7 @@ def parse_side(text: str, records: Records | None = None, where: Sequence[str] =
     the run folder cannot be read.
     """
     folder, colon, result = text.rpartition(":")
-    if not colon or "/" in result:
+    if not colon or "/" in result or (result not in RESULTS and is_setting(text)):
         folder, result = text, None
     elif result not in RESULTS:
         raise ConfigError(f"--compare {text}: {result} is no result; expected RUN or RUN:{{{','.join(RESULTS)}}}")
@@ -122,7 +123,7 @@ def parse_side(text: str, records: Records | None = None, where: Sequence[str] =
 
 
 def _setting(text: str, records: Records, where: Sequence[str], result: str | None) -> Side:
-    conditions = parse_where([*where]) | parse_where(text.split(","), "--compare")
+    conditions = parse_where([*where]) | parse_where(split_values(text), "--compare")
     require(records, conditions, "--compare")
     runs = canonical(records.runs)
     for name, value in conditions.items():

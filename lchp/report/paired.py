@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from lchp.errors import RunError
+
 RESAMPLES = 9999
 CONFIDENCE = 0.95
 
@@ -42,6 +44,8 @@ def difference(values: np.ndarray, *, seed: int = 0) -> Difference:
 
     d = np.asarray(values, float)
     (seeds, images), mean = d.shape, float(d.mean())
+    if images < 2:
+        raise RunError("one test image in common: no interval can be had")
     if not d.any():  # no image and no seed decides anything
         return Difference(0.0, 0.0, 0.0, 1.0, seeds, images)
     if seeds == 1:

@@ -1,5 +1,6 @@
 """Which runs stand in one table: those that differ in its axis and in the seed only."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,11 @@ def parse_where(conditions: Sequence[str], option: str = "--where") -> dict[str,
             raise ConfigError(f"{option} {text}: expected {FIELDS[name].allowed}") from None
         found[name] = _ordered(read) if name == SUBSET else read
     return found
+
+
+def split_values(text: str) -> list[str]:
+    """At the commas, but for those of a list in brackets: `scale,[0.8,1.2]`."""
+    return re.split(r",(?![^\[(]*[\])])", text)
 
 
 def require_field(name: str, said: str) -> None:

@@ -346,7 +346,9 @@ def _beside(config: TrainConfig, found: Method, kind: Kind, data: str, contents:
             "weights": weights,
         }
     if kind == "boxes":
-        source = {"content": contents["method.boxes"]} if found.from_file else {}
+        source: dict[str, Any] = {"content": contents["method.boxes"]} if found.from_file else {}
+        if found.boxes == "ddt" and config.model.classifier_weights is not None:  # its trunk is ImageNet's all the same
+            source["weights"] = _weights(config, config.model.classifier)
         return {"boxes": found.name if found.boxes == "map" else found.boxes} | source
     if kind == "localizer":
         return {"loss": "lchp" if found.complete else "psol", "weights": _weights(config, config.model.localizer)}

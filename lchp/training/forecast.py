@@ -4,7 +4,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +17,8 @@ from lchp.data.base import Split
 from lchp.data.cache import shown_bytes, size_of
 from lchp.data.decode import header
 from lchp.data.images import open_dataset
+from lchp.errors import DataError
+from lchp.method.choice import looked_at
 from lchp.method.view_table import ViewTable
 from lchp.system.devices import peak_memory_mb, prepare, resolve_device, resolve_precision
 from lchp.training.chain import Chain, Kind, chain_of
@@ -73,10 +75,14 @@ class Forecast:
     def text(self, config: TrainConfig) -> str:
         """A few lines for a terminal."""
         width = max(len(link.kind) for link in self.links)
-        lines = ["to come, by a few batches:"]
+        lines = ["What is to come, measured on a few batches:"]
         for link in self.links:
+            if not link.epochs:
+                lines.append(f"  {link.kind:<{width}}  nothing to train")
+                continue
             if not link.seconds:
-                lines.append(f"  {link.kind:<{width}}  a pass over the training images, which was not tried")
+                what = "read from the file" if config.method.boxes else "a pass over the training images, not tried"
+                lines.append(f"  {link.kind:<{width}}  {what}")
                 continue
             each = f"{link.epochs} x {link.steps} steps, {link.seconds / link.steps:.2g} s each"
             then = f", test images {spoken(link.predictions)}" if link.predictions >= 1 else ""
@@ -105,7 +111,9 @@ def forecast(config: TrainConfig, last: Kind | None = None, *, without: tuple[Ki
     dataset = read(config.data)
     classes = len(dataset.class_names)
     train = max(1, round(len(dataset.train) * (1 - config.data.validation)))
-    first = replace(config.initialization, epochs=min(config.initialization.epochs, 2), localizer_start=0)
+    epochs = min(config.initialization.epochs, 2)
+    after = min(config.initialization.auto_after, epochs)
+    first = replace(config.initialization, epochs=epochs, auto_after=after, localizer_start=0)
     with _quiet(), _some(dataset, config) as context:
         batch = config.data.batch_size
         if _seconds_of_one(context, build(chain_of(config, "", last=last), classes, device).classifier) > SLOW:
@@ -120,12 +128,13 @@ def forecast(config: TrainConfig, last: Kind | None = None, *, without: tuple[Ki
         chain = chain_of(short, "", last=last)
         tried, size = _tried(chain, context, classes)
         memory = peak_memory_mb(device)
-        more, again = train / len(some), len(dataset.test) / max(1, len(tests))
-    steps = max(1, train // config.data.batch_size)
+        again = len(dataset.test) / max(1, len(tests))
     links = []
     for link in (each for each in chain_of(config, "", last=last) if each.kind not in without):
-        epoch, predictions = more * tried[link.kind][0], again * tried[link.kind][1]
-        links.append(LinkForecast(link.kind, link.stage, link.epochs - link.first, steps, epoch, predictions))
+        images = min(train, len(looked_at(train))) if link.kind == "choice" else train
+        epoch, predictions = images / len(some) * tried[link.kind][0], again * tried[link.kind][1]
+        each = max(1, images // config.data.batch_size)
+        links.append(LinkForecast(link.kind, link.stage, link.epochs - link.first, each, epoch, predictions))
     return Forecast(tuple(links), memory, batch, size, cache_size(dataset, config))
 
 
@@ -145,10 +154,14 @@ def _quiet() -> Iterator[None]:
 def _some(dataset: DataSet, config: TrainConfig) -> Iterator[Context]:
     """A context of the first images of every split, whose cache is thrown away."""
     count = BATCHES * config.data.batch_size
-    few = replace(dataset, train=_first(dataset.train, count), test=_first(dataset.test, count), problems=())
+    train, test = _first(dataset.train, count), _first(dataset.test, count)
+    # test images of classes that the few training images lack would be left out; no time depends on a label
+    test = replace(test, labels=np.resize(train.labels, len(test)))
+    few = replace(dataset, train=train, test=test, problems=())
     device = resolve_device(config.device)
     with tempfile.TemporaryDirectory() as folder:
-        data = replace(config.data, cache=folder, validation=0.0, skip_bad=True)
+        cache = "off" if config.data.cache == "off" else folder
+        data = replace(config.data, cache=cache, validation=0.0, skip_bad=True)
         whole, images, test = open_dataset(few, data, show_progress=False)
         short = replace(config, data=data)
         yield Context(short, whole, images, device, resolve_precision(config.precision, device), False, test, "", "")
@@ -195,10 +208,12 @@ def _tried(chain: Chain, context: Context, classes: int) -> tuple[dict[Kind, tup
                 fit(training, session, Path(folder) / link.stage, "")
                 modules = dict(training.modules)
             work = replace(work, done={**work.done, link.kind: modules})
-            begin = time.perf_counter()
+            predicting = 0.0
             if link.result is not None and len(context.test) and (link.kind != "boxes" or chain.method.boxes != "ddt"):
+                begin = time.perf_counter()
                 predictions_of(models_of(work, link), context)
-            found[link.kind] = took.get(link.stage, 0.0), time.perf_counter() - begin
+                predicting = time.perf_counter() - begin
+            found[link.kind] = took.get(link.stage, 0.0), predicting
         size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
     return found, size
 
@@ -216,6 +231,9 @@ def cache_size(dataset: DataSet, config: TrainConfig) -> int:
     paths = [path for split in (dataset.train, dataset.test) for path in split.paths or ()]
     if not paths:
         return 0
-    looked_at = [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, min(HEADERS, len(paths))).astype(int))]
-    found = size_of(np.array([header(path) for path in looked_at]), config.data.resize)
-    return int(found / len(looked_at) * len(paths))
+    headers = []
+    for i in np.unique(np.linspace(0, len(paths) - 1, min(HEADERS, len(paths))).astype(int)):
+        with suppress(DataError):  # training says it
+            headers.append(header(paths[i]))
+    found = size_of(np.array(headers), config.data.resize) if headers else 0
+    return int(found / max(1, len(headers)) * len(paths))

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from lchp.config import PLACES, TrainConfig, show, to_flat
+from lchp.config import FILES, PLACES, TrainConfig, show, to_flat
 from lchp.errors import ConfigError, RunError
 from lchp.evaluation.inference import Models
 from lchp.evaluation.predictions import joined, read_predictions, write_predictions
@@ -278,7 +278,7 @@ def _other_fields(there: TrainConfig, chain: Chain, kind: Kind) -> list[str]:
         theirs = to_flat(config_until(chain_of(there, chain.data), kind))
     except (ConfigError, StopIteration):
         return [f"method.name {there.method.name} (asked for: {chain.config.method.name})"]
-    free = PLACES | {"data.name", "device", "precision", "evaluation.batch_size", "method.boxes"}
+    free = PLACES | {"data.name", "device", "precision", "evaluation.batch_size", *FILES}
     return [f"{n} {show(v)} (asked for: {show(mine[n])})" for n, v in theirs.items() if n not in free and v != mine[n]]
 
 
@@ -374,9 +374,10 @@ def _begun_otherwise(run: Path, config: TrainConfig, last: Kind | None, found: M
 
 
 def _trained_by(config: TrainConfig) -> dict[str, Any]:
-    """The fields that a training depends on; the others may differ when it is resumed."""
+    """The fields that a training depends on; the others may differ when it is resumed, and so may the place of a file,
+    whose content the links' keys hold."""
     flat = to_flat(config)
-    return {k: v for k, v in flat.items() if k not in PLACES and not k.startswith("evaluation.")}
+    return {k: v for k, v in flat.items() if k not in (*PLACES, *FILES) and not k.startswith("evaluation.")}
 
 
 def _open_board(run: Path, context: Context) -> Any:

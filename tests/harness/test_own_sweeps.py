@@ -176,6 +176,9 @@ def test_what_is_no_toml_is_one_line(tmp_path: Path, content: bytes, capsys: pyt
         (["FILE"], "nothing to sweep: FILE has no [grid], [[cells]] or [random]"),
         (["FILE", "--preset", "cub"], "--preset: FILE says the preset"),
         (["FILE", "--gird", "refinement.tau=0.5"], "did you mean --grid"),
+        (["--grid", "refinement.tau=0.5", "--price-per-hour", "2"], "--price-per-hour: goes with --dry-run"),
+        (["search", "--price-per-hour", "2", "--dry-run"], "--price-per-hour: a search has no list of cells"),
+        (["--grid", "refinement.tau=0.5", "--name", "\udcff", "--write", "FILE2"], "cannot be written as UTF-8"),
         (["delta_tau", "--grid", "refinement.tau=0.5"], "no such option of lchp sweep delta_tau"),
     ],
 )
@@ -186,3 +189,4 @@ def test_mistakes_in_the_command_are_one_line(
     assert main(["sweep", *(word.replace("FILE", str(path)) for word in words), "--storage", str(tmp_path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert said.replace("FILE", str(path)) in line
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.toml"]

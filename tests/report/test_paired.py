@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from lchp.errors import RunError
 from lchp.report.paired import difference, holm
 
 
@@ -79,3 +80,9 @@ def test_holm_s_correction() -> None:
     assert holm([0.6, 0.7]) == [1.0, 1.0]
     assert holm([0.04]) == [0.04]
     assert holm([]) == []
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_one_image_gives_no_interval(seeds: int) -> None:
+    with pytest.raises(RunError, match="one test image"):
+        difference(np.full((seeds, 1), 100.0))

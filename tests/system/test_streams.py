@@ -88,7 +88,7 @@ def test_training_goes_on_without_a_reader_and_without_stderr(squares_root: Path
     command = ["bash", "-c", shell, sys.executable, str(squares_root), str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, env=os.environ | where, timeout=200)
     assert done.returncode == 0
-    assert done.stdout.startswith(b"to come, by a few batches")
+    assert done.stdout.startswith(b"What is to come, measured on a few batches")
     assert (tmp_path / "run" / "summary.json").is_file()
 
 

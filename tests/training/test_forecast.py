@@ -31,7 +31,7 @@ def test_a_training_says_first_what_is_to_come(tmp_path: Path, capsys: pytest.Ca
     said, logged = capsys.readouterr()
     for word in ("classifier", "localizer", "refinement", "in all about", "GB of memory", "run folder", "image cache"):
         assert word in said
-    assert said.startswith("to come, by a few batches:")
+    assert said.startswith("What is to come, measured on a few batches:")
     assert "epoch 1/" not in said + logged
     assert not (tmp_path / "run").exists()
     assert main(["train", *flags, "--output", str(tmp_path / "run"), "--no-forecast"]) == 0
@@ -74,6 +74,22 @@ def test_the_cache_is_as_large_as_it_will_be(tmp_path: Path) -> None:
     assert module.cache_size(module.read(config.data), override(config, {"data.cache": "off"})) == 0
 
 
+def test_what_is_chosen_is_tried_too_and_counted_by_the_images_that_it_looks_at() -> None:
+    """Also where the choice comes after more epochs than are tried."""
+    values = {"initialization.delta": "auto", "initialization.mask_delta": 0.5, "initialization.auto_after": 4}
+    config = override(preset("parts"), values | {"threads": 1})
+    found = {link.kind: link for link in forecast(config).links}
+    assert found["choice"].steps == 384 // 32
+    assert found["localizer"].steps == 3000 // 32
+    assert found["choice"].seconds < found["classifier"].seconds
+
+
+def test_an_image_that_cannot_be_read_is_left_to_training(tmp_path: Path) -> None:
+    root = small.make_folder(tmp_path / "images")
+    next(path for path in root.rglob("*") if path.suffix in (".png", ".jpg")).write_bytes(b"no image")
+    assert forecast(small.config(root)).cache > 0
+
+
 def test_stage_2_alone_counts_stage_2_alone() -> None:
     config = override(preset("parts"), {"data.batch_size": 4, "threads": 1})
     assert [link.kind for link in forecast(config, without=("classifier", "localizer")).links] == ["refinement"]
@@ -83,8 +99,8 @@ def test_stage_2_alone_counts_stage_2_alone() -> None:
     ("flags", "said"),
     [
         (["--preset", "folder"], "no GPU is used, and this takes more than an hour: --preset folder_cpu"),
-        (["--preset", "folder_cpu"], "a smaller --data.image-size, mobilenet_v2"),
-        (["--preset", "tiny_imagenet"], "a smaller --data.image-size, mobilenet_v2"),
+        (["--preset", "folder_cpu"], "lower --data.image-size, or name mobilenet_v2"),
+        (["--preset", "tiny_imagenet"], "lower --data.image-size, or name mobilenet_v2"),
     ],
 )
 def test_where_a_cpu_takes_hours_another_recipe_is_named(
