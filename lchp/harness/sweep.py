@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from lchp import __version__
-from lchp.config import TrainConfig, from_dict, show, to_dict
+from lchp.config import FILES, TrainConfig, from_dict, override, show, to_dict, to_flat
 from lchp.errors import ConfigError, RunError
 from lchp.evaluation.metrics import Metric
 from lchp.files import runs
@@ -282,7 +282,9 @@ def _moved(base: TrainConfig, now: TrainConfig) -> TrainConfig:
         return base
     data = replace(base.data, root=now.data.root, cache=now.data.cache, workers=now.data.workers)
     weights_dir = now.model.weights_dir if base.model.pretrained else None
-    return replace(base, data=data, model=replace(base.model, weights_dir=weights_dir))
+    there, here = to_flat(base), to_flat(now)
+    files = {name: here[name] for name in FILES if None not in (there[name], here[name])}
+    return override(replace(base, data=data, model=replace(base.model, weights_dir=weights_dir)), files)
 
 
 def write_record(plan: Plan) -> None:

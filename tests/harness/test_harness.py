@@ -34,6 +34,7 @@ from lchp.harness.sweep import (
     Plan,
     SweepResult,
     Timing,
+    _moved,
     make_plan,
     places_for,
     recorded,
@@ -878,3 +879,11 @@ def test_a_display_weighs_links_by_their_passes(capsys: pytest.CaptureFixture[st
     said = capsys.readouterr().err.splitlines()
     assert [line.split(";")[0] for line in said] == ["classifier of base done in 5 s", "localizer of base done in 5 s"]
     assert all("cells 0/1 done, 0 failed; running 0; time left 00:" in line for line in said)
+
+
+def test_a_moved_file_is_that_of_the_flags() -> None:
+    values = {"method.name": "boxes", "method.boxes": "/before/boxes.csv"}
+    base = override(preset("parts"), values)
+    moved = _moved(base, override(base, {"method.boxes": "/now/boxes.csv"}))
+    assert moved == override(base, {"method.boxes": "/now/boxes.csv"})
+    assert _moved(base, preset("parts")).method.boxes == "/before/boxes.csv"
