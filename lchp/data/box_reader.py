@@ -34,6 +34,9 @@ def read_box_file(path: Path, splits: Sequence[Images]) -> BoxFile:
         raise DataError(f"{path}: expected a file of boxes, {', '.join(ENDINGS)}")
     problems: list[Problem] = []
     table = _read_coco(path, problems) if path.suffix.lower() == ".json" else read_table(path)
+    # an image without a box has a row without corners, as `lchp predict --least-confidence` writes it
+    empty = (np.char.strip(cells_of(table).astype(str)) == "").all(1)
+    table = table[~empty].reset_index(drop=True)
     listed = _Listed(splits)
     places, unknown = np.full(len(table), -1), list[Problem]()
     for text, rows in table.groupby("image_id", sort=False).indices.items():

@@ -51,6 +51,16 @@ def test_the_best_of_several_boxes_counts_and_others_are_counted(tmp_path: Path)
     assert found.problems == ()
 
 
+def test_a_row_without_corners_is_an_image_without_a_box(tmp_path: Path) -> None:
+    """As `lchp predict --least-confidence` writes it; a row that lacks some corners is a fault."""
+    found = read(tmp_path, "image,x1,y1,x2,y2\ntrain/robin/1.jpg,,,,\ntrain/wren/1.jpg,0,0,100,50\n")
+    assert list(found.boxes) == ["train/wren/1.jpg"]
+    assert (found.problems, found.unknown) == ((), ())
+    (problem,) = read(tmp_path, "image,x1,y1,x2,y2\ntrain/robin/1.jpg,1,,,\n").problems
+    assert "b.csv:2" in str(problem)
+    assert not read(tmp_path, "image,x1,y1,x2,y2\ntrain/robin/1.jpg,,,,\n").boxes
+
+
 def test_what_predict_writes_is_read_with_its_confidence(tmp_path: Path) -> None:
     head = "image,width,height,class_id,class_name,score,x1,y1,x2,y2,confidence\n"
     rows = ("wren/1.jpg,100,50,0,robin,0.9,0,0,10,10,0.1\n", "wren/1.jpg,100,50,0,robin,0.1,0,0,20,10,0.7\n")
