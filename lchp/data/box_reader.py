@@ -35,8 +35,8 @@ def read_box_file(path: Path, splits: Sequence[Images]) -> BoxFile:
     problems: list[Problem] = []
     table = _read_coco(path, problems) if path.suffix.lower() == ".json" else read_table(path)
     # an image without a box has a row without corners, as `lchp predict --least-confidence` writes it
-    empty = (np.char.strip(cells_of(table).astype(str)) == "").all(1)
-    table = table[~empty].reset_index(drop=True)
+    empty = [not "".join(cells).strip() for cells in cells_of(table)]
+    table = table.iloc[np.flatnonzero(~np.array(empty, bool))].reset_index(drop=True)
     listed = _Listed(splits)
     places, unknown = np.full(len(table), -1), list[Problem]()
     for text, rows in table.groupby("image_id", sort=False).indices.items():
