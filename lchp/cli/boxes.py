@@ -47,7 +47,7 @@ class OwnBoxes:
     least_area: float = 0.01
     """With --several: the share of the image that an object's region covers at least."""
     least_confidence: float = 0.0
-    """In images that are less confident there is nothing: they are written without a box."""
+    """An image whose box is less confident is written without a box."""
     min_confidence: float = 0.0
     """Leave less confident images out of annotations (COCO, YOLO, Label Studio)."""
     batch_size: int = 32

@@ -28,12 +28,12 @@ class Predict:
     pictures: bool = False
     """Also write copies with class and box drawn, into OUTPUT/pictures."""
     several: bool = False
-    """All objects of an image, in place of one box: each region where the map is above its threshold. Of a run with a
-    localizer, by what made its pseudo boxes: LCHP's by its teacher's attention."""
+    """All objects of an image, in place of one box: each region where the map is above its threshold. A run with a
+    localizer uses what made its pseudo boxes; LCHP uses its teacher's attention."""
     least_area: float = 0.01
     """With --several: the share of the image that an object's region covers at least."""
     least_confidence: float = 0.0
-    """In images that are less confident there is nothing: they are written without a box."""
+    """An image whose box is less confident is written without a box."""
     min_confidence: float = 0.0
     """Leave less confident images out of annotations (COCO, YOLO, Label Studio)."""
     batch_size: int = 32

@@ -81,7 +81,7 @@ def estimate(plan: Plan, price_per_hour: float | None = None) -> str:
     lines += [f"  {kind}: {spoken(each[STAGES[kind]])}" for kind in KINDS if STAGES[kind] in each]
     if caches:
         cache = f", image cache {shown_bytes(sum(caches.values()))}" if any(caches.values()) else ""
-        lines.append(f"disk: store at most {shown_bytes(stored * len(waiting))}{cache}")
+        lines.append(f"disk: store about {shown_bytes(stored * len(waiting))}{cache}")
     if price_per_hour is not None:
         lines.append(f"price: {total / 3600 * price_per_hour:.2f} at {price_per_hour:g} per hour of a place")
     return "\n".join(lines)

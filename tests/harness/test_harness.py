@@ -290,7 +290,7 @@ def test_dry_run_says_what_is_to_be_trained(
         "  localizer: 48 seconds",
         "  labels: 48 seconds",
         "  refinement: 4.8 minutes",
-        "disk: store at most 36 MB",
+        "disk: store about 36 MB",
         "price: 0.30 at 2.5 per hour of a place",
     ]
     assert probed == ["refinement"]  # all of these train alike

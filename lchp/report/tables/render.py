@@ -19,10 +19,7 @@ from lchp.report.tables.grid import NOT_GIVEN, PAPER_FRAME, Row, Section, Table,
 
 RANKS = ("-", "best", "second")
 LEGEND = "best of a column bold, second best underlined, ours and the paper's apart"
-PROTOCOL = (
-    "trained from class labels; the last epoch counts, no box chose anything; a cell: mean ± standard deviation over "
-    "seeds (n)"
-)
+PROTOCOL = "the last epoch counts, no box chose anything; a cell: mean ± standard deviation over seeds (n)"
 LATEX = str.maketrans(
     {
         "\\": r"\textbackslash{}",
