@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -84,10 +84,17 @@ class Resources:
 
 
 @contextlib.contextmanager
-def cluster(address: str | None = None, *, dashboard: bool = False, **local: Any) -> Iterator[Resources]:
+def cluster(
+    address: str | None = None,
+    *,
+    dashboard: bool = False,
+    before_leaving: Callable[[], None] = lambda: None,
+    **local: Any,
+) -> Iterator[Resources]:
     """Joins the Ray cluster at `address` (or $RAY_ADDRESS), or starts one on this machine and stops it at the end.
 
-    local: arguments of ray.init for a start of our own (num_cpus, num_gpus). Raises ConfigError where Ray cannot be
+    local: arguments of ray.init for a start of our own (num_cpus, num_gpus). before_leaving: called where a signal ends
+    the block, while Ray is still there; a second signal ends it. Raises ConfigError where Ray cannot be
     started or joined, RunError where it dies, and Interrupted for SIGINT, SIGTERM and SIGHUP. Whatever ends the block,
     or the program, nothing of a Ray of our own is left.
     """
@@ -109,7 +116,7 @@ def cluster(address: str | None = None, *, dashboard: bool = False, **local: Any
         folder = stack.enter_context(_folder_of_ray(guarded=address is None))
         end = _End(folder)
         stack.enter_context(_settings(address, folder))
-        stack.enter_context(_interruptible(end, own=address is None))
+        stack.enter_context(_interruptible(end, own=address is None, before_leaving=before_leaving))
         _start(address, folder, end, {"include_dashboard": dashboard, "num_cpus": cpus(), **local})
         yield _resources(shared=address is not None)
 
@@ -209,13 +216,16 @@ class _End:
 
 
 @contextlib.contextmanager
-def _interruptible(end: _End, *, own: bool) -> Iterator[None]:
+def _interruptible(end: _End, *, own: bool, before_leaving: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Lets the block end by Interrupted or RunError, as `end` has it, and leaves Ray, undisturbed by more signals.
     While Ray waits, it makes a plain KeyboardInterrupt of whatever a handler raises."""
     end.take_signals()
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:
+        if end.came and end.fault is None:
+            with contextlib.suppress(KeyboardInterrupt):
+                before_leaving()
         end.leaving.set()
         if isinstance(error, KeyboardInterrupt) and (end.came or end.fault is None):
             raise Interrupted(end.came[0] if end.came else signal.SIGINT) from None

@@ -77,7 +77,7 @@ def run_own(arguments: Sequence[str]) -> int:
     def body() -> int:
         asked, rest = SweepFile(), list(arguments)
         if first is not None:
-            asked, rest = read_sweep(first), rest[1:]
+            asked, rest = read_sweep_file(first), rest[1:]
             if any(word.partition("=")[0] == "--preset" for word in rest):
                 raise ConfigError(f"--preset: {first} says the preset; change it there")
             rest = ["--preset", asked.preset, *rest]
@@ -126,7 +126,7 @@ def _name(cells: Sequence[Overrides]) -> str:
     return "-".join(dict.fromkeys(name.rpartition(".")[2] for cell in cells for name in cell)) or "recipe"
 
 
-def read_sweep(path: Path) -> SweepFile:
+def read_sweep_file(path: Path) -> SweepFile:
     """Reads a sweep's file (see the module). Raises ConfigError, one line that names the file, the place in it and what
     is allowed there."""
     try:
@@ -237,7 +237,7 @@ def _range(name: str, said: Any) -> Callable[[np.random.Generator], Any]:
 
 
 def write_sweep(path: Path, asked: SweepFile, sweep: Sweep) -> None:
-    """Writes a sweep as a file that `read_sweep` reads as the same. Raises DataError for a file that is there."""
+    """Writes a sweep as a file that `read_sweep_file` reads as the same. Raises DataError for a file that is there."""
     recipe = to_flat(preset(asked.preset))
     base = {name: value for name, value in to_flat(sweep.base).items() if value != recipe[name]}
     said = {"name": sweep.name, "preset": asked.preset, "seeds": asked.seeds, "set": _plain(base)}

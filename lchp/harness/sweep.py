@@ -25,6 +25,7 @@ from lchp.evaluation.metrics import Metric
 from lchp.files import runs
 from lchp.files.locks import LOCK, Claim, locked
 from lchp.files.schema import SWEEP_VERSIONS
+from lchp.harness import stopping
 from lchp.harness.cells import Cell, Job, Sweep, expand, jobs_of, make_cell, pinned
 from lchp.harness.cluster import Resources, cluster
 from lchp.harness.display import Display
@@ -389,8 +390,11 @@ def run_trials(plan: Plan, hooks: Hooks | None = None, *, show_progress: bool) -
         lambda p: _job_text(plan, p),
         show_progress,
     )
+    stopping.go_on(plan.work)
     with cluster(
-        options.address, dashboard=setting.wrapper == "ray_train" and hooks.scheduler is not None
+        options.address,
+        dashboard=setting.wrapper == "ray_train" and hooks.scheduler is not None,
+        before_leaving=lambda: stopping.let_stop(plan.work, _training(plan) if setting.workers == 1 else ()),
     ) as resources:
         places = places_for(setting, options, resources)
         display.open()
@@ -408,6 +412,10 @@ def run_trials(plan: Plan, hooks: Hooks | None = None, *, show_progress: bool) -
             display.close()
             own = sum(p.facts.get("train_seconds", 0.0) for p in plan.schedule.jobs.values())
             plan.timing = Timing(time.perf_counter() - begin, own, places)
+
+
+def _training(plan: Plan) -> list[str]:
+    return [name for name, progress in plan.schedule.jobs.items() if progress.state == "running"]
 
 
 def places_for(setting: Setting, options: Options, resources: Resources) -> int:

@@ -22,8 +22,10 @@ from lchp.files import runs
 from lchp.files.locks import LOCK, Claim, HeldError, locked
 from lchp.harness.cells import Job
 from lchp.harness.schedule import Reason
+from lchp.harness.stopping import told_to_stop
 from lchp.harness.store import Store
 from lchp.system import distributed
+from lchp.system.interrupt import Stop
 from lchp.training.chain import Kind
 
 Report = Callable[[dict[str, Any]], None]
@@ -83,13 +85,17 @@ def run_job(job: Job, setting: Setting, report: Report) -> None:
     def on_epoch(metrics: dict[str, Any]) -> None:
         last.update(metrics)
         done = job.finished_epochs(metrics["stage"], metrics["epoch"])
-        report(here | _scalars(metrics, setting) | {"state": "running", "done_epochs": done})
+        with told.at_rest():
+            report(here | _scalars(metrics, setting) | {"state": "running", "done_epochs": done})
 
     def finish(state: str, **facts: Any) -> None:
         report(here | _scalars(last, setting) | {"state": state, "seconds": time.time() - begin, **facts})
 
     try:
-        lost = _train(job, setting, on_epoch, spent)
+        with told_to_stop(Path(setting.work), alone=distributed.size() == 1) as told:
+            lost = _train(job, setting, on_epoch, spent, told.stop)
+    except KeyboardInterrupt:  # the driver's mark: it is leaving, and hears nothing more
+        return
     except (LchpError, OSError) as error:
         if distributed.size() > 1 or _may_pass(error):
             raise  # workers that do not agree cannot report together
@@ -105,7 +111,7 @@ def reason_of(error: Exception) -> Reason:
     return "diverged" if isinstance(error, DivergedError) else "error"
 
 
-def _train(job: Job, setting: Setting, on_epoch: Report, spent: dict[str, float]) -> list[str]:
+def _train(job: Job, setting: Setting, on_epoch: Report, spent: dict[str, float], stop: Stop) -> list[str]:
     """Returns the names of the jobs whose results are lost; none where the job is done. `spent` receives the training's
     own time, by which the harness is judged."""
     from lchp.training.fit import Session
@@ -130,7 +136,7 @@ def _train(job: Job, setting: Setting, on_epoch: Report, spent: dict[str, float]
         if first:
             work.mkdir(exist_ok=True)  # not those above it: the storage may be gone
         begin = time.perf_counter()
-        session = Session(job.config.seed, resume, on_epoch=on_epoch, show_progress=False)
+        session = Session(job.config.seed, resume, on_epoch=on_epoch, show_progress=False, stop=stop)
         train_links(job.config, work, session, last=job.kind, found=found)
         spent["train_seconds"] = time.perf_counter() - begin
         if first:

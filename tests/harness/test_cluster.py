@@ -265,11 +265,28 @@ def test_a_signal_ends_the_block_once(tmp_path: Path, left: list[str], signum: i
     assert [signal.getsignal(s) for s in startup.SIGNALS] == before
 
 
+@pytest.mark.parametrize("impatient", [False, True])
+def test_a_signal_lets_trainings_end_first_and_a_second_one_does_not(
+    tmp_path: Path, left: list[str], impatient: bool
+) -> None:
+    def let_stop() -> None:
+        assert left == []
+        if impatient:
+            signal.raise_signal(signal.SIGINT)
+        left.append("let stop")
+
+    end = startup._End(tmp_path)
+    with pytest.raises(Interrupted) as error, startup._interruptible(end, own=True, before_leaving=let_stop):
+        signal.raise_signal(signal.SIGTERM)
+    assert error.value.status == 143
+    assert left == (["left"] if impatient else ["let stop", "left"])
+
+
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_a_ray_that_dies_ends_the_block_with_one_line(tmp_path: Path, left: list[str], elsewhere: bool) -> None:
     def body() -> None:
         end = startup._End(tmp_path)
-        with startup._interruptible(end, own=True):
+        with startup._interruptible(end, own=True, before_leaving=lambda: left.append("waited for nothing")):
             threading.Thread(target=end.ray_is_gone, args=("Ray's raylet ended",), daemon=True).start()
             for _ in range(6000):
                 time.sleep(0.01)

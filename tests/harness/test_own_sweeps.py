@@ -10,7 +10,7 @@ from lchp.cli import main
 from lchp.errors import ConfigError
 from lchp.harness import own
 from lchp.harness.cells import Sweep
-from lchp.harness.own import read_grid, read_sweep
+from lchp.harness.own import read_grid, read_sweep_file
 from lchp.harness.script import Flags
 
 
@@ -110,8 +110,8 @@ def test_draws_keep_to_their_ranges_and_repeat(tmp_path: Path) -> None:
         "refinement.labeller": ["online", "ema"],
     }
     path = file(tmp_path / "r.toml", random={"draws": 200, "seed": 3, "fields": fields})
-    cells = read_sweep(path).cells
-    assert cells == read_sweep(path).cells
+    cells = read_sweep_file(path).cells
+    assert cells == read_sweep_file(path).cells
     assert len(cells) == 200
     drawn = {name: [cell[name] for cell in cells] for name in fields}
     assert 0.3 <= min(drawn["refinement.tau"]) < 0.35 < 0.9 < max(drawn["refinement.tau"]) <= 0.95
@@ -151,7 +151,7 @@ def test_draws_keep_to_their_ranges_and_repeat(tmp_path: Path) -> None:
 def test_mistakes_in_a_file_are_one_line_that_names_it(tmp_path: Path, said: dict[str, Any], line: str) -> None:
     path = file(tmp_path / "mine.toml", **said)
     with pytest.raises(ConfigError) as raised:
-        read_sweep(path)
+        read_sweep_file(path)
     assert str(raised.value).startswith(f"{path}: ")
     assert line in str(raised.value)
     assert "\n" not in str(raised.value)
