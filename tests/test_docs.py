@@ -43,7 +43,7 @@ from lchp.data import DATASETS
 from lchp.errors import ConfigError
 from lchp.harness import Options, Sweep, SweepResult
 from lchp.harness.grids import NAMES
-from lchp.harness.own import GridFlags, read_grid, read_sweep
+from lchp.harness.own import GridFlags, read_grid, read_sweep_file
 from lchp.harness.script import Flags
 from lchp.harness.search_script import SearchFlags
 from lchp.harness.sweep import Outcome, Plan, make_plan
@@ -139,6 +139,10 @@ def program_line(words: list[str]) -> None:
         inner = rest[rest.index("--") + 1 :]
         assert inner[0] == "python"
         sweep_line(inner[1], inner[2:])
+    elif program == "sbatch":
+        at = next(i for i, word in enumerate(rest) if word.startswith("sweeps/"))
+        assert (ROOT / rest[at]).is_file()
+        lchp_line(["sweep", *rest[at + 1 :]])
     elif program in (".venv/bin/pytest", "pytest"):
         paths = [word for word in rest if "/" in word]
         assert all((ROOT / path.partition("::")[0]).exists() for path in paths)
@@ -416,7 +420,7 @@ def test_the_sweep_of_ones_own_runs_as_printed(tmp_path: Path, monkeypatch: pyte
 def test_the_file_of_a_sweep_reads_as_printed(tmp_path: Path) -> None:
     (text,) = (b.text for b in blocks(ROOT / "docs" / "sweeps.md") if b.language == "toml")
     (path := tmp_path / "mine.toml").write_text(text)
-    found = read_sweep(path)
+    found = read_sweep_file(path)
     assert (found.name, found.preset, found.seeds, len(found.cells)) == ("alpha", "parts", 3, 4 + 1 + 20)
     assert found.base == {"refinement.labeller": "frozen"}
 

@@ -67,6 +67,8 @@ STARTS = 3
 """Times that a start is tried on a machine where it takes too long."""
 LEAVING = 10.0
 """Seconds that Ray gets to shut down before it is killed."""
+JOIN = 300.0
+"""Seconds in which the nodes of a cluster come."""
 KEPT = "finished epochs are kept, go on by --resume"
 STUCK = 3.0
 """Seconds in which a call into Ray must give way once Ray has died; most wait for the dead for a minute."""
@@ -87,12 +89,14 @@ class Resources:
 def cluster(
     address: str | None = None,
     *,
+    nodes: int = 1,
     dashboard: bool = False,
     before_leaving: Callable[[], None] = lambda: None,
     **local: Any,
 ) -> Iterator[Resources]:
     """Joins the Ray cluster at `address` (or $RAY_ADDRESS), or starts one on this machine and stops it at the end.
 
+    nodes: as many as the cluster must have; waits for them, and raises ConfigError where they do not come within JOIN.
     local: arguments of ray.init for a start of our own (num_cpus, num_gpus). before_leaving: called where a signal ends
     the block, while Ray is still there; a second signal ends it. Raises ConfigError where Ray cannot be
     started or joined, RunError where it dies, and Interrupted for SIGINT, SIGTERM and SIGHUP. Whatever ends the block,
@@ -118,7 +122,7 @@ def cluster(
         stack.enter_context(_settings(address, folder))
         stack.enter_context(_interruptible(end, own=address is None, before_leaving=before_leaving))
         _start(address, folder, end, {"include_dashboard": dashboard, "num_cpus": cpus(), **local})
-        yield _resources(shared=address is not None)
+        yield _with_nodes(nodes, address)
 
 
 def _start(address: str | None, folder: Path, end: "_End", local: dict[str, Any]) -> None:
@@ -407,6 +411,20 @@ def _guard(folder: Path) -> Iterator[None]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         guard.communicate()
+
+
+def _with_nodes(nodes: int, address: str | None) -> Resources:
+    """What the cluster has once it has this many nodes."""
+    begin = time.monotonic()
+    while True:
+        found = _resources(shared=address is not None)
+        if found.nodes >= nodes:
+            return found
+        if address is None:
+            raise ConfigError(f"--nodes = {nodes}: Ray on this machine alone has one; --address names a cluster")
+        if time.monotonic() - begin > JOIN:
+            raise ConfigError(f"--nodes = {nodes}: the cluster at {address} has {found.nodes} after {JOIN:.0f} s")
+        time.sleep(1)
 
 
 def _resources(*, shared: bool) -> Resources:

@@ -69,6 +69,8 @@ class Options:
     """Times a training is tried again when its worker dies; counted anew whenever it has finished an epoch."""
     address: str | None = None
     """Ray cluster to run on; $RAY_ADDRESS by default, else this machine."""
+    nodes: int = 1
+    """Nodes that the cluster must have; the sweep waits for them, five minutes at most."""
     share: bool = True
     """Train each link (classifier, localizer, ...) once for all cells that need the same."""
 
@@ -79,6 +81,7 @@ class Options:
             ("workers_per_trial", 1),
             ("max_concurrent", 0),
             ("max_failures", 0),
+            ("nodes", 1),
         ):
             value = getattr(self, name)
             if value is not None and (not math.isfinite(value) or value < least):
@@ -393,6 +396,7 @@ def run_trials(plan: Plan, hooks: Hooks | None = None, *, show_progress: bool) -
     stopping.go_on(plan.work)
     with cluster(
         options.address,
+        nodes=options.nodes,
         dashboard=setting.wrapper == "ray_train" and hooks.scheduler is not None,
         before_leaving=lambda: stopping.let_stop(plan.work, _training(plan) if setting.workers == 1 else ()),
     ) as resources:
