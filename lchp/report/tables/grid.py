@@ -9,7 +9,7 @@ import shlex
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -541,12 +541,17 @@ def commands(records: Records, runs: pd.DataFrame) -> str:
     return f"made by {'; '.join(dict.fromkeys(typed))}"
 
 
+WHERE = {"--address", "--nodes"}
+
+
 def as_typed(command: Sequence[str]) -> str:
-    """A sweep's command line, without the machine's paths."""
+    """A sweep's command line, without the machine's paths and the cluster's hosts."""
     script = Path(command[0])
     name = f"{script.parent.name}/{script.name}" if script.parent.name in ("sweeps", "analysis") else script.name
     words = ["python", name] if script.suffix == ".py" else [name]
-    for word in (w for w in command[1:] if w != "--resume"):  # how the last start went on, not what was asked for
+    for before, word in pairwise(command):
         flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        if word == "--resume" or {before, word, flag} & WHERE:  # how it went on, and where it ran
+            continue
         words.append(flag + equals + (Path(value).name if value.startswith(("/", "~")) else value))
     return shlex.join(words)
