@@ -145,7 +145,7 @@ def _filled(net: Any, networks: Networks, part: Part) -> Any:
 def _fill(net: nn.Module, state: Mapping[str, Tensor], path: Path, name: str) -> Any:
     try:
         net.load_state_dict(state)
-    except (KeyError, RuntimeError, ValueError) as error:
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise RunError(f"{path}: does not fit the {name} of its config.json ({reason[:200]})") from None
     return net
@@ -207,6 +207,8 @@ def open_run(run: Path) -> RunNetworks:
     """The networks of a run folder, none of which is read yet. Raises RunError."""
     if not run.is_dir():
         raise RunError(f"{run}: no such run folder")
+    if (run / runs.MODEL).exists() and not (run / runs.ENVIRONMENT).exists():
+        raise RunError(f"{run}: is a model, and no run folder; give it by --model")
     config, environment = runs.read_config(run), runs.read_environment(run)
     return RunNetworks(run, config, tuple(environment["class_names"]), _taken_as(environment))
 
