@@ -68,7 +68,7 @@ class ModelNetworks:
         path = self.folder / weights_file(part)
         try:
             tensors, metadata = read_safetensors(path)
-            versions = _VERSIONS.validate_json(metadata.get("versions", ""))
+            versions = _VERSIONS.validate_json(metadata.get("versions", ""), strict=True)
         except LchpError as error:
             raise RunError(str(error)) from None
         except ValidationError:

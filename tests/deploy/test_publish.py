@@ -1,4 +1,4 @@
-"""lchp publish: a model answers bitwise as its run does, its card is the record's, and nothing of the machine is in it."""
+"""lchp publish: a model answers bitwise as its run does, its card is the record's, nothing of the machine is in it."""
 
 import errno
 import json
@@ -19,9 +19,10 @@ from safetensors.torch import save_file
 from squares import small_config, write_images
 
 import lchp
-from lchp.backbones import backbone
+from lchp.backbones import backbone, weights_terms
 from lchp.cli import main
 from lchp.config import FIELDS, PATHS, to_flat
+from lchp.data import DATASETS
 from lchp.deploy import publish as publishing
 from lchp.deploy.formats import Prediction
 from lchp.deploy.model_folder import ABOUT, CARD, SUMS, load_model
@@ -221,11 +222,7 @@ def test_the_card_says_where_all_is_from_and_names_no_place(
             assert place.encode() not in content, (path.name, place)
 
 
-def test_published_data_sets_and_weights_have_their_terms(result: Result, model: Path, tmp_path: Path) -> None:
-    """Of the paper's data and of torchvision's and timm's weights."""
-    from lchp.backbones import weights_terms
-    from lchp.data import DATASETS
-
+def test_published_data_sets_and_weights_have_their_terms() -> None:
     assert {n for n, d in DATASETS.items() if "non-commercial research" in d.terms} == {
         "cub",
         "tiny_imagenet",
