@@ -22,7 +22,7 @@ import lchp
 from lchp.backbones import read_safetensors
 from lchp.config import FILES, PATHS, TrainConfig, override, to_dict, to_flat
 from lchp.data.base import require_regular
-from lchp.deploy.trained import Networks, Part, TrainedRun, load_networks, parts_of
+from lchp.deploy.trained import ModuleName, TrainedNetworks, TrainedRun, load_networks, modules_of
 from lchp.errors import ConfigError, LchpError, RunError, lacked_memory, reason
 from lchp.evaluation.inference import predict_batch
 from lchp.files import runs
@@ -36,12 +36,12 @@ _SUM = re.compile(r"([0-9a-f]{64})  (\S+)")
 _VERSIONS = TypeAdapter(dict[str, int])
 
 
-def weights_file(part: Part) -> str:
+def weights_file(name: ModuleName) -> str:
     """The file of a module's state."""
-    return f"{part}.safetensors"
+    return f"{name}.safetensors"
 
 
-FILES_OF_MODEL = (ABOUT, CONFIG, *map(weights_file, get_args(Part)), SUMS)
+FILES_OF_MODEL = (ABOUT, CONFIG, *map(weights_file, get_args(ModuleName)), SUMS)
 """All that is read of a model folder."""
 
 
@@ -63,9 +63,9 @@ class ModelNetworks:
         """Whose boxes the localizer gives."""
         return self.about["result"]
 
-    def state(self, part: Part) -> tuple[Mapping[str, Tensor], Path]:
-        """Of the part's file. Raises RunError."""
-        path = self.folder / weights_file(part)
+    def state(self, name: ModuleName) -> tuple[Mapping[str, Tensor], Path]:
+        """Of the module's file. Raises RunError."""
+        path = self.folder / weights_file(name)
         try:
             tensors, metadata = read_safetensors(path)
             versions = _VERSIONS.validate_json(metadata.get("versions", ""), strict=True)
@@ -115,9 +115,9 @@ def open_model(folder: Path, again: str = AGAIN) -> ModelNetworks:
     sums = _read_sums(folder / SUMS, again)
     for name in (ABOUT, CONFIG):
         _verify(folder / name, sums, again)
-    config, parts = _config(folder, about)
-    for part in parts:
-        _verify(folder / weights_file(part), sums, again)
+    config, modules = _config(folder, about)
+    for module in modules:
+        _verify(folder / weights_file(module), sums, again)
     return ModelNetworks(folder, config, about)
 
 
@@ -135,9 +135,9 @@ def is_model(folder: Path) -> bool:
 
 def write_model(
     folder: Path,
-    networks: Networks,
+    networks: TrainedNetworks,
     result: str,
-    states: Mapping[Part, Mapping[str, Tensor]],
+    states: Mapping[ModuleName, Mapping[str, Tensor]],
     recipe: int | None,
     card: str,
 ) -> None:
@@ -155,11 +155,11 @@ def write_model(
     }
     runs.write_json(folder / ABOUT, about)
     runs.write_json(folder / CONFIG, to_dict(portable(networks.config)))
-    for part, state in states.items():
+    for module, state in states.items():
         # contiguous copies: a checkpoint's are laid out as its device wanted them, and may share memory
         tensors = {name: tensor.contiguous().clone() for name, tensor in state.items()}
         content = save(tensors, {"versions": json.dumps(_versions(state), sort_keys=True)})
-        runs.write_atomically(folder / weights_file(part), lambda file, content=content: file.write(content))
+        runs.write_atomically(folder / weights_file(module), lambda file, content=content: file.write(content))
     runs.write_atomically(folder / CARD, lambda file: file.write(card.encode()))
     lines = [f"{_sha256(path)}  {path.name}\n" for path in sorted(folder.iterdir())]
     runs.write_atomically(folder / SUMS, lambda file: file.write("".join(lines).encode()))
@@ -194,12 +194,12 @@ def _about(folder: Path, again: str) -> ModelFields:
     return checked(MODEL_SCHEMA, record, path)
 
 
-def _config(folder: Path, about: ModelFields) -> tuple[TrainConfig, tuple[Part, ...]]:
+def _config(folder: Path, about: ModelFields) -> tuple[TrainConfig, tuple[ModuleName, ...]]:
     """The config, and the modules that it asks for."""
     path = folder / CONFIG
     try:
         config = portable(runs.read_config(folder))
-        return config, parts_of(config)
+        return config, modules_of(config)
     except LchpError as error:  # a field, a method or a backbone that is not there
         said = str(error) if isinstance(error, RunError) else f"{path}: {error}"
         other = f"; it is of lchp {about['lchp']}, this is {lchp.__version__}: update lchp"

@@ -11,7 +11,7 @@ from torch import Tensor
 from lchp.deploy.card import Record, card
 from lchp.deploy.model_folder import ABOUT, CARD, is_model, load_model, open_model, write_model
 from lchp.deploy.predict import published
-from lchp.deploy.trained import Part, TrainedRun, load_networks, open_run, parts_of
+from lchp.deploy.trained import ModuleName, TrainedRun, load_networks, modules_of, open_run
 from lchp.errors import ConfigError, RunError
 from lchp.evaluation.frames import FRAMES
 from lchp.evaluation.inference import predict_batch
@@ -50,7 +50,7 @@ def publish(run: str | Path, output: str | Path, *, licence: str | None = None) 
         images,
         None if licence is None else licence.lower(),
     )
-    states: dict[Part, Mapping[str, Tensor]] = {p: networks.state(p)[0] for p in parts_of(networks.config)}
+    states: dict[ModuleName, Mapping[str, Tensor]] = {m: networks.state(m)[0] for m in modules_of(networks.config)}
     with published(output, replaces=replaces) as folder:
         assert folder is not None
         write_model(folder, networks, trained.result, states, environment.get("recipe"), card(record))

@@ -24,7 +24,7 @@ from lchp.training.checkpoints import load_checkpoint
 from lchp.training.links import build_classifier
 from lchp.training.map_boxes import Directions, PseudoSource, ddt_backbone, ddt_trunk, source_of
 
-Part = Literal["classifier", "teacher", "choice", "directions", "trunk", "localizer"]
+ModuleName = Literal["classifier", "teacher", "choice", "directions", "trunk", "localizer"]
 """A module with a state of its own. `trunk`: the one whose features DDT goes by, where it is not the classifier's."""
 
 
@@ -50,7 +50,7 @@ class TrainedRun:
         return Models(self.classifier, pseudo, localizers, self.config.initialization, margin)
 
 
-class Networks(Protocol):
+class TrainedNetworks(Protocol):
     """Where networks are read from. `result`: whose boxes its localizer gives, if it has one."""
 
     @property
@@ -60,15 +60,15 @@ class Networks(Protocol):
     @property
     def result(self) -> str: ...  # noqa: D102
 
-    def state(self, part: Part) -> tuple[Mapping[str, Tensor], Path]:
+    def state(self, name: ModuleName) -> tuple[Mapping[str, Tensor], Path]:
         """A module's state, and the file that it is from. Raises RunError."""
         ...
 
 
-def parts_of(config: TrainConfig) -> tuple[Part, ...]:
+def modules_of(config: TrainConfig) -> tuple[ModuleName, ...]:
     """The modules that a run of this config predicts by, one way or another."""
     found, kinds = method_of(config), kinds_of(config)
-    there: dict[Part, bool] = {
+    there: dict[ModuleName, bool] = {
         "classifier": True,
         "teacher": found.boxes == "teacher",
         "choice": "choice" in kinds,
@@ -76,7 +76,7 @@ def parts_of(config: TrainConfig) -> tuple[Part, ...]:
         "trunk": found.boxes == "ddt" and config.model.pretrained,
         "localizer": "localizer" in kinds,
     }
-    return tuple(part for part in get_args(Part) if there[part])
+    return tuple(name for name in get_args(ModuleName) if there[name])
 
 
 def load_run(run: str | Path, device: torch.device, *, localizer: bool = True) -> TrainedRun:
@@ -90,7 +90,7 @@ def load_run(run: str | Path, device: torch.device, *, localizer: bool = True) -
     return load_networks(open_run(Path(run)), device, localizer=localizer)
 
 
-def load_networks(networks: Networks, device: torch.device, *, localizer: bool = True) -> TrainedRun:
+def load_networks(networks: TrainedNetworks, device: torch.device, *, localizer: bool = True) -> TrainedRun:
     """What networks predict by; see `load_run`."""
     config, names = networks.config, networks.class_names
     classifier = _classifier(networks)
@@ -107,7 +107,7 @@ def load_networks(networks: Networks, device: torch.device, *, localizer: bool =
     classifier = _ready(classifier, device)
     if found.boxes == "ddt":
         trunk = classifier.get_submodule("trunk")
-        if "trunk" in parts_of(config):
+        if "trunk" in modules_of(config):
             trunk = build_trunk(ddt_backbone(config.model), "classifier", pretrained=False, weights_dir=None)
             trunk = _ready(_filled(trunk, networks, "trunk"), device)
         directions = Directions(trunk, config.data.image_size, len(names), device)
@@ -122,7 +122,7 @@ def load_classifier(run: Path, device: torch.device) -> tuple[Any, TrainConfig, 
     return _ready(_classifier(networks), device), networks.config, networks.class_names
 
 
-def _classifier(networks: Networks) -> Any:
+def _classifier(networks: TrainedNetworks) -> Any:
     config, count = networks.config, len(networks.class_names)
     state = networks.state("classifier")  # first: an unfinished run says so before networks are built
     return _fill(build_classifier(_unfilled(config), method_of(config), count), *state, "classifier")
@@ -138,8 +138,8 @@ def _ready(net: Any, device: torch.device) -> Any:
     return net.eval().requires_grad_(False).to(device=device, memory_format=torch.channels_last)
 
 
-def _filled(net: Any, networks: Networks, part: Part) -> Any:
-    return _fill(net, *networks.state(part), part)
+def _filled(net: Any, networks: TrainedNetworks, name: ModuleName) -> Any:
+    return _fill(net, *networks.state(name), name)
 
 
 def _fill(net: nn.Module, state: Mapping[str, Tensor], path: Path, name: str) -> Any:
@@ -166,21 +166,21 @@ class RunNetworks:
         """LCHP-R where stage 2 is complete, else LCHP-I."""
         return self._localizer[0]
 
-    def state(self, part: Part) -> tuple[Mapping[str, Tensor], Path]:
-        """Of the part, as its link's checkpoint holds it. Raises RunError, also where the link is unfinished."""
-        if part == "trunk":
+    def state(self, name: ModuleName) -> tuple[Mapping[str, Tensor], Path]:
+        """Of the module, as its link's checkpoint holds it. Raises RunError, also where the link is unfinished."""
+        if name == "trunk":
             trunk = ddt_trunk(nn.Module(), self.config.model, torch.device("cpu"))
             return trunk.state_dict(), self.folder / runs.CONFIG
-        if part == "localizer":
+        if name == "localizer":
             checkpoint, path = self._localizer[1:]
-        elif part in ("classifier", "teacher"):
+        elif name in ("classifier", "teacher"):
             checkpoint, path = self._first
         else:
-            path = _checkpoint(self.folder, "choice" if part == "choice" else "boxes")
-            checkpoint = _finished(path, len(ROUNDS) if part == "choice" else 1)
-        if part not in checkpoint["modules"]:
-            raise RunError(f"{path}: does not fit the {part} of its config.json ({part!r})")
-        return checkpoint["modules"][part], path
+            path = _checkpoint(self.folder, "choice" if name == "choice" else "boxes")
+            checkpoint = _finished(path, len(ROUNDS) if name == "choice" else 1)
+        if name not in checkpoint["modules"]:
+            raise RunError(f"{path}: does not fit the {name} of its config.json ({name!r})")
+        return checkpoint["modules"][name], path
 
     @cached_property
     def _first(self) -> tuple[dict[str, Any], Path]:

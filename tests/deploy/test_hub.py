@@ -1,4 +1,4 @@
-"""hf://USER/NAME: by the hub's own client, from a stand-in of its HTTP API on this machine, and from the client's cache."""
+"""hf://USER/NAME: by the hub's own client, from a stand-in of its HTTP API on this machine, and from its cache."""
 
 import hashlib
 import json
@@ -20,6 +20,7 @@ from lchp.deploy.publish import publish
 from lchp.errors import ConfigError, LchpError, RunError
 
 client = pytest.importorskip("huggingface_hub")
+constants = pytest.importorskip("huggingface_hub.constants")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -96,14 +97,12 @@ def served(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     """As HF_ENDPOINT and HF_HUB_CACHE make it, which the client reads when it is imported."""
     server = Hub(model)
     endpoint = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr(client.constants, "ENDPOINT", endpoint)
-    monkeypatch.setattr(
-        client.constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-    )
-    monkeypatch.setattr(client.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     client.close_session()
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     yield server
     server.shutdown()
@@ -123,7 +122,7 @@ def test_a_model_of_the_hub_answers_as_the_folder(
     assert fetched == {path.name for path in model.iterdir()} & set(FILES_OF_MODEL)
     assert not fetched & {CARD, "pytorch_model.bin"}
     count = len(served.asked)
-    monkeypatch.setattr(client.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     client.close_session()
     assert main(["predict", str(squares_root), "--model", "hf://user/birds", "--device", "cpu"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == len(expected)
@@ -148,7 +147,6 @@ def test_what_the_hub_does_not_give_is_one_line(place: str, said: str) -> None:
 
 
 @pytest.mark.parametrize("place", ["hf://", "hf://birds", "hf://a/b/c", "hf://a/b@", "hf://a/../b", "hf://-a/b--c"])
-@pytest.mark.usefixtures("served")
 def test_a_malformed_place_is_one_line(place: str) -> None:
     with pytest.raises(ConfigError) as error:
         hub.fetch(place)
@@ -156,20 +154,20 @@ def test_a_malformed_place_is_one_line(place: str) -> None:
     assert str(error.value).isprintable()
 
 
-def test_without_the_hub_or_half_fetched_the_line_says_so(
-    served: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("served")
+def test_without_the_hub_or_half_fetched_the_line_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.fetch("hf://user/birds")
     (kept,) = (tmp_path / "cache").glob("models--user--birds/snapshots/*")
     (kept / "classifier.safetensors").unlink()
-    monkeypatch.setattr(client.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     client.close_session()
     for place in ("hf://user/birds", "hf://user/other"):
         with pytest.raises(RunError, match=f"^{place}: is not whole in the cache, and the hub was not reached"):
             hub.fetch(place)
 
 
-def test_a_damaged_copy_in_the_cache_says_what_to_delete(served: Hub, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("served")
+def test_a_damaged_copy_in_the_cache_says_what_to_delete(tmp_path: Path) -> None:
     folder = hub.fetch("hf://user/birds")
     path = (folder / "localizer.safetensors").resolve()
     content = path.read_bytes()
