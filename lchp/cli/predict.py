@@ -13,12 +13,14 @@ from lchp.system import streams
 
 @dataclass
 class Predict:
-    """Name the class and draw the box of any image, by a trained run; also as annotations for a detector."""
+    """Name the class and draw the box of any image, by a run or a model; also as annotations for a detector."""
 
     source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="IMAGE/FOLDER")]
     """An image, or a folder that is searched in full."""
-    run_folder: Annotated[Path, tyro.conf.arg(name="run", metavar="DIR")]
+    run_folder: Annotated[Path | None, tyro.conf.arg(name="run", metavar="DIR")] = None
     """Run folder; LCHP-R is used, or LCHP-I where stage 2 is not complete; of a method without a localizer, its map."""
+    model: Annotated[str | None, tyro.conf.arg(metavar="MODEL")] = None
+    """In place of --run: a folder that lchp publish wrote, or hf://USER/NAME[@REVISION] of Hugging Face's hub."""
     output: Path | None = None
     """New folder to write to; standard output by default."""
     format: Literal["jsonl", "csv", "coco", "yolo", "labelstudio"] = "jsonl"
@@ -46,14 +48,14 @@ class Predict:
     def run(self) -> int:
         """Carries the command out; the exit status."""
         from lchp.deploy.predict import predict_to
-        from lchp.deploy.trained import load_run
+        from lchp.deploy.predictor import load
         from lchp.evaluation.metrics import TITLES
         from lchp.system.devices import resolve_device
         from lchp.training.chain import label, method_of
 
         if self.output is not None:
             streams.outlast()
-        trained = load_run(self.run_folder, resolve_device(self.device), localizer=not self.several)
+        trained = load(self.run_folder, self.model, resolve_device(self.device), several=self.several)
         summary = predict_to(
             trained,
             self.source,

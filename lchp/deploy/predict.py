@@ -304,9 +304,9 @@ def _check_options(
 
 
 @contextlib.contextmanager
-def published(target: Path | None) -> Iterator[Path | None]:
-    """A folder beside `target` that takes its name when the block ends well and vanishes when it does not. Raises
-    RunError where the system refuses to write it."""
+def published(target: Path | None, *, replaces: bool = False) -> Iterator[Path | None]:
+    """A folder beside `target` that takes its name when the block ends well and vanishes when it does not. replaces:
+    a folder lies there, which then goes. Raises RunError where the system refuses to write it."""
     if target is None:
         yield None
         return
@@ -317,12 +317,27 @@ def published(target: Path | None) -> Iterator[Path | None]:
             yield partial
             set_mode(partial, runs.allowed(0o777))  # mkdtemp's 0700 would hide it from a group
             runs.sync_folder(partial)
-            os.replace(partial, target)
+            if replaces:
+                _take_place(partial, target)
+            else:
+                os.replace(partial, target)
             runs.sync_folder(target.parent)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
         raise runs.unwritable(target, error) from None
+
+
+def _take_place(made: Path, target: Path) -> None:
+    """Gives a folder the name of another, which goes only then."""
+    before = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    os.replace(target, before)
+    try:
+        os.replace(made, target)
+    except BaseException:
+        os.replace(before, target)
+        raise
+    shutil.rmtree(before, ignore_errors=True)
 
 
 def _is_thin(prediction: Prediction) -> bool:

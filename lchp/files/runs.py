@@ -43,6 +43,8 @@ CHECKPOINTS = "checkpoints"
 SECOND_CLASSIFIER = "second_classifier.json"
 SWEEP, DONE = "sweep.json", "DONE"
 """Of a sweep's folder, and of a run folder in a sweep's store."""
+MODEL = "lchp.json"
+"""Of a model folder, see `lchp.deploy.model_folder`."""
 DATABASE = "optuna.db"
 """Of a storage that a search was run in."""
 Kind = Literal["classifier", "choice", "boxes", "localizer", "labels", "refinement"]

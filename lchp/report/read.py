@@ -22,6 +22,7 @@ from lchp.evaluation.predictions import TITLES
 from lchp.files.runs import (
     CONFIG,
     KINDS,
+    MODEL,
     PREDICTIONS,
     SUMMARY,
     SWEEP,
@@ -189,7 +190,7 @@ def _run_folders(storage: Path) -> Iterator[tuple[Path, bool]]:
             for folder in sorted(parent.iterdir()):
                 if stored and folder.is_dir() and not folder.name.startswith("."):
                     yield folder, True
-                elif not stored and (folder / CONFIG).is_file():
+                elif not stored and (folder / CONFIG).is_file() and not (folder / MODEL).is_file():
                     yield folder, False
 
 

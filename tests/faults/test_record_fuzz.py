@@ -2,7 +2,6 @@
 never an end to the tables of a whole storage."""
 
 import contextlib
-import copy
 import dataclasses
 import json
 import math
@@ -16,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fuzzing import changed, fuzzed
 from pydantic import TypeAdapter
 from report_records import ANALYSIS, write_predicted, write_run
 
@@ -45,42 +45,6 @@ COMPARED = RECORDS / "cub50_methods" / "store" / "stage2" / "f8458f03f238cf28"
 SWEEPS = RECORDS / "cub50_methods" / "sweeps" / "methods"
 OTHER_FLAGS = {"cub50": ["tables.tex"], "cub50_choices": [], "cub50_methods": ["table_1.md"]}
 """Of the tables there, those that were made with others than the default flags."""
-INSTEAD: tuple[Any, ...] = (
-    *(None, True, "", "text", "\ud800", "a\nb", "a\0b", [], [None], {}, {"a": {"b": [1]}}),
-    *(0, -1, 0.5, 10**400, 1e308, -1e308, math.nan, math.inf),
-)
-"""What stands in a field's place."""
-
-
-def changes(value: Any, where: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Any]]:
-    """Paths to change, with what then stands there; `...` for a key that is gone. Of a list, the first two items."""
-    items = value.items() if isinstance(value, dict) else enumerate(value[:2]) if isinstance(value, list) else ()
-    for key, inner in items:
-        if isinstance(value, dict):
-            yield (*where, key), ...
-        yield from (((*where, key), other) for other in INSTEAD)
-        yield from changes(inner, (*where, key))
-
-
-def changed(record: Any, path: tuple[str | int, ...], value: Any) -> Any:
-    record = copy.deepcopy(record)
-    at = record
-    for key in path[:-1]:
-        at = at[key]
-    if value is ...:
-        del at[path[-1]]
-    else:
-        at[path[-1]] = value
-    return record
-
-
-def fuzzed(record: Any) -> Iterator[tuple[str, Any]]:
-    for path, value in changes(record):
-        yield (
-            f"{'/'.join(map(str, path))} = {'gone' if value is ... else ascii(value)[:40]}",
-            changed(record, path, value),
-        )
-    yield from ((ascii(value)[:40], value) for value in INSTEAD)
 
 
 def small_sweep() -> dict[str, Any]:
