@@ -11,7 +11,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -40,13 +40,24 @@ def pytest_runtest_setup() -> None:
 
 @pytest.fixture(scope="module")
 def quick_starts() -> Iterator[None]:
-    """Weights drawn from whole normal distributions where torchvision cuts their tails off, which takes seconds per
-    network: for tests that ask nothing of the first weights."""
+    """For tests that ask nothing of the first weights: weights drawn from whole normal distributions where torchvision
+    cuts their tails off, and VGG's classification layers, which no trunk has, left as the memory was. Either takes
+    seconds per network."""
+    linear, normal = torch.nn.Linear.reset_parameters, torch.nn.init.normal_
+
+    def start(layer: torch.nn.Linear) -> None:
+        if layer.weight.numel() < 10**7:
+            linear(layer)
+
+    def drawn(weight: torch.Tensor, *args: Any, **more: Any) -> torch.Tensor:
+        return normal(weight, *args, **more) if weight.dim() != 2 or weight.numel() < 10**7 else weight
 
     def whole(weight: torch.Tensor, mean: float = 0.0, std: float = 1.0, **_: float) -> torch.Tensor:
-        return torch.nn.init.normal_(weight, mean, std)
+        return normal(weight, mean, std)
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.Linear, "reset_parameters", start)
+        patch.setattr(torch.nn.init, "normal_", drawn)
         patch.setattr(torch.nn.init, "trunc_normal_", whole)
         yield
 
