@@ -22,9 +22,12 @@ from PIL import Image
 from lchp import TrainConfig, override, preset
 from lchp.training.run import train
 
-LONG = ["test_harness_ray", "test_sweep_programs", "test_run", "test_export", "test_backbones", "test_faults"]
-"""The files that take longest, in the order in which they are begun: the first two, which start Ray and wait much, side
-by side."""
+LONG = [
+    *("test_harness_ray", "test_sweep_programs"),
+    *("test_run", "test_backbones", "test_sharing", "test_export", "test_faults", "test_search", "test_fake_cuda"),
+]
+"""The files that take longest, in the order in which they are begun: the first two, which start Ray and wait half of
+their time, side by side, and the others beside them."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -49,8 +52,9 @@ def quick_starts() -> Iterator[None]:
         if layer.weight.numel() < 10**7:
             linear(layer)
 
-    def drawn(weight: torch.Tensor, *args: Any, **more: Any) -> torch.Tensor:
-        return normal(weight, *args, **more) if weight.dim() != 2 or weight.numel() < 10**7 else weight
+    def drawn(tensor: torch.Tensor, mean: float = 0.0, std: float = 1.0, generator: Any = None) -> torch.Tensor:
+        large = tensor.dim() == 2 and tensor.numel() >= 10**7
+        return tensor if large else normal(tensor, mean, std, generator)
 
     def whole(weight: torch.Tensor, mean: float = 0.0, std: float = 1.0, **_: float) -> torch.Tensor:
         return normal(weight, mean, std)
