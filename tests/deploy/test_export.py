@@ -50,8 +50,10 @@ def untrained(config: TrainConfig, classifier: str, localizer: str, size: int) -
     networks = Classifier(config.model, 3).eval(), Localizer(config.model, config.data.image_size).eval()
     with torch.no_grad():
         for trunk in (networks[0].trunk, networks[1].backbone):
-            assert isinstance(trunk[1], nn.Sequential)  # behind the normalization
-            trunk[1], _ = without_repeats(trunk[1], torch.rand(2, 3, size, size))
+            assert isinstance(trunk, nn.Sequential)
+            _, layers = trunk  # behind the normalization
+            assert isinstance(layers, nn.Sequential)
+            trunk[1], _ = without_repeats(layers, torch.rand(2, 3, size, size))
     return TrainedRun(config, ("a", "b", "c"), *networks, "lchp_i", CPU)
 
 
