@@ -3,10 +3,10 @@
 import contextlib
 import os
 import runpy
-import signal
 import sys
 import textwrap
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -42,7 +42,8 @@ def program(folder: Path, root: Path, **epochs: int) -> Path:
 
 @dataclass(frozen=True)
 class Program:
-    """A script that runs in a process and a session of its own. What it writes goes into files."""
+    """A script that runs in a process and a session of its own, to be handled as a Popen. What it writes goes into
+    files."""
 
     process: BaseProcess
     out: Path
@@ -54,28 +55,30 @@ class Program:
         return self.process.pid
 
     @property
-    def status(self) -> int | None:
-        """Its exit status; None while it runs."""
+    def returncode(self) -> int | None:
         return self.process.exitcode
 
-    def send(self, signum: int) -> None:
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def send_signal(self, signum: int) -> None:
         os.kill(self.pid, signum)
 
     def kill(self) -> None:
-        self.send(signal.SIGKILL)
-        self.process.join()
+        self.process.kill()
 
-    def end(self, seconds: float = 300) -> tuple[int | None, str, str]:
-        """Its status and what it wrote, once it has ended."""
-        self.process.join(seconds)
-        return self.status, self.out.read_text(), self.err.read_text()
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """What it wrote, once it has ended."""
+        self.process.join(timeout)
+        assert self.returncode is not None, f"runs after {timeout} s: {self.err.read_text()}"
+        return self.out.read_text(), self.err.read_text()
 
 
-def start(script: Path, *arguments: str, **environment: str) -> Program:
+def start(script: Path, *arguments: str, env: Mapping[str, str] | None = None) -> Program:
     """As `python SCRIPT ARGUMENTS`, forked from a process that has imported what a sweep imports, which takes five
     seconds."""
-    folder = script.parent
-    said = [folder / f"{time.monotonic_ns()}.{name}" for name in ("out", "err")]
+    environment = dict(os.environ if env is None else env)
+    said = [script.parent / f"{time.monotonic_ns()}.{name}" for name in ("out", "err")]
     return Program(killed.start(_run, script, arguments, environment, *said), *said)
 
 
@@ -84,6 +87,7 @@ def _run(script: Path, arguments: tuple[str, ...], environment: dict[str, str], 
     os.chdir(script.parent)
     for number, file in enumerate(said, 1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
+    os.environ.clear()
     os.environ.update(environment)
     sys.argv, sys.path[:0] = [str(script), *arguments], [str(script.parent)]
     runpy.run_path(str(script), run_name="__main__")
@@ -134,6 +138,6 @@ def result_of(storage: Path, name: str = "grid") -> dict[str, bytes]:
 def wait_for(condition: Any, process: Program, seconds: float = 400) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert process.status is None, process.end()
+        assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.02)

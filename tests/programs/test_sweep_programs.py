@@ -44,8 +44,9 @@ def test_kill_the_driver_at_a_random_moment_and_resume(root: Path, tmp_path: Pat
     print(f"kill after {moment} epochs")
     process = start(script, "--storage", str(storage))
     wait_for(lambda: finished_epochs(storage) >= moment, process)
-    assert process.status is None
-    process.kill()  # its Ray processes may live on for seconds; what they do must not matter
+    assert process.poll() is None
+    process.kill()
+    process.communicate()  # its Ray processes may live on for seconds; what they do must not matter
     # in this order, since a process that lives on may publish its folder between the two lines
     begun = {p.name: runs.read_metrics(p) for p in storage.glob("sweeps/grid/work/*") if p.is_dir()}
     finished = {p.parent.name for p in storage.glob("store/*/*/DONE")}
@@ -94,11 +95,11 @@ def test_ctrl_c_and_sigterm_end_at_once_and_say_how_to_go_on(root: Path, tmp_pat
                 os.killpg(process.pid, signum)  # as a terminal does, to everybody in the foreground
                 time.sleep(0.2)
         else:
-            process.send(signum)  # as a batch system does, which knows the program alone
-        ended, _, err = process.end(200)
+            process.send_signal(signum)  # as a batch system does, which knows the program alone
+        _, err = process.communicate(timeout=200)
         # Ray gets LEAVING twice; a loaded machine takes longer to stop, but to start as well
         assert time.monotonic() - told < max(60, told - begin)
-        assert ended == status
+        assert process.returncode == status
         lines = lines_of(err)
         assert len(lines) == 1, err
         assert "stopped; finished epochs are kept, go on with: python" in lines[0]
@@ -126,9 +127,9 @@ def test_a_part_of_ray_that_dies_ends_the_sweep_with_one_line(root: Path, tmp_pa
             if session == process.pid and part in (folder / "cmdline").read_text():
                 os.kill(int(folder.name), signal.SIGKILL)
     told = time.monotonic()
-    status, _, err = process.end()
+    _, err = process.communicate(timeout=300)
     assert time.monotonic() - told < max(60, told - begin)
-    assert status == 2
+    assert process.returncode == 2
     lines = lines_of(err)
     assert len(lines) == 1, err
     assert lines[0].startswith("error: Ray's ")
@@ -179,9 +180,9 @@ def test_a_node_killed_mid_sweep_loses_no_cell(root: Path, tmp_path: Path) -> No
     script = tmp_path / "cluster.py"
     script.write_text(textwrap.dedent(code))
     paths = [str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    process = start(script, PYTHONPATH=os.pathsep.join(paths))
-    status, out, err = process.end(500)
-    assert status == 0, err
+    process = start(script, env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)})
+    out, err = process.communicate(timeout=500)
+    assert process.returncode == 0, err
     said = json.loads(out.splitlines()[-1])
     assert said == {"states": ["done"] * 4, "killed": True, "nodes": 2}
     wait_until_gone(process.pid)
