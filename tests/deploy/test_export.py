@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lchp import TrainConfig, override
 from lchp.baselines import METHODS
@@ -48,7 +48,31 @@ def untrained(config: TrainConfig, classifier: str, localizer: str, size: int) -
     config = override(config, values | {"data.root": "/nowhere"})
     torch.manual_seed(0)
     networks = Classifier(config.model, 3).eval(), Localizer(config.model, config.data.image_size).eval()
+    with torch.no_grad():
+        for trunk in (networks[0].trunk, networks[1].backbone):
+            assert isinstance(trunk, nn.Sequential)
+            _, layers = trunk  # behind the normalization
+            assert isinstance(layers, nn.Sequential)
+            trunk[1], _ = without_repeats(layers, torch.rand(2, 3, size, size))
     return TrainedRun(config, ("a", "b", "c"), *networks, "lchp_i", CPU)
+
+
+def without_repeats(layers: nn.Sequential, x: Tensor) -> tuple[nn.Sequential, Tensor]:
+    """A trunk with one block of each kind and size, and what it gives for x: a conversion takes as long as its input is
+    deep, and a block that follows its like shows nothing new."""
+    kept: list[nn.Module] = []
+    seen: set[Any] = set()
+    for block in layers:
+        if isinstance(block, nn.Sequential):
+            block, y = without_repeats(block, x)
+        else:
+            y = block(x)
+        kind = type(block), *(name for name, _ in block.named_children()), vars(block).get("use_res_connect")
+        if kind not in seen or y.shape != x.shape:
+            kept.append(block)
+            x = y
+        seen.add(kind)
+    return nn.Sequential(*kept), x
 
 
 def eager(trained: TrainedRun, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
