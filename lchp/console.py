@@ -9,7 +9,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -148,6 +148,15 @@ def parse(
             raise ConfigError(f"{first}: not expected after {after[0]}; {program} --help says what that takes")
         raise ConfigError(f"{first}: no such option of {program}{suggest(first, _flags(command))}")
     return value
+
+
+def refuse(flags: Any, names: Sequence[str], why: str) -> None:
+    """Raises ConfigError, `--NAME WHY`, for the first of these fields of a parsed command that is not at its default:
+    the flag would have no effect."""
+    fields = {field.name: field for field in dataclasses.fields(flags)}
+    for name in names:
+        if getattr(flags, name) != fields[name].default:
+            raise ConfigError(f"--{name.replace('_', '-')} {why}")
 
 
 def _explained(fault: str, program: str) -> str:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+from lchp.console import refuse
 from lchp.report.flags import Source
 
 
@@ -30,6 +31,8 @@ class ReportPage:
         """Carries the command out; the exit status."""
         from lchp.report.page.make import PageOptions, make_page
 
+        if not self.figures:
+            refuse(self, ("data_root",), "does not go with --no-figures")
         asked = self.source
         options = PageOptions(
             asked.storage, self.output, asked.preset, asked.where, figures=self.figures, data_root=self.data_root

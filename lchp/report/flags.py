@@ -11,13 +11,15 @@ from lchp.errors import ConfigError
 FigureName = Literal["delta", "tau", "fields", "search", "iou", "confidence", "training", "grid", "panel"]
 Pick = Literal["random", "best", "worst", "gained", "lost"]
 Against = Literal["pseudo_label", "lchp_i"]
+STORAGES = (Path("results"),)
+"""Where records are looked for by default."""
 
 
 @dataclass(frozen=True)
 class Source:
     """Which records, and of which recipe."""
 
-    storage: tuple[Path, ...] = (Path("results"),)
+    storage: tuple[Path, ...] = STORAGES
     """Storages of sweeps, folders of run folders, or run folders."""
     preset: str | None = None
     """Recipe that tables and figures are about; by default the one that the records follow."""

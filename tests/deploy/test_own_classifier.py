@@ -268,6 +268,9 @@ def test_classes_that_nothing_names_have_numbers(place: Path, tmp_path: Path, ca
         (["--labels", "{place}/head.txt"], "{place}/head.txt: lacks the columns image, label"),
         (["--size", "4"], "data.resize = 4: expected in 8..4096"),
         (["--threshold", "2"], "method.threshold = 2.0: expected in [0, 1)"),
+        (["--least-area", "0.1"], "--least-area goes with --several"),
+        (["--format", "csv", "--min-confidence", "0.1"], "--min-confidence goes with --format coco, yolo, labelstudio"),
+        (["--several", "--component", "all"], "--component does not go with --several"),
     ],
 )
 def test_what_does_not_fit_is_one_line(

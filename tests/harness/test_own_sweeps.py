@@ -87,6 +87,14 @@ def test_a_file_is_written_from_flags_and_read_back(
     assert main(["sweep", *flags, "--write", str(path)]) == 2
     assert "is there already" in capsys.readouterr().err
     assert path.read_bytes() == before
+    new = str(tmp_path / "new.toml")
+    for option in ("--resume", "--no-share", "--dry-run", "--max-concurrent=2", "--address=auto", "--name=\udcff"):
+        assert main(["sweep", *flags, "--write", new, option]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        named = option.partition("=")[0].replace("--no-", "--")
+        expected = "cannot be written as UTF-8" if named == "--name" else f"{named} does not go with --write"
+        assert expected in line
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_flags_override_a_file_and_the_axes_add_to_it(tmp_path: Path, asked: list[tuple[Flags, Sweep]]) -> None:
@@ -178,7 +186,11 @@ def test_what_is_no_toml_is_one_line(tmp_path: Path, content: bytes, capsys: pyt
         (["FILE", "--gird", "refinement.tau=0.5"], "did you mean --grid"),
         (["--grid", "refinement.tau=0.5", "--price-per-hour", "2"], "--price-per-hour: goes with --dry-run"),
         (["search", "--price-per-hour", "2", "--dry-run"], "--price-per-hour: a search has no list of cells"),
-        (["--grid", "refinement.tau=0.5", "--name", "\udcff", "--write", "FILE2"], "cannot be written as UTF-8"),
+        (["--grid", "refinement.tau=0.5", "--write", "FILE2"], "--storage does not go with --write"),
+        (
+            ["FILE", "--grid", "refinement.tau=0.5", "--write", "FILE2", "--resume"],
+            "--storage does not go with --write",
+        ),
         (["delta_tau", "--grid", "refinement.tau=0.5"], "no such option of lchp sweep delta_tau"),
     ],
 )
