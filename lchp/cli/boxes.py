@@ -1,5 +1,8 @@
 """`lchp boxes`."""
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -8,6 +11,26 @@ import tyro
 
 from lchp.cli.answers import Answers
 from lchp.console import refuse
+from lchp.errors import ConfigError
+
+FLAGS = {
+    "data.image_size": "--size",
+    "data.resize": "--size",
+    "model.classifier_weights": "--weights",
+    "model.classifier": "--backbone",
+    "method.name": "--method",
+    "method.threshold": "--threshold",
+}
+"""Of the fields that the flags set."""
+
+
+@contextmanager
+def _as_typed() -> Iterator[None]:
+    """What is wrong with a field is said of the flag that set it."""
+    try:
+        yield
+    except ConfigError as fault:
+        raise ConfigError(re.sub("|".join(map(re.escape, FLAGS)), lambda m: FLAGS[m[0]], str(fault))) from None
 
 
 @dataclass
@@ -48,7 +71,8 @@ class OwnBoxes:
         own = OwnFlags(
             self.weights, self.backbone, self.method, self.classes, self.size, self.threshold, self.component
         )
-        trained = load_own(own, self.source, self.answers.begin())
+        with _as_typed():
+            trained = load_own(own, self.source, self.answers.begin())
         labels: dict[str, int] = {}
         if self.labels is not None:
             from lchp.data.label_file import read_label_file

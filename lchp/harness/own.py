@@ -37,7 +37,7 @@ import numpy as np
 import tomli_w
 import tyro
 
-from lchp.config import FIELDS, flatten, override, preset, show, suggest, to_flat
+from lchp.config import FIELDS, flatten, override, preset, short_name, show, suggest, to_flat
 from lchp.console import guarded, parse, preset_config, refuse
 from lchp.errors import ConfigError, DataError
 from lchp.harness.cells import MAX_CELLS, Overrides, Sweep, grid
@@ -125,8 +125,8 @@ def _grid(where: str, axes: Mapping[str, Sequence[Any]]) -> list[Overrides]:
 
 
 def _name(cells: Sequence[Overrides]) -> str:
-    """A record's name: the fields that vary, without their sections."""
-    return "-".join(dict.fromkeys(name.rpartition(".")[2] for cell in cells for name in cell)) or "recipe"
+    """A record's name: the fields that vary."""
+    return "-".join(dict.fromkeys(short_name(name).replace(".", "_") for cell in cells for name in cell)) or "recipe"
 
 
 def read_sweep(path: Path) -> SweepFile:

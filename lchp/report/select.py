@@ -73,13 +73,10 @@ def split_values(text: str) -> list[str]:
     return re.split(r",(?![^\[(]*[\])])", text)
 
 
-def require_field(name: str, said: str) -> None:
-    """Raises ConfigError for what is not the dotted name of a field, with the nearest."""
-    if name in field_types():
-        return
-    ends = [field for field in field_types() if field.rpartition(".")[2] == name]
-    near = f" (did you mean {' or '.join(ends)}?)" if ends else suggest(name, field_types())
-    raise ConfigError(f"{said}: {name} is no field{near}")
+def require_field(name: str, said: str, also: Sequence[str] = ()) -> None:
+    """Raises ConfigError for what is not the dotted name of a field, nor in `also`; with the nearest."""
+    if name not in field_types() and name not in also:
+        raise ConfigError(f"{said}: {name} is no field{suggest(name, [*also, *field_types()])}")
 
 
 def require(records: Records, conditions: Mapping[str, Any], option: str = "--where") -> None:

@@ -12,6 +12,7 @@ from lchp.harness import own
 from lchp.harness.cells import Sweep
 from lchp.harness.own import read_grid, read_sweep
 from lchp.harness.script import Flags
+from lchp.harness.sweep import overrides_text
 
 
 @pytest.fixture
@@ -33,6 +34,15 @@ def test_axes_are_combined_and_name_the_record(asked: list[tuple[Flags, Sweep]])
     ((_, sweep),) = asked
     assert [tuple(cell.values()) for cell in sweep.cells] == [(0.5, 5.0), (0.5, 20.0), (0.9, 5.0), (0.9, 20.0)]
     assert (sweep.name, list(sweep.seeds), sweep.base.refinement.labeller) == ("tau-alpha", [7, 8, 9], "frozen")
+
+
+def test_fields_of_one_last_name_give_records_of_different_names(asked: list[tuple[Flags, Sweep]]) -> None:
+    axes = (["initialization.lr=0.01"], ["refinement.lr=0.01"], ["refinement.lr=0.01", "initialization.lr=0.01"])
+    for fields in axes:
+        assert main(["sweep", *(word for axis in fields for word in ("--grid", axis))]) == 0
+    names = ["initialization_lr", "refinement_lr", "refinement_lr-initialization_lr"]
+    assert [sweep.name for _, sweep in asked] == names
+    assert overrides_text(asked[-1][1].cells[0]) == "refinement.lr 0.01, initialization.lr 0.01"
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from report_records import store, write_grid, write_predicted, write_run, write_
 from lchp.cli import main
 from lchp.config import override, preset
 from lchp.errors import ConfigError, RunError
+from lchp.report.figures.fields import figure_of
 from lchp.report.read import collect
 from lchp.report.tables.cells import FieldTable
 from lchp.report.tables.fields import field_table
@@ -89,6 +90,19 @@ def test_what_differs_besides_is_named_and_counted(tmp_path: Path) -> None:
     assert [row.labels for row in alone.sections[0].rows] == [("0.5",)]
     assert cell(alone, ("0.5",), "LCHP-R").ours == "60.00 (1)"
     assert not [note for note in alone.notes if "differs too" in note]
+
+
+def test_fields_of_one_last_name_have_different_names(tmp_path: Path) -> None:
+    for first, second in ((0.01, 0.02), (0.02, 0.01)):
+        run(tmp_path, {"initialization.lr": first, "refinement.lr": second})
+    both = made(tmp_path, "initialization.lr,refinement.lr")
+    assert both.head == ("initialization.lr", "refinement.lr")
+    assert both.number == "initialization_lr_refinement_lr_by_results"
+    alone = {made(tmp_path, name).number for name in ("initialization.lr", "refinement.lr", TAU)}
+    assert alone == {"initialization_lr_by_results", "refinement_lr_by_results", "tau_by_results"}
+    crossed = FieldTable(("initialization.lr",), "refinement.lr")
+    drawn = figure_of(field_table(collect([tmp_path]), crossed), crossed)
+    assert {(ax.get_xlabel(), ax.get_ylabel()) for ax in drawn.figure.axes} == {("refinement.lr", "initialization.lr")}
 
 
 def test_other_images_and_recipes_are_never_averaged_in_silence(tmp_path: Path) -> None:
@@ -219,6 +233,9 @@ def test_a_setting_that_both_have_is_compared(tmp_path: Path) -> None:
     [
         ("--rows refinement.tua", "--rows: refinement.tua is no field (did you mean refinement.tau?)"),
         ("--rows tau", "--rows: tau is no field (did you mean refinement.tau?)"),
+        ("--rows tua", "--rows: tua is no field (did you mean refinement.tau?)"),
+        ("--rows lr", "--rows: lr is no field (did you mean initialization.lr or refinement.lr?)"),
+        ("--rows seed --columns metric", "metric is no field (did you mean metrics?)"),
         ("--rows lr", "(did you mean initialization.lr or refinement.lr?)"),
         ("--rows refinement.tau --columns result", "--columns takes results, metrics or a field: result is no field"),
         ("--rows refinement.tau,refinement.tau", "refinement.tau is there twice"),

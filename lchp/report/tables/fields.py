@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from lchp.config import PRESETS
+from lchp.config import PRESETS, short_name
 from lchp.data import DATASETS
 from lchp.errors import RunError
 from lchp.evaluation.metrics import FRAMES, METRICS, TITLES
@@ -15,7 +15,7 @@ from lchp.report.paired import holm
 from lchp.report.paper import Paper
 from lchp.report.read import Records
 from lchp.report.select import FINGERPRINT, IDENTITY, RECIPE, Group, show, sorted_values
-from lchp.report.tables.cells import NO_PART, CellRuns, FieldCells, FieldTable, find_cells, short
+from lchp.report.tables.cells import NO_PART, CellRuns, FieldCells, FieldTable, find_cells
 from lchp.report.tables.grid import (
     DATA,
     Row,
@@ -58,8 +58,8 @@ def field_table(records: Records, asked: FieldTable) -> Table:
     measured = "" if asked.columns == "metrics" else f"{METRICS[asked.metric]} (%)"
     whose = "" if asked.columns == "results" else f" of {TITLES.get(asked.result, 'the last result')}"
     title = f"{measured or 'Metrics (%)'}{whose} by {' and '.join(asked.fields)}"
-    head, columns = tuple(map(short, asked.rows)), tuple(m.title for m in found.measures)
-    against = None if asked.baseline is None else f"less {short(asked.baseline[0])} {show(asked.baseline[1])}"
+    head, columns = tuple(map(short_name, asked.rows)), tuple(m.title for m in found.measures)
+    against = None if asked.baseline is None else f"less {short_name(asked.baseline[0])} {show(asked.baseline[1])}"
     return Table(
         asked.name, title, caption, head, columns, tuple(sections), tuple(notes), compared=False, against=against
     )
