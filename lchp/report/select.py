@@ -9,7 +9,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lchp.config import AUGMENTATIONS, FIELDS, PRESETS, SHAPE, Preset, TrainConfig, field_types, show, suggest, to_flat
+from lchp.config import (
+    AUGMENTATIONS,
+    FIELDS,
+    FILES,
+    PRESETS,
+    SHAPE,
+    Preset,
+    TrainConfig,
+    field_types,
+    show,
+    suggest,
+    to_flat,
+)
 from lchp.errors import ConfigError
 from lchp.report.dependence import WITHOUT_EFFECT, counts
 from lchp.report.read import Records
@@ -64,6 +76,7 @@ def parse_where(conditions: Sequence[str], option: str = "--where") -> dict[str,
             read = FIELDS[name].parse(value)
         except ConfigError:
             raise ConfigError(f"{option} {text}: expected {FIELDS[name].allowed}") from None
+        read = Path(read).name if name in FILES and read is not None else read  # as records have it
         found[name] = _ordered(read) if name == SUBSET else read
     return found
 

@@ -22,7 +22,7 @@ from lchp.config import PATHS, PRESETS, Preset, field_types, preset, show, to_fl
 from lchp.errors import RunError
 from lchp.files.runs import read_environment, write_atomically
 from lchp.files.targets import holding, require_file
-from lchp.report.dependence import WITHOUT_EFFECT
+from lchp.report.dependence import WITHOUT_EFFECT, is_from_file
 from lchp.report.figures.make import FigureOptions, NotDrawn, draw
 from lchp.report.figures.style import Drawing, rendered
 from lchp.report.page.headline import Headline, make_headline
@@ -106,6 +106,11 @@ class Page:
     environments: Environments
     commands: tuple[str, ...]
     revisions: tuple[str, ...]
+
+    @property
+    def from_file(self) -> bool:
+        """Whether a row is of a file's boxes, which are no class labels."""
+        return any(map(is_from_file, self.records.runs.to_dict("records")))
 
 
 def make_page(wanted: PageOptions) -> int:
