@@ -195,7 +195,8 @@ def test_what_is_no_toml_is_one_line(tmp_path: Path, content: bytes, capsys: pyt
         (["FILE", "--preset", "cub"], "--preset: FILE says the preset"),
         (["FILE", "--gird", "refinement.tau=0.5"], "did you mean --grid"),
         (["--grid", "refinement.tau=0.5", "--price-per-hour", "2"], "--price-per-hour: goes with --dry-run"),
-        (["search", "--price-per-hour", "2", "--dry-run"], "--price-per-hour: a search has no list of cells"),
+        (["search", "--price-per-hour", "2"], "--price-per-hour: goes with --dry-run"),
+        (["search", "--limit", "2", "--dry-run"], "--limit: a search has no list of cells"),
         (["--grid", "refinement.tau=0.5", "--write", "FILE2"], "--storage does not go with --write"),
         (
             ["FILE", "--grid", "refinement.tau=0.5", "--write", "FILE2", "--resume"],
