@@ -16,7 +16,7 @@ class Export:
     run_folder: Annotated[Path, tyro.conf.arg(name="run", metavar="DIR")]
     """Run folder; LCHP-R is used, or LCHP-I where stage 2 is not complete; of a method without a localizer, its map."""
     output: Path
-    """File to write; over an earlier export alone."""
+    """File to write. An earlier export there is replaced, any other file left alone."""
     format: Literal["torchscript", "onnx"] | None = None
     """By default what the file's name ends in: .onnx, or TorchScript for .pt and .ts."""
 

@@ -43,7 +43,7 @@ class Score:
     threshold: float | None = None
     """Also the accuracy at this threshold, a share of each map's maximum."""
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """Write the result as JSON, too; over an earlier result alone."""
+    """Also write the result to this file, as JSON. An earlier result there is replaced, any other file left alone."""
 
     def run(self) -> int:
         """Carries the command out; the exit status."""

@@ -33,6 +33,7 @@ from lchp.report.figures.make import FigureOptions, Material, make_figures
 from lchp.report.figures.panel import follow, panel
 from lchp.report.figures.run_files import config_of, metrics_of
 from lchp.report.figures.style import CURVES, Drawing, rendered
+from lchp.report.flags import Shown
 from lchp.report.paper import read_paper
 from lchp.report.read import collect
 from lchp.report.tables.numbers import table
@@ -457,7 +458,7 @@ def test_data_that_moved_can_be_named(run_copy: Path, squares_root: Path, tmp_pa
     config = json.loads((run_copy / "config.json").read_text())
     config["data"]["root"] = "/nowhere"
     (run_copy / "config.json").write_text(json.dumps(config))
-    wanted = FigureOptions((), run=run_copy, figures=("grid",), images=1, data_root=squares_root)
+    wanted = FigureOptions((), run=run_copy, figures=("grid",), shown=Shown(images=1, data_root=squares_root))
     assert make_figures(wanted, tmp_path / "out") == 0
 
 
@@ -492,7 +493,7 @@ def test_mistakes_are_one_line(script: ModuleType, storage: Path, arguments: lis
 
 def test_an_unknown_image_and_a_sweeps_figure_of_one_run_are_mistakes(squares_run: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--image nothing"):
-        make_figures(FigureOptions((), run=squares_run, figures=("panel",), image="nothing"), tmp_path)
+        make_figures(FigureOptions((), run=squares_run, figures=("panel",), shown=Shown(image="nothing")), tmp_path)
     with pytest.raises(ConfigError, match="name their --storage"):
         FigureOptions((), run=squares_run, figures=("delta",))
 

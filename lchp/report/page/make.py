@@ -25,6 +25,7 @@ from lchp.files.targets import holding, require_file
 from lchp.report.dependence import WITHOUT_EFFECT, is_from_file
 from lchp.report.figures.make import FigureOptions, NotDrawn, draw
 from lchp.report.figures.style import Drawing, rendered
+from lchp.report.flags import Shown
 from lchp.report.page.headline import Headline, make_headline
 from lchp.report.page.trials import Trials, read_trials
 from lchp.report.paper import Paper, read_paper
@@ -203,7 +204,7 @@ def _asset(env: jinja2.Environment, name: str) -> str:
 def _draw(records: Records, wanted: PageOptions, recipe: Preset, paper: Paper) -> Sequence[Drawing | NotDrawn]:
     if not wanted.figures:
         return []
-    asked = FigureOptions(wanted.storages, wanted.preset, where=wanted.where, data_root=wanted.data_root)
+    asked = FigureOptions(wanted.storages, wanted.preset, where=wanted.where, shown=Shown(data_root=wanted.data_root))
     return list(draw(asked, records, recipe, paper))
 
 
