@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+from lchp.console import refuse
 from lchp.report.flags import FigureName, Shown, Source
 
 
@@ -32,5 +33,12 @@ class Figures:
         from lchp.report.figures.make import FigureOptions, make_figures
 
         source, of_run = self.source, self.of_run
+        if of_run is not None:
+            refuse(source, ("storage", "where"), "does not go with --run")
+        for name, asked in (("image", ("panel",)), ("images", ("grid",)), ("pick", ("grid", "panel"))):
+            if self.figure and not {*asked} & {*self.figure}:
+                refuse(self.shown, (name,), f"goes with --figure {' or '.join(asked)}")
+        if not {"gained", "lost"} & {*self.shown.pick}:
+            refuse(self.shown, ("against",), "goes with --pick gained or lost")
         wanted = FigureOptions(source.storage, source.preset, self.figure, source.where, of_run, self.shown)
         return make_figures(wanted, self.output or (source.storage[0] if of_run is None else Path()) / "figures")

@@ -475,7 +475,10 @@ def test_a_storage_without_runs(script: ModuleType, tmp_path: Path, capsys) -> N
     ("arguments", "message"),
     [
         (["--storage", "nowhere"], "nowhere: no such folder"),
-        (["--run", "nowhere"], "--run nowhere: no such run folder"),
+        (["--run", "nowhere"], "--storage does not go with --run"),
+        (["--figure", "grid", "--image", "1"], "--image goes with --figure panel"),
+        (["--figure", "iou", "--pick", "best"], "--pick goes with --figure grid or panel"),
+        (["--against", "pseudo_label"], "--against goes with --pick gained or lost"),
         (["--figure", "grids"], "grids"),
         (["--pick", "first"], "first"),
         (["--images", "0"], "--images 0"),
@@ -489,6 +492,8 @@ def test_mistakes_are_one_line(script: ModuleType, storage: Path, arguments: lis
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1
+    assert script.main(["--run", "nowhere"]) == 2
+    assert "--run nowhere: no such run folder" in capsys.readouterr().err
 
 
 def test_an_unknown_image_and_a_sweeps_figure_of_one_run_are_mistakes(squares_run: Path, tmp_path: Path) -> None:
