@@ -76,8 +76,8 @@ def parse_where(conditions: Sequence[str], option: str = "--where") -> dict[str,
             read = FIELDS[name].parse(value)
         except ConfigError:
             raise ConfigError(f"{option} {text}: expected {FIELDS[name].allowed}") from None
-        read = Path(read).name if name in FILES and read is not None else read  # as records have it
-        found[name] = _ordered(read) if name == SUBSET else read
+        is_file = name in FILES and read is not None
+        found[name] = Path(read).name if is_file else _ordered(read) if name == SUBSET else read  # as records have it
     return found
 
 
