@@ -14,7 +14,7 @@ class Export:
     """Write what a run predicts by as one file that runs without lchp: its classifier, with its localizer or map."""
 
     output: Path
-    """File to write; over an earlier export alone."""
+    """File to write. An earlier export there is replaced, any other file left alone."""
     run_folder: Annotated[Path | None, tyro.conf.arg(name="run", metavar="DIR")] = None
     """Run folder; LCHP-R is used, or LCHP-I where stage 2 is not complete; of a method without a localizer, its map."""
     model: Annotated[str | None, tyro.conf.arg(metavar="MODEL")] = None

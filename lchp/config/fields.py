@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import operator
 import typing
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -407,6 +408,15 @@ def fields_of(*parts: Part) -> tuple[str, ...]:
 def field_types() -> Mapping[str, Any]:
     """Dotted field name -> its type, over all sections."""
     return {name: f.type for name, f in FIELDS.items()}
+
+
+_LAST = Counter(name.rpartition(".")[2] for name in FIELDS)
+
+
+def short_name(name: str) -> str:
+    """The last part of a field's name, `delta`; the whole, `refinement.lr`, where other fields have the same."""
+    last = name.rpartition(".")[2]
+    return last if _LAST[last] == 1 else name
 
 
 def to_flat(config: TrainConfig) -> dict[str, Any]:

@@ -266,7 +266,8 @@ class Stage1(TypedDict):
 
 
 class Environment(TypedDict):
-    """environment.json; times and memory are there once the run is finished."""
+    """environment.json; times and memory are there once the run is finished. files: fields that name a file whose
+    content a run depends on, and hashes of these contents."""
 
     class_names: Annotated[list[Text], Field(min_length=1)]
     versions: NotRequired[dict[Text, Text | None] | None]
@@ -277,6 +278,7 @@ class Environment(TypedDict):
     threads: NotRequired[Count | None]
     cores: NotRequired[Count | None]
     data_fingerprint: NotRequired[Text | None]
+    files: NotRequired[dict[Text, Text] | None]
     skipped: NotRequired[list[Text] | None]
     links: NotRequired[dict[Text, Place]]
     stage1: NotRequired[Stage1 | None]

@@ -133,6 +133,25 @@ def search(spec: Search, options: Options | None = None, *, show_progress: bool 
         return SweepResult(folder, outcomes_of(plan), plan.timing)
 
 
+def draft(spec: Search, options: Options) -> Plan:
+    """As many cells as a search has trials to come, drawn at random, and which of their links are in the store: what a
+    search will take, as far as it can be known. Changes nothing in the storage. Raises as `search`."""
+    base = pinned(_with_validation(spec.base, spec.objective), gpu=gpus_per_worker(options, spec.base) > 0)
+    storage = options.storage.absolute()
+    folder, done = storage / "sweeps" / checked_name(spec.name), 0
+    if options.resume and (folder / runs.SWEEP).exists():
+        done = sum(cell["state"] in ("done", "stopped") for cell in runs.read_sweep(folder)["cells"])
+    else:
+        require_new(folder)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(base.seed))
+    cells = [make_cell(base, spec.space(study.ask())) for _ in range(spec.trials - done)]
+    plan = Plan(Sweep(spec.name, base, []), options, cells, JobSchedule([]), Store(storage), folder)
+    plan.schedule.add(plan.jobs().values())
+    look_up(plan, look_only=True)
+    return plan
+
+
 def require_space(study: optuna.Study, spec: Search, base: TrainConfig) -> None:
     """Draws a cell that nobody trains. Raises ConfigError where it is none, RunError where the study has a field of the
     same name in another kind of space, which Optuna cannot go on with."""

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from lchp import __version__
-from lchp.config import FILES, TrainConfig, from_dict, override, show, to_dict, to_flat
+from lchp.config import FILES, TrainConfig, from_dict, override, short_name, show, to_dict, to_flat
 from lchp.errors import ConfigError, RunError
 from lchp.evaluation.metrics import Metric
 from lchp.files import runs
@@ -602,7 +602,7 @@ def headline(summary: dict[str, Any]) -> float | None:
 
 def overrides_text(overrides: dict[str, Any]) -> str:
     """Overrides as text: `delta 0.6, tau 0.9`."""
-    return ", ".join(f"{k.rpartition('.')[2]} {show(v)}" for k, v in overrides.items()) or "base"
+    return ", ".join(f"{short_name(k)} {show(v)}" for k, v in overrides.items()) or "base"
 
 
 def _job_text(plan: Plan, progress: Progress) -> str:

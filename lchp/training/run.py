@@ -32,6 +32,7 @@ from lchp.training.chain import (
     Link,
     chain_of,
     config_until,
+    contents_of,
     label,
     method_of,
     stage1_kinds,
@@ -136,6 +137,7 @@ def _train(
     environment = describe_environment(context) | {
         "links": {link.kind: _place(link, found.get(link.kind)) for link in chain},
         "method": label(config),
+        **({"files": dict(files)} if (files := contents_of(config)) else {}),
     }
     if "classifier" not in found:
         require_whole_batches(chain)

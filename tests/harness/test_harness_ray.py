@@ -147,7 +147,7 @@ def test_what_fails_leaves_the_rest_and_a_failed_link_is_run_again_on_resume(
     assert [c.state for c in failed.cells] == ["failed", "failed", "done", "failed"]
     assert [c.reason for c in failed.cells] == ["source_failed", "diverged", None, "source_failed"]
     text = closing_table(failed)
-    assert "failed: localizer tinny, seed 0" in text
+    assert "failed: model.localizer tinny, seed 0" in text
     assert "did you mean tiny" in text
     assert "training diverged" in text
     done = jobs(failed)

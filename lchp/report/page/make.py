@@ -22,9 +22,10 @@ from lchp.config import PATHS, PRESETS, Preset, field_types, preset, show, to_fl
 from lchp.errors import RunError
 from lchp.files.runs import read_environment, write_atomically
 from lchp.files.targets import holding, require_file
-from lchp.report.dependence import WITHOUT_EFFECT
+from lchp.report.dependence import WITHOUT_EFFECT, is_from_file
 from lchp.report.figures.make import FigureOptions, NotDrawn, draw
 from lchp.report.figures.style import Drawing, rendered
+from lchp.report.flags import Shown
 from lchp.report.page.headline import Headline, make_headline
 from lchp.report.page.trials import Trials, read_trials
 from lchp.report.paper import Paper, read_paper
@@ -106,6 +107,11 @@ class Page:
     environments: Environments
     commands: tuple[str, ...]
     revisions: tuple[str, ...]
+
+    @property
+    def from_file(self) -> bool:
+        """Whether a row is of a file's boxes, which are no class labels."""
+        return any(map(is_from_file, self.records.runs.to_dict("records")))
 
 
 def make_page(wanted: PageOptions) -> int:
@@ -198,7 +204,7 @@ def _asset(env: jinja2.Environment, name: str) -> str:
 def _draw(records: Records, wanted: PageOptions, recipe: Preset, paper: Paper) -> Sequence[Drawing | NotDrawn]:
     if not wanted.figures:
         return []
-    asked = FigureOptions(wanted.storages, wanted.preset, where=wanted.where, data_root=wanted.data_root)
+    asked = FigureOptions(wanted.storages, wanted.preset, where=wanted.where, shown=Shown(data_root=wanted.data_root))
     return list(draw(asked, records, recipe, paper))
 
 
