@@ -289,7 +289,7 @@ class TrainConfig:
     """Where a GPU's memory does not suffice for a batch, take it in two parts, four, ... whose gradients are added up
     (BatchNorm then sees a part at a time; metrics.jsonl says how many)."""
     tensorboard: Annotated[bool, changes()] = False
-    """Also write TensorBoard scalars and sample pictures with boxes into the run folder."""
+    """The same as --track tensorboard, which is for new use."""
 
     def __post_init__(self) -> None:
         """Reads every field as its type. Raises ConfigError, one line, for a value or values that cannot run."""

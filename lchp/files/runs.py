@@ -41,6 +41,8 @@ CONFIG, METRICS, PREDICTIONS, SUMMARY, ENVIRONMENT = (
 )
 CHECKPOINTS = "checkpoints"
 SECOND_CLASSIFIER = "second_classifier.json"
+TRACKERS = "trackers"
+"""Folder of what trackers have of a run or a sweep (see `lchp.tracking.feed`)."""
 SWEEP, DONE = "sweep.json", "DONE"
 """Of a sweep's folder, and of a run folder in a sweep's store."""
 MODEL = "lchp.json"

@@ -44,7 +44,9 @@ from lchp.harness.sweep import (
     recorded_cells,
     require_new,
     run_trials,
+    tracked,
 )
+from lchp.tracking import required
 from lchp.training.chain import KINDS, Kind
 
 Space = Callable[[optuna.Trial], Overrides]
@@ -82,6 +84,7 @@ def search(spec: Search, options: Options | None = None, *, show_progress: bool 
     Raises ConfigError or RunError for a search that cannot start.
     """
     options = options or Options()
+    required(options.track)
     base = pinned(_with_validation(spec.base, spec.objective), gpu=gpus_per_worker(options, spec.base) > 0)
     if base.evaluation.oracle and load(base.data).train.boxes is None:
         raise ConfigError("--oracle-gt-known: the training images have no boxes to choose by")
@@ -117,10 +120,15 @@ def search(spec: Search, options: Options | None = None, *, show_progress: bool 
         opened.set_user_attr("recipe", recipe)
         study = Study(plan, opened, spec)
         study.take_up()
-        with recorded(plan):
+        with recorded(plan), tracked(plan) as sent:
+
+            def changed(progress: Progress) -> None:
+                study.changed(progress)
+                sent(progress)
+
             hooks = Hooks(
                 study.refill,
-                study.changed,
+                changed,
                 asha(base.refinement.epochs) if spec.early_stopping else None,
                 OBJECTIVES[spec.objective],
                 study.best,

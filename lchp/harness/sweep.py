@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+import tyro
+
 from lchp import __version__
 from lchp.config import FILES, TrainConfig, from_dict, override, short_name, show, to_dict, to_flat
 from lchp.errors import ConfigError, RunError
@@ -31,7 +33,9 @@ from lchp.harness.cluster import Resources, cluster
 from lchp.harness.display import Display
 from lchp.harness.schedule import JobSchedule, Progress, Reason
 from lchp.harness.store import Store
+from lchp.harness.tracked import cells_sent
 from lchp.harness.trial import Setting
+from lchp.tracking import TrackerName, required
 from lchp.training.chain import label
 
 log = logging.getLogger(__name__)
@@ -73,9 +77,12 @@ class Options:
     """Nodes that the cluster must have; the sweep waits for them, five minutes at most."""
     share: bool = True
     """Train each link (classifier, localizer, ...) once for all cells that need the same."""
+    track: tyro.conf.UseAppendAction[tuple[TrackerName, ...]] = ()
+    """Tracker that gets a run of each cell that is done; may be given several times."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "storage", Path(self.storage))  # a text will do
+        object.__setattr__(self, "track", tuple(self.track))
         for name, least in (
             ("gpus_per_trial", 0),
             ("workers_per_trial", 1),
@@ -185,15 +192,16 @@ def run(sweep: Sweep, options: Options | None = None, *, show_progress: bool = F
     Raises ConfigError or RunError for a sweep that cannot start.
     """
     options = options or Options()
+    required(options.track)
     folder = options.storage.absolute() / "sweeps" / checked_name(sweep.name)
     runs.make_folder(folder)
     with locked(folder / LOCK) as claim:
         if not options.resume:
             require_new(folder)
         plan = replace(make_plan(sweep, options), claim=claim)
-        with recorded(plan):
+        with recorded(plan), tracked(plan) as sent:
             if plan.schedule.next_exists():
-                run_trials(plan, show_progress=show_progress)
+                run_trials(plan, Hooks(changed=sent), show_progress=show_progress)
         shutil.rmtree(folder / "ray", ignore_errors=True)
         outcomes = outcomes_of(plan)
         if not any(o.state == "failed" for o in outcomes):
@@ -218,6 +226,30 @@ def recorded(plan: Plan) -> Iterator[None]:
             (plan.folder / SWEEP).unlink(missing_ok=True)
         raise
     write_record(plan)
+
+
+@contextlib.contextmanager
+def tracked(plan: Plan) -> Iterator[Callable[[Progress], None]]:
+    """Within the block, cells go to the trackers that the options name: each when the function that it gives is told
+    that its job is done, and at the end those of earlier starts that are not there yet."""
+    if not plan.options.track:
+        yield lambda _: None
+        return
+    check = plan.claim.check if plan.claim is not None else lambda: None
+    with cells_sent(tuple(dict.fromkeys(plan.options.track)), plan.folder, plan.store, check) as sender:
+
+        def send(job: str | None = None) -> None:
+            for cell in plan.cells:
+                own = plan.job_of(cell)
+                if job in (None, own) and plan.schedule.jobs[own].state == "done":
+                    sender.send([(cell, f"{overrides_text(cell.overrides)}, seed {cell.config.seed}")])
+
+        def changed(progress: Progress) -> None:
+            if progress.state == "done":
+                send(progress.job.name)
+
+        yield changed
+        send()
 
 
 def require_new(folder: Path) -> None:
