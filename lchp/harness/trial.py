@@ -25,7 +25,7 @@ from lchp.harness.schedule import Reason
 from lchp.harness.stopping import told_to_stop
 from lchp.harness.store import Store
 from lchp.system import distributed
-from lchp.system.interrupt import Stop
+from lchp.system.interrupt import Interrupted, Stop
 from lchp.training.chain import Kind
 
 Report = Callable[[dict[str, Any]], None]
@@ -94,8 +94,10 @@ def run_job(job: Job, setting: Setting, report: Report) -> None:
     try:
         with told_to_stop(Path(setting.work), alone=distributed.size() == 1) as told:
             lost = _train(job, setting, on_epoch, spent, told.stop)
-    except KeyboardInterrupt:  # the driver's mark: it is leaving, and hears nothing more
-        return
+    except Interrupted:
+        if not told.stop.asked:
+            raise
+        return  # the driver's mark: it is leaving, and hears nothing more
     except (LchpError, OSError) as error:
         if distributed.size() > 1 or _may_pass(error):
             raise  # workers that do not agree cannot report together

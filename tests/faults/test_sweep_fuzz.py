@@ -14,7 +14,7 @@ import tomli_w
 from lchp.config import override, preset
 from lchp.errors import ConfigError
 from lchp.harness.cells import expand
-from lchp.harness.own import read_sweep
+from lchp.harness.own import read_sweep_file
 from lchp.harness.script import Flags
 from lchp.harness.sweep import checked_name
 
@@ -69,7 +69,7 @@ def read_or_refused(path: Path) -> bool:
     """Whether a file is read. What is read makes a sweep, or is refused there in one line."""
     read, fault = False, ""
     try:
-        asked = read_sweep(path)
+        asked = read_sweep_file(path)
         read = True
         config = override(preset(asked.preset), asked.base)
         sweep = Flags(config, preset=asked.preset, seeds=asked.seeds, name=asked.name).sweep("x", lambda _: asked.cells)

@@ -410,7 +410,7 @@ def test_a_failed_cell_is_named_and_makes_the_exit_status_1(
 
     monkeypatch.setattr(cli, "run", one_fails)
     assert cli.main("backbones", SWEEPS["backbones"].cells, argv=["--storage", str(tmp_path)]) == 1
-    assert "failed: localizer tiny, seed 0: training diverged" in capsys.readouterr().out
+    assert "failed: model.localizer tiny, seed 0: training diverged" in capsys.readouterr().out
 
 
 def test_delta_tau_begins_with_the_cells_of_its_tables() -> None:
