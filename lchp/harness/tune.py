@@ -87,6 +87,10 @@ class Tracker(Callback):
     ) -> None:
         self.schedule, self.max_failures, self.changed, self.stepped = schedule, max_failures, changed, stepped
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles what it is given, threads and locks of trackers with it, and reads none of it again."""
+        return {}
+
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:  # noqa: ARG002
         """Tune has looked for news, whether there was any or not."""
         self.stepped()

@@ -413,6 +413,16 @@ def test_a_failed_cell_is_named_and_makes_the_exit_status_1(
     assert "failed: model.localizer tiny, seed 0: training diverged" in capsys.readouterr().out
 
 
+def test_what_tune_pickles_holds_nothing_of_ours() -> None:
+    """A tracker's threads and locks are behind what hears of news."""
+    from ray import cloudpickle
+
+    from lchp.harness.tune import Tracker
+
+    lock = threading.RLock()
+    cloudpickle.dumps(Tracker(JobSchedule([]), 0, lambda _: lock.acquire()))
+
+
 def test_delta_tau_begins_with_the_cells_of_its_tables() -> None:
     chosen = PRESETS["cub"]
     cells = SWEEPS["delta_tau"].cells(chosen)
