@@ -23,7 +23,8 @@ class Figures:
 
     source: Annotated[Source, tyro.conf.arg(name="")] = field(default_factory=Source)
     output: Annotated[Path | None, tyro.conf.arg(aliases=("--out",))] = None
-    """Folder to write to; figures/ in the first storage by default, or in the current folder with --run."""
+    """Folder to write to; figures/ in the first storage by default, or in the current folder with --run or where the
+    storage is a URL."""
     figure: tuple[FigureName, ...] = ()
     """Figures to draw; all by default, and with --run those that show one run."""
     of_run: Annotated[Path | None, tyro.conf.arg(name="run")] = None
@@ -50,4 +51,4 @@ class Figures:
         shown = {name: getattr(self, name) for name in SHOWN}
         source, of_run = self.source, self.of_run
         wanted = FigureOptions(source.storage, source.preset, self.figure, source.where, of_run, **shown)
-        return make_figures(wanted, self.output or (source.storage[0] if of_run is None else Path()) / "figures")
+        return make_figures(wanted, self.output or (source.beside if of_run is None else Path()) / "figures")

@@ -24,25 +24,23 @@ from lchp.config import PLACES, TrainConfig, to_flat
 from lchp.data import load
 from lchp.errors import ConfigError, RunError
 from lchp.files import runs
-from lchp.files.locks import LOCK, locked
 from lchp.files.schema import cell_key
 from lchp.harness.cells import MAX_CELLS, Cell, Job, Overrides, Sweep, make_cell, pinned
 from lchp.harness.database import DATABASE, open_study
+from lchp.harness.places import claimed
 from lchp.harness.schedule import JobSchedule, Progress
-from lchp.harness.store import Store
 from lchp.harness.sweep import (
-    WORK,
     Hooks,
     Options,
     Plan,
     SweepResult,
     checked_name,
+    clear_work,
     gpus_per_worker,
     look_up,
     outcomes_of,
     recorded,
     recorded_cells,
-    require_new,
     run_trials,
 )
 from lchp.training.chain import KINDS, Kind
@@ -85,18 +83,17 @@ def search(spec: Search, options: Options | None = None, *, show_progress: bool 
     base = pinned(_with_validation(spec.base, spec.objective), gpu=gpus_per_worker(options, spec.base) > 0)
     if base.evaluation.oracle and load(base.data).train.boxes is None:
         raise ConfigError("--oracle-gt-known: the training images have no boxes to choose by")
-    storage = options.storage.absolute()
-    folder = storage / "sweeps" / checked_name(spec.name)
-    runs.make_folder(folder)
-    with locked(folder / LOCK) as claim:
-        if not options.resume:
-            require_new(folder)
+    store = options.store
+    folder = store.storage / "sweeps" / checked_name(spec.name)
+    # behind a URL a study of its own: a database cannot be written by two machines there
+    storage = store.storage if options.remote is None else folder
+    with claimed(folder, options.remote, resume=options.resume) as claim:
         plan = Plan(
             Sweep(spec.name, base, []),
             options,
             recorded_cells(folder, base),
             JobSchedule([]),
-            Store(storage),
+            store,
             folder,
             claim,
         )
@@ -128,9 +125,9 @@ def search(spec: Search, options: Options | None = None, *, show_progress: bool 
             )
             run_trials(plan, hooks, show_progress=show_progress)
             study.close()
-        for rest in ("ray", WORK):  # of trials that were stopped, too
-            shutil.rmtree(folder / rest, ignore_errors=True)
-        return SweepResult(folder, outcomes_of(plan), plan.timing)
+        shutil.rmtree(folder / "ray", ignore_errors=True)
+        clear_work(plan)  # of trials that were stopped, too
+        return SweepResult(folder, outcomes_of(plan), plan.timing, options.remote)
 
 
 def require_space(study: optuna.Study, spec: Search, base: TrainConfig) -> None:
@@ -330,7 +327,7 @@ class Study:
         return self.over + sum(map(len, self.trials.values())) + self.failures
 
     def _recorded_objective(self, kind: Kind, key: str) -> float | None:
-        return measured(runs.read_summary(self.plan.store.path(kind, key)), self.spec.objective)
+        return measured(runs.read_summary(self.plan.store.fetched(kind, key)), self.spec.objective)
 
 
 def _recorded_as_stopped(plan: Plan) -> set[str]:

@@ -24,8 +24,10 @@ from lchp.harness.cells import Cell, Job, expand, jobs_of, make_cell, pinned
 from lchp.harness.cluster import Resources
 from lchp.harness.display import Display, weight
 from lchp.harness.grids import SWEEPS, search_space
+from lchp.harness.places import require_new
 from lchp.harness.printout import timing_line
 from lchp.harness.schedule import FINISHED, JobSchedule
+from lchp.harness.stopping import Unfinished
 from lchp.harness.store import DONE, PREDICTED, RESULT, Store
 from lchp.harness.sweep import (
     SWEEP,
@@ -38,7 +40,6 @@ from lchp.harness.sweep import (
     make_plan,
     places_for,
     recorded,
-    require_new,
     write_record,
 )
 from lchp.harness.trial import Setting, run_job
@@ -815,7 +816,7 @@ def test_a_new_sweep_in_which_nothing_began_leaves_no_record(tmp_path: Path) -> 
 
     ends(ConfigError)
     assert not (plan.folder / SWEEP).exists()
-    require_new(plan.folder)
+    require_new(plan.folder, None)
     next(iter(plan.schedule.jobs.values())).attempts = 1
     ends(KeyboardInterrupt)
     assert (plan.folder / SWEEP).exists()
@@ -837,7 +838,7 @@ def test_who_waits_for_a_place_is_told_so_and_not_for_ever(tmp_path: Path) -> No
 
     def patience(*, shared: bool) -> Patience:
         now[0] = 0.0
-        return Patience(plan, "1 x (2 CPUs, 0 GPUs)", shared, said.append, lambda: now[0])
+        return Patience(plan, Unfinished(plan.work), "1 x (2 CPUs, 0 GPUs)", shared, said.append, lambda: now[0])
 
     def look(waiting: Patience, *times: float) -> list[str]:
         said.clear()
