@@ -292,7 +292,7 @@ def test_a_trial_looks_whether_its_sweep_is_still_there(trial: RemoteTrial, tmp_
 def test_a_record_goes_on_on_another_machine_and_is_read_by_tables(
     trial: RemoteTrial, machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    sweep, options = Sweep("s", trial.config, [{}]), Options(trial.url)
+    sweep, options = Sweep("s", trial.config, [{}]), Options(as_storage(trial.url))
     assert options.storage == Remote(trial.url)
     machine("driver")
     folder = options.folder / "sweeps" / "s"
@@ -310,7 +310,7 @@ def test_a_record_goes_on_on_another_machine_and_is_read_by_tables(
     with pytest.raises(RunError, match="holds a sweep already"), claimed(folder, options.remote, resume=False):
         pass
     with claimed(folder, options.remote, resume=True) as claim:
-        plan = make_plan(sweep, Options(trial.url, resume=True))
+        plan = make_plan(sweep, Options(as_storage(trial.url), resume=True))
         plan.claim = claim
         assert {p.state for p in plan.schedule.jobs.values()} == {"done"}
         write_record(plan)
@@ -365,6 +365,6 @@ def test_a_text_with_a_scheme_is_a_url_and_no_path(capsys: pytest.CaptureFixture
     assert main(["tables", "--output", "s3://bucket/tables"]) == 2
     assert "is a URL, and a path is expected here" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="credentials"):
-        Options("s3://a:b@c/d")
+        Options(as_storage("s3://a:b@c/d"))
     with pytest.raises(RemoteError):
         Remote("file:///proc/none").write("x", b"")

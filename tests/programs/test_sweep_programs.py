@@ -223,8 +223,8 @@ def test_nodes_that_share_no_disk_lose_no_cell(root: Path, tmp_path: Path, one_u
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
-    base = small.config(Path({str(root)!r}), first=30, second=2)
-    cells = grid({{"initialization.delta": [0.2, 0.4], "refinement.tau": [0.0, 0.2]}})
+    base = small.config(Path({str(root)!r}), first=20, second=1)
+    cells = grid({{"initialization.delta": [0.2, 0.4]}})
     result = run(Sweep("cluster", base, cells), Options(storage, address=nodes.address))
     print(json.dumps({{"states": [c.state for c in result.cells], "killed": not killer.is_alive()}}))
     attempts = [j["attempts"] for j in json.loads(storage.read("sweeps/cluster/sweep.json"))["jobs"].values()]
@@ -239,5 +239,5 @@ def test_nodes_that_share_no_disk_lose_no_cell(root: Path, tmp_path: Path, one_u
     process = start(script, env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)})
     out, err = process.communicate(timeout=500)
     assert process.returncode == 0, err
-    assert json.loads(out.splitlines()[-1]) == {"states": ["done"] * 4, "killed": True}
+    assert json.loads(out.splitlines()[-1]) == {"states": ["done"] * 2, "killed": True}
     wait_until_gone(process.pid)
