@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lchp.errors import RunError
+from lchp.files import runs
 from lchp.files.locks import Claim, HeldError
 from lchp.files.remote import Remote, RemoteError
 
@@ -68,10 +69,13 @@ def is_fresh(renewed: float) -> bool:
 def marked(remote: Remote, name: str, own: Claim) -> Iterator[RemoteClaim]:
     """Holds a mark, renewed by a thread; own: the lock of this machine's mirror, held already. Raises HeldError where
     another holds it, RemoteError."""
-    claim = RemoteClaim(remote, name, f"pid {os.getpid()} on {socket.gethostname()}, {secrets.token_hex(8)}", own)
+    place = own.path.stat()
+    mirror = runs.digest([socket.gethostname(), str(own.path), place.st_dev, place.st_ino])
+    mark = f"pid {os.getpid()} on {socket.gethostname()}, {mirror}-{secrets.token_hex(8)}"
+    claim = RemoteClaim(remote, name, mark, own)
     there = holder_of(remote, name)
-    # one of this machine that is not fresh enough for us to wait: its process would have the lock that we have
-    if there is not None and is_fresh(there[1]) and f" on {socket.gethostname()}," not in there[0]:
+    # of this mirror no process is left: we have its lock
+    if there is not None and is_fresh(there[1]) and f", {mirror}-" not in there[0]:
         raise _held(claim, there[0])
     _renew(claim)
     time.sleep(SAME_TIME)
