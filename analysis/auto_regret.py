@@ -8,7 +8,6 @@ frame: GT-Known of Pseudo Label by the candidate that `auto` chooses on training
 it reads the test boxes), by the median, and by the preset's own setting; `regret` = oracle - auto.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,13 +22,12 @@ from tabulate import tabulate
 from analysis.teacher_boxes import boxes
 from lchp.boxes import area
 from lchp.config import AUTO, PRESETS, InitializationConfig, TrainConfig, override
-from lchp.console import guarded, parse
+from lchp.console import run_scoring
 from lchp.errors import RunError
 from lchp.evaluation.frames import FRAMES, Frame
 from lchp.evaluation.metrics import best_iou, gt_known
-from lchp.files.runs import CHECKPOINTS, link_folder, read_config, write_atomically
+from lchp.files.runs import CHECKPOINTS, link_folder, read_config
 from lchp.files.schema import FrameName
-from lchp.files.targets import holding, require_file
 from lchp.method.choice import PARTS, ROUNDS, candidates, known_by_each, looked_at, score
 from lchp.method.pseudo_boxes import Snapshots, make_teacher
 from lchp.training.batches import plain_batches
@@ -171,25 +169,17 @@ def summary(found: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def said(flags: Flags) -> tuple[str, pd.DataFrame]:
+    """What is printed, and the rows."""
+    found = pd.concat([look(run, flags) for run in flags.runs])
+    table = tabulate(summary(found), headers="keys", showindex=False, floatfmt=".2f")
+    about = "GT-Known of Pseudo Label on test images, percent; the oracle reads their boxes, auto and score read none."
+    return f"{table}\n{about}", found.round(3)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the rows; the exit status."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-
-    def body() -> int:
-        flags: Flags = parse(Flags, arguments, "auto_regret")
-        if flags.csv:
-            require_file(flags.csv, "csv", holding(b"run,after,frame,delta"), "table of this script")
-        found = pd.concat([look(run, flags) for run in flags.runs])
-        print(tabulate(summary(found), headers="keys", showindex=False, floatfmt=".2f"))
-        print(
-            "GT-Known of Pseudo Label on test images, percent; the oracle reads their boxes, auto and score read none."
-        )
-        if flags.csv:
-            text = found.round(3).to_csv(index=False)
-            write_atomically(flags.csv, lambda file: file.write(text.encode()))
-        return 0
-
-    return guarded(body)
+    return run_scoring(Flags, said, "auto_regret", b"run,after,frame,delta", argv)
 
 
 if __name__ == "__main__":

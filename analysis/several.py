@@ -9,7 +9,6 @@ right when its IoU with an object is at least 0.5; of an object and a box, each 
 measurement, and nothing to choose a recipe by.
 """
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,15 +23,13 @@ from tabulate import tabulate
 
 from lchp.boxes import iou
 from lchp.config import override
-from lchp.console import guarded, parse
+from lchp.console import run_scoring
 from lchp.data import load
 from lchp.deploy.formats import Prediction
 from lchp.deploy.predict import LEAST_AREA, predict
 from lchp.deploy.trained import TrainedRun, load_run
 from lchp.errors import ConfigError
 from lchp.evaluation.metrics import IOU_THRESHOLD, TITLES
-from lchp.files.runs import write_atomically
-from lchp.files.targets import holding, require_file
 
 COLUMNS = ("answer", "least_area", "least_confidence", "precision", "recall", "boxes_per_image", "empty")
 
@@ -109,23 +106,16 @@ def score(flags: Flags) -> tuple[pd.DataFrame, dict[str, float]]:
     return pd.DataFrame(rows, columns=list(COLUMNS)).round(3), held
 
 
+def said(flags: Flags) -> tuple[str, pd.DataFrame]:
+    """What is printed, and the rows."""
+    found, held = score(flags)
+    counts = ", ".join(f"{value:g} {name}" for name, value in held.items())
+    return f"{counts}\n{tabulate(found, headers='keys', showindex=False, floatfmt='.2f', missingval='-')}", found
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the rows; the exit status."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-
-    def body() -> int:
-        flags: Flags = parse(Flags, arguments, "several")
-        if flags.csv:
-            require_file(flags.csv, "csv", holding(b"boxes_per_image"), "table of this script")
-        found, held = score(flags)
-        print(", ".join(f"{value:g} {name}" for name, value in held.items()))
-        print(tabulate(found, headers="keys", showindex=False, floatfmt=".2f", missingval="-"))
-        if flags.csv:
-            text = found.to_csv(index=False)
-            write_atomically(flags.csv, lambda file: file.write(text.encode()))
-        return 0
-
-    return guarded(body)
+    return run_scoring(Flags, said, "several", b"boxes_per_image", argv)
 
 
 if __name__ == "__main__":

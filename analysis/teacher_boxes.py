@@ -7,7 +7,6 @@ RUN is a run folder that holds stage 1. A row per choice, delta and frame: GT-Kn
 box, and the difference. It scores test boxes: a diagnostic of a teacher, and nothing to choose a recipe by.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -22,13 +21,12 @@ from tabulate import tabulate
 from torch import Tensor
 
 from lchp.config import InitializationConfig, override
-from lchp.console import guarded, parse
+from lchp.console import run_scoring
 from lchp.data.images import batches, in_order
 from lchp.errors import ConfigError, RunError
 from lchp.evaluation.frames import FRAMES, Frame
 from lchp.evaluation.metrics import best_iou, gt_known
-from lchp.files.runs import CHECKPOINTS, link_folder, read_config, write_atomically
-from lchp.files.targets import holding, require_file
+from lchp.files.runs import CHECKPOINTS, link_folder, read_config
 from lchp.method.choice import candidate_boxes
 from lchp.method.networks import Classifier
 from lchp.method.pseudo_boxes import make_teacher
@@ -117,22 +115,15 @@ def score(run: Path, flags: Flags) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*CHOICES, "delta", "frame", "one_pass", "merged", "gain"]).round(2)
 
 
+def said(flags: Flags) -> tuple[str, pd.DataFrame]:
+    """What is printed, and the rows."""
+    found = score(flags.run, flags)
+    return tabulate(found, headers="keys", showindex=False, floatfmt=".2f"), found
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the rows; the exit status."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-
-    def body() -> int:
-        flags: Flags = parse(Flags, arguments, "teacher_boxes")
-        if flags.csv:
-            require_file(flags.csv, "csv", holding(b"delta,frame,one_pass,merged,gain"), "table of this script")
-        found = score(flags.run, flags)
-        print(tabulate(found, headers="keys", showindex=False, floatfmt=".2f"))
-        if flags.csv:
-            text = found.to_csv(index=False)
-            write_atomically(flags.csv, lambda file: file.write(text.encode()))
-        return 0
-
-    return guarded(body)
+    return run_scoring(Flags, said, "teacher_boxes", b"delta,frame,one_pass,merged,gain", argv)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         override,
         preset,
     )
+    from lchp.deploy.predictor import Predictor
     from lchp.errors import LchpError
     from lchp.method.networks import Classifier, Localizer
     from lchp.training.run import Result, train
@@ -35,6 +36,7 @@ _HOMES = {
     "override": "config",
     "preset": "config",
     "LchpError": "errors",
+    "Predictor": "deploy.predictor",
     "Classifier": "method.networks",
     "Localizer": "method.networks",
     "Result": "training.run",
@@ -50,6 +52,7 @@ __all__ = [
     "LchpError",
     "Localizer",
     "ModelConfig",
+    "Predictor",
     "RefinementConfig",
     "Result",
     "TrainConfig",

@@ -9,7 +9,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -21,7 +21,8 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from lchp.config import FIELDS, TrainConfig, preset, suggest
 from lchp.errors import ConfigError, LchpError, is_of_threads, lacked_memory, printable
 from lchp.files.remote import Remote, Storage, as_storage
-from lchp.files.targets import as_path
+from lchp.files.runs import write_atomically
+from lchp.files.targets import as_path, holding, require_file
 from lchp.system import streams
 from lchp.system.interrupt import SIGNALS, Interrupted, on_signals
 
@@ -162,6 +163,36 @@ def parse(
             raise ConfigError(f"{first}: not expected after {after[0]}; {program} --help says what that takes")
         raise ConfigError(f"{first}: no such option of {program}{suggest(first, _flags(command))}")
     return value
+
+
+def run_scoring(
+    flags: type[Any], score: Callable[[Any], tuple[str, Any]], program: str, mark: bytes, argv: Sequence[str] | None
+) -> int:
+    """A script that scores runs: prints what `score` gives for its flags, and writes the rows that it gives (a pandas
+    table) to --csv. mark: in a file that may be replaced. Returns the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+
+    def body() -> int:
+        asked = parse(flags, arguments, program)
+        if asked.csv:
+            require_file(asked.csv, "csv", holding(mark), "table of this script")
+        text, rows = score(asked)
+        print(text)
+        if asked.csv:
+            content = rows.to_csv(index=False).encode()
+            write_atomically(asked.csv, lambda file: file.write(content))
+        return 0
+
+    return guarded(body)
+
+
+def refuse(flags: Any, names: Sequence[str], why: str) -> None:
+    """Raises ConfigError, `--NAME WHY`, for the first of these fields of a parsed command that is not at its default:
+    the flag would have no effect."""
+    fields = {field.name: field for field in dataclasses.fields(flags)}
+    for name in names:
+        if getattr(flags, name) != fields[name].default:
+            raise ConfigError(f"--{name.replace('_', '-')} {why}")
 
 
 def _explained(fault: str, program: str) -> str:

@@ -11,7 +11,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -23,9 +23,12 @@ from PIL import Image
 from lchp import TrainConfig, override, preset
 from lchp.training.run import train
 
-LONG = ["test_harness_ray", "test_sweep_programs", "test_run", "test_export", "test_backbones", "test_faults"]
-"""The files that take longest, in the order in which they are begun: the first two, which start Ray and wait much, side
-by side."""
+LONG = [
+    *("test_harness_ray", "test_sweep_programs"),
+    *("test_run", "test_backbones", "test_sharing", "test_export", "test_faults", "test_search", "test_fake_cuda"),
+]
+"""The files that take longest, in the order in which they are begun: the first two, which start Ray and wait half of
+their time, side by side, and the others beside them."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -41,13 +44,25 @@ def pytest_runtest_setup() -> None:
 
 @pytest.fixture(scope="module")
 def quick_starts() -> Iterator[None]:
-    """Weights drawn from whole normal distributions where torchvision cuts their tails off, which takes seconds per
-    network: for tests that ask nothing of the first weights."""
+    """For tests that ask nothing of the first weights: weights drawn from whole normal distributions where torchvision
+    cuts their tails off, and VGG's classification layers, which no trunk has, left as the memory was. Either takes
+    seconds per network."""
+    linear, normal = torch.nn.Linear.reset_parameters, torch.nn.init.normal_
+
+    def start(layer: torch.nn.Linear) -> None:
+        if layer.weight.numel() < 10**7:
+            linear(layer)
+
+    def drawn(tensor: torch.Tensor, mean: float = 0.0, std: float = 1.0, generator: Any = None) -> torch.Tensor:
+        large = tensor.dim() == 2 and tensor.numel() >= 10**7
+        return tensor if large else normal(tensor, mean, std, generator)
 
     def whole(weight: torch.Tensor, mean: float = 0.0, std: float = 1.0, **_: float) -> torch.Tensor:
-        return torch.nn.init.normal_(weight, mean, std)
+        return normal(weight, mean, std)
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.Linear, "reset_parameters", start)
+        patch.setattr(torch.nn.init, "normal_", drawn)
         patch.setattr(torch.nn.init, "trunc_normal_", whole)
         yield
 

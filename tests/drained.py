@@ -52,5 +52,7 @@ def planned(
 def three_seconds_an_epoch(config: TrainConfig, last: Kind) -> Forecast:
     """In place of what a few batches tell: 3 s an epoch, 1 MB of checkpoints."""
     chain = chain_of(config, "", last=last)
-    links = [LinkForecast(link.kind, link.stage, link.epochs - link.first, 10, 3.0, 0.0) for link in chain]
-    return Forecast(tuple(links), {"process": 500.0}, config.data.batch_size, 1_000_000, 0)
+    links = [
+        LinkForecast(link.kind, link.stage, link.epochs - link.first, 10, 3.0, 0.0, {}, 1_000_000) for link in chain
+    ]
+    return Forecast(tuple(links), {"process": 500.0}, config.data.batch_size, 0)

@@ -17,9 +17,8 @@ from lchp.config import TrainConfig
 
 # forked from a process that has imported all that a training imports, and has no threads: starts in milliseconds
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    ["lchp.cli", "lchp.training.run", "killed", "cv2", "pandas", "pyarrow.compute", "torch._dynamo"]
-)
+PARTS = ["lchp.cli", "lchp.harness.tune", "lchp.training.run"]
+CONTEXT.set_forkserver_preload([*PARTS, "killed", "cv2", "pandas", "pyarrow.compute", "torch._dynamo"])
 
 
 @dataclass

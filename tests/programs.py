@@ -1,13 +1,18 @@
 """Sweeps as programs of their own: what tests start, kill and look at."""
 
 import contextlib
-import subprocess
+import os
+import runpy
 import sys
 import textwrap
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import killed
 import small
 
 from lchp.files import runs
@@ -35,16 +40,57 @@ def program(folder: Path, root: Path, **epochs: int) -> Path:
     return path
 
 
-def start(script: Path, *arguments: str, **more: Any) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, str(script), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        cwd=script.parent,
-        **more,
-    )
+@dataclass(frozen=True)
+class Program:
+    """A script that runs in a process and a session of its own, to be handled as a Popen. What it writes goes into
+    files."""
+
+    process: BaseProcess
+    out: Path
+    err: Path
+
+    @property
+    def pid(self) -> int:
+        assert self.process.pid is not None
+        return self.process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self.process.exitcode
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def send_signal(self, signum: int) -> None:
+        os.kill(self.pid, signum)
+
+    def kill(self) -> None:
+        self.process.kill()
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """What it wrote, once it has ended."""
+        self.process.join(timeout)
+        assert self.returncode is not None, f"runs after {timeout} s: {self.err.read_text()}"
+        return self.out.read_text(), self.err.read_text()
+
+
+def start(script: Path, *arguments: str, env: Mapping[str, str] | None = None) -> Program:
+    """As `python SCRIPT ARGUMENTS`, forked from a process that has imported what a sweep imports, which takes five
+    seconds."""
+    environment = dict(os.environ if env is None else env)
+    said = [script.parent / f"{time.monotonic_ns()}.{name}" for name in ("out", "err")]
+    return Program(killed.start(_run, script, arguments, environment, *said), *said)
+
+
+def _run(script: Path, arguments: tuple[str, ...], environment: dict[str, str], *said: Path) -> None:
+    os.setsid()
+    os.chdir(script.parent)
+    for number, file in enumerate(said, 1):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv, sys.path[:0] = [str(script), *arguments], [str(script.parent)]
+    runpy.run_path(str(script), run_name="__main__")
 
 
 def of_session(session: int) -> list[str]:
@@ -89,7 +135,7 @@ def result_of(storage: Path, name: str = "grid") -> dict[str, bytes]:
     return {c["key"]: (storage / c["run"] / runs.PREDICTIONS).read_bytes() for c in record["cells"]}
 
 
-def wait_for(condition: Any, process: subprocess.Popen[str], seconds: float = 400) -> None:
+def wait_for(condition: Any, process: Program, seconds: float = 400) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()

@@ -82,6 +82,7 @@ def write_run(
     recipe: int | None = None,
     method: str | None = None,
     score_maps: Mapping[str, float | None] | None = None,
+    files: Mapping[str, str] | None = None,
 ) -> Path:
     """Writes a finished run folder without predictions; `stored`: with DONE, as in the store of a sweep."""
     folder.mkdir(parents=True)
@@ -97,7 +98,7 @@ def write_run(
         "class_names": [f"class_{i}" for i in range(classes)],
         "wall_seconds": {"total": 60.0, "refinement": 30.0},
     }
-    more = {"written": written, "recipe": recipe, "method": method}
+    more = {"written": written, "recipe": recipe, "method": method, "files": files}
     write_json(folder / "environment.json", environment | {k: v for k, v in more.items() if v is not None})
     if stored:
         seal(folder)

@@ -25,6 +25,7 @@ LAYERS = [
     "method",
     "baselines",
     "evaluation",
+    "tracking",
     "training",
     "deploy",
     "report",
@@ -48,6 +49,7 @@ WITHOUT_TORCH = (
     "evaluation/metrics",
     "evaluation/predictions",
     "deploy/formats",
+    "tracking",
 )
 
 
@@ -184,7 +186,7 @@ sys.meta_path.insert(0, Block())
 
 
 def test_training_needs_neither_ray_nor_what_is_optional() -> None:
-    optional = ("ray", "imgaug", "cv2", "tensorboardX", "onnx", "onnxruntime", "tyro", "optuna")
+    optional = ("ray", "imgaug", "cv2", "tensorboardX", "mlflow", "wandb", "onnx", "onnxruntime", "tyro", "optuna")
     run_without(*optional, code="import lchp.training.run")
 
 

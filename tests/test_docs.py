@@ -105,6 +105,7 @@ def analysis_line(name: str, rest: list[str], patch: pytest.MonkeyPatch) -> None
     patch.syspath_prepend(ROOT)
     script = analysis_script(name)
     patch.setattr(lchp.cli, "parse", then_stop(lchp.cli.parse))
+    patch.setattr(lchp.console, "parse", then_stop(lchp.console.parse))  # which run_scoring calls
     if hasattr(script, "parse"):
         patch.setattr(script, "parse", then_stop(script.parse))
     patch.setattr(argparse.ArgumentParser, "parse_args", then_stop(argparse.ArgumentParser.parse_args))

@@ -39,6 +39,7 @@ __all__ = [
     "load_weights",
     "read_safetensors",
     "weights_identity",
+    "weights_terms",
 ]
 
 BACKBONES: dict[str, Backbone] = {**TORCHVISION, **from_timm.TIMM, **TINY}
@@ -179,6 +180,21 @@ def weights_identity(name: str, *, pretrained: bool, weights_dir: str | None) ->
         return f"{entry.source} {entry.download}"
     path = _weights_file(name, weights_dir)
     return content_hash(path)
+
+
+def weights_terms(name: str, weights_dir: str | None) -> str:
+    """Where a backbone's pretrained weights are from and what is known of their licence, for those whom a model is
+    handed to."""
+    entry = backbone(name)
+    if weights_dir is not None:
+        return f"{_file_name(name, entry)}, a file whose licence is not recorded"
+    if entry.source == "timm":
+        licence = from_timm.licence_of(entry.download)
+        return f"timm's {entry.download} ({licence or 'no licence is stated'})"
+    return (
+        f"torchvision's {entry.download} (BSD-3-Clause; torchvision adds that weights may carry the terms of the data "
+        "they were trained on: ImageNet's, for non-commercial research)"
+    )
 
 
 def _weights_file(name: str, weights_dir: str) -> Path:

@@ -61,6 +61,12 @@ def download(model: str) -> dict[str, Tensor]:
     return _create(model, pretrained=True).state_dict()
 
 
+def licence_of(model: str | None) -> str | None:
+    """The licence that timm states of its weights of `model`, NAME.TAG; None where it states none."""
+    about = None if model is None else _timm(model).get_pretrained_cfg(model)
+    return getattr(about, "license", None)
+
+
 def _timm(model: str) -> ModuleType:
     try:
         import timm

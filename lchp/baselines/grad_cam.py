@@ -11,6 +11,9 @@ not need. It also leaves gradients in the parameters, and hands its maps out str
 holds this file and layer_cam.py to numbers made with the library.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,6 +21,9 @@ from torch import Tensor, nn
 from lchp.baselines.cam import PLAIN, class_activation_map
 from lchp.method.definition import Method
 from lchp.method.networks import Classifier
+
+Gradients = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(classifier, images, class ids B) to the trunk's features A and d logit_y / d A of each image's class."""
 
 
 def feature_gradients(classifier: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -38,11 +44,25 @@ def feature_gradients(classifier: nn.Module, images: Tensor, labels: Tensor) -> 
     return out.features.detach().float(), gradients.float()
 
 
-def grad_cam(classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+def gap_gradients(classifier: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """As `feature_gradients`, without a backward pass: under GAP and one linear layer y = sum_k w_k mean_ij A^k_ij, so
+    that d y / d A^k_ij = w_k / (h w) at every position. The gradients are B x C x 1 x 1."""
+    assert isinstance(classifier, Classifier)
+    assert classifier.head == "gap"
+    features = classifier(images).features.float()
+    weights = classifier.linear.weight[labels].float()[..., None, None]
+    return features, weights / (features.shape[2] * features.shape[3])
+
+
+def grad_cam(
+    classifier: nn.Module, images: Tensor, labels: Tensor, gradients_of: Gradients = feature_gradients
+) -> Tensor:
     """Eq. 1 and 2 for each image's class; a ScoreMap."""
-    features, gradients = feature_gradients(classifier, images, labels)
+    features, gradients = gradients_of(classifier, images, labels)
     alpha = gradients.mean((2, 3))  # B x C
     return class_activation_map(features, alpha).relu()
 
 
-METHOD = Method("grad_cam", "Grad-CAM", PLAIN, grad_cam, gradients=True)
+METHOD = Method(
+    "grad_cam", "Grad-CAM", PLAIN, grad_cam, gradients=True, exported=partial(grad_cam, gradients_of=gap_gradients)
+)

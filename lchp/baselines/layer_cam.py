@@ -11,17 +11,23 @@ enlarges it (no trunk here ends with a pooling), and in that maps of ten crops a
 is not used for the reasons in grad_cam.py.
 """
 
+from functools import partial
+
 from torch import Tensor, nn
 
 from lchp.baselines.cam import PLAIN
-from lchp.baselines.grad_cam import feature_gradients
+from lchp.baselines.grad_cam import Gradients, feature_gradients, gap_gradients
 from lchp.method.definition import Method
 
 
-def layer_cam(classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+def layer_cam(
+    classifier: nn.Module, images: Tensor, labels: Tensor, gradients_of: Gradients = feature_gradients
+) -> Tensor:
     """M of each image's class; a ScoreMap."""
-    features, gradients = feature_gradients(classifier, images, labels)
+    features, gradients = gradients_of(classifier, images, labels)
     return (gradients.relu() * features).sum(1).relu()
 
 
-METHOD = Method("layer_cam", "LayerCAM", PLAIN, layer_cam, gradients=True)
+METHOD = Method(
+    "layer_cam", "LayerCAM", PLAIN, layer_cam, gradients=True, exported=partial(layer_cam, gradients_of=gap_gradients)
+)

@@ -13,6 +13,7 @@ from lchp.cli.evaluate import Evaluate
 from lchp.cli.export import Export
 from lchp.cli.figures import Figures
 from lchp.cli.predict import Predict
+from lchp.cli.publish import Publish
 from lchp.cli.report import ReportPage
 from lchp.cli.score import Score
 from lchp.cli.scoremaps import ScoreMaps
@@ -37,6 +38,7 @@ COMMANDS: dict[str, type[Any]] = {
     "predict": Predict,
     "boxes": OwnBoxes,
     "export": Export,
+    "publish": Publish,
     "data check": DataCheck,
     "data download": DataDownload,
 }

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from lchp.cli.train import method_line
+from lchp.console import refuse
 from lchp.errors import ConfigError
 
 
@@ -36,8 +37,7 @@ class Evaluate:
             if self.macro:
                 raise ConfigError("--macro does not go with --classifier, which changes no GT-Known")
             return self._with(self.classifier)
-        if self.ten_crop:
-            raise ConfigError("--ten-crop: expected --classifier DIR, whose crops they are")
+        refuse(self, ("ten_crop", "device"), "goes with --classifier DIR")
 
         from lchp.evaluation.predictions import macro_gt_known, read_predictions, summarize, summary_table
         from lchp.files.runs import SUMMARY, read_config, read_summary

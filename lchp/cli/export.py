@@ -13,17 +13,19 @@ from lchp.errors import ConfigError
 class Export:
     """Write what a run predicts by as one file that runs without lchp: its classifier, with its localizer or map."""
 
-    run_folder: Annotated[Path, tyro.conf.arg(name="run", metavar="DIR")]
-    """Run folder; LCHP-R is used, or LCHP-I where stage 2 is not complete; of a method without a localizer, its map."""
     output: Path
-    """File to write; over an earlier export alone."""
+    """File to write. An earlier export there is replaced, any other file left alone."""
+    run_folder: Annotated[Path | None, tyro.conf.arg(name="run", metavar="DIR")] = None
+    """Run folder; LCHP-R is used, or LCHP-I where stage 2 is not complete; of a method without a localizer, its map."""
+    model: Annotated[str | None, tyro.conf.arg(metavar="MODEL")] = None
+    """In place of --run: a folder that lchp publish wrote, or hf://USER/NAME[@REVISION] of Hugging Face's hub."""
     format: Literal["torchscript", "onnx"] | None = None
     """By default what the file's name ends in: .onnx, or TorchScript for .pt and .ts."""
 
     def run(self) -> int:
         """Carries the command out; the exit status."""
         from lchp.deploy.export import export
-        from lchp.deploy.trained import load_run
+        from lchp.deploy.predictor import load
         from lchp.evaluation.metrics import TITLES
         from lchp.system.devices import resolve_device
         from lchp.training.chain import label, method_of
@@ -35,7 +37,7 @@ class Export:
                 f"output = {str(self.output)!r}: end its name in .onnx, or in .pt for TorchScript"
                 + (f", to go with --format {format}" if format else "")
             )
-        trained = load_run(self.run_folder, resolve_device("cpu"))
+        trained = load(self.run_folder, self.model, resolve_device("cpu"))
         about = export(trained, self.output, format)
         of = "" if method_of(trained.config).complete else f" of {label(trained.config)}"
         print(

@@ -2,14 +2,12 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
-from lchp.report.flags import Against, FigureName, Pick, Source
-
-SHOWN = ("frame", "pick", "against", "seed", "images", "image", "data_root")
-"""Flags that say what figures of one run show."""
+from lchp.console import refuse
+from lchp.report.flags import FigureName, Shown, Source
 
 
 @dataclass
@@ -29,26 +27,19 @@ class Figures:
     """Figures to draw; all by default, and with --run those that show one run."""
     of_run: Annotated[Path | None, tyro.conf.arg(name="run")] = None
     """Run folder to show; by default that of the recipe with the lowest seed."""
-    frame: Literal["center_crop", "full_image"] = "center_crop"
-    """Frame of the grids and of the panel."""
-    pick: tuple[Pick, ...] = ("random",)
-    """Images of the grids: drawn at random, LCHP-R's best or worst, gained (LCHP-R right, --against wrong) or lost."""
-    against: Against = "lchp_i"
-    """Result that LCHP-R is compared with, for gained and lost."""
-    seed: int = 0
-    """Of the draws of images, and of the panel's strong view."""
-    images: int = 12
-    """Images per grid."""
-    image: str | None = None
-    """Id of the panel's test image; by default the first that --pick picks."""
-    data_root: Path | None = None
-    """Where the data set lies; by default where the run read it."""
+    shown: Annotated[Shown, tyro.conf.arg(name="")] = field(default_factory=Shown)
 
     def run(self) -> int:
         """Carries the command out; the exit status."""
         from lchp.report.figures.make import FigureOptions, make_figures
 
-        shown = {name: getattr(self, name) for name in SHOWN}
         source, of_run = self.source, self.of_run
-        wanted = FigureOptions(source.storage, source.preset, self.figure, source.where, of_run, **shown)
+        if of_run is not None:
+            refuse(source, ("storage", "where"), "does not go with --run")
+        for name, asked in (("image", ("panel",)), ("images", ("grid",)), ("pick", ("grid", "panel"))):
+            if self.figure and not {*asked} & {*self.figure}:
+                refuse(self.shown, (name,), f"goes with --figure {' or '.join(asked)}")
+        if not {"gained", "lost"} & {*self.shown.pick}:
+            refuse(self.shown, ("against",), "goes with --pick gained or lost")
+        wanted = FigureOptions(source.storage, source.preset, self.figure, source.where, of_run, self.shown)
         return make_figures(wanted, self.output or (source.beside if of_run is None else Path()) / "figures")

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+from lchp.console import refuse
 from lchp.report.flags import Source
 
 
@@ -20,8 +21,8 @@ class ReportPage:
 
     source: Annotated[Source, tyro.conf.arg(name="")] = field(default_factory=Source)
     output: Annotated[Path | None, tyro.conf.arg(aliases=("--out",))] = None
-    """File to write; report.html in the first storage by default, or in the current folder where that is a URL. Over an
-    earlier report alone."""
+    """File to write; report.html in the first storage by default, or in the current folder where that is a URL. An
+    earlier report there is replaced, any other file left alone."""
     figures: bool = True
     """Draw the figures too."""
     data_root: Path | None = None
@@ -31,6 +32,8 @@ class ReportPage:
         """Carries the command out; the exit status."""
         from lchp.report.page.make import PageOptions, make_page
 
+        if not self.figures:
+            refuse(self, ("data_root",), "does not go with --no-figures")
         asked = self.source
         options = PageOptions(
             asked.storage, self.output, asked.preset, asked.where, figures=self.figures, data_root=self.data_root

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from lchp.console import refuse
 from lchp.errors import ConfigError
 from lchp.files.targets import json_of, require_file
 
@@ -42,7 +43,7 @@ class Score:
     threshold: float | None = None
     """Also the accuracy at this threshold, a share of each map's maximum."""
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """Write the result as JSON, too; over an earlier result alone."""
+    """Also write the result to this file, as JSON. An earlier result there is replaced, any other file left alone."""
 
     def run(self) -> int:
         """Carries the command out; the exit status."""
@@ -65,20 +66,21 @@ class Score:
         if (self.scoremaps is None) == (self.boxes is None):
             raise ConfigError("lchp score needs --scoremaps DIR or --boxes FILE, one of them")
         if self.boxes is not None:
-            self._refuse("--boxes", "masks", "multi_contour", "threshold")
+            refuse(self, ("masks", "multi_contour", "interval", "threshold"), "does not go with --boxes")
             if (self.annotations is None) == (self.metadata is None):
                 raise ConfigError("--boxes needs --annotations FILE, or --metadata DIR with --dataset NAME")
             if self.annotations is not None:
-                self._refuse("--annotations", "dataset")
+                refuse(self, ("dataset", "split"), "does not go with --annotations")
             return score_boxes(self.boxes, self.annotations or self._folder(), show_progress=True)
         assert self.scoremaps is not None
         if self.dataset == "OpenImages":
-            self._refuse("--dataset OpenImages, which has masks", "annotations", "multi_contour", "threshold")
+            idle = ("annotations", "multi_contour", "threshold")
+            refuse(self, idle, "does not go with --dataset OpenImages, which has masks")
             if self.masks is None:
                 raise ConfigError("--dataset OpenImages needs --masks DIR")
             return score_masks(self.scoremaps, self._folder(), self.masks, interval=self.interval, show_progress=True)
-        self._refuse("--scoremaps", "annotations")
-        self._refuse("a data set with boxes", "masks")
+        refuse(self, ("annotations",), "does not go with --scoremaps")
+        refuse(self, ("masks",), "does not go with a data set with boxes")
         return score_maps(
             self.scoremaps,
             self._folder(),
@@ -87,11 +89,6 @@ class Score:
             threshold=self.threshold,
             show_progress=True,
         )
-
-    def _refuse(self, what: str, *names: str) -> None:
-        for name in names:
-            if getattr(self, name) is not None and getattr(self, name) is not False:
-                raise ConfigError(f"--{name.replace('_', '-')} does not go with {what}")
 
     def _folder(self) -> Path:
         """The split's folder in --metadata."""

@@ -7,9 +7,10 @@ from typing import Annotated, Literal
 
 import tyro
 
+from lchp.console import refuse
 from lchp.errors import ConfigError
 from lchp.files.remote import Remote
-from lchp.report.flags import beside
+from lchp.report.flags import STORAGES, beside
 
 
 @dataclass
@@ -36,7 +37,7 @@ class MakeTable:
     compare: Annotated[tuple[str, ...], tyro.conf.arg(metavar="A B")] = ()
     """Compare two settings, FIELD=VALUE[,FIELD=VALUE][:RESULT], over all their common seeds, or two runs, RUN[:RESULT],
     instead of making a table."""
-    storage: tuple[Remote | Path, ...] = (Path("results"),)
+    storage: tuple[Remote | Path, ...] = STORAGES
     """Storages of sweeps (folders, or URLs such as s3://BUCKET/PREFIX), folders of run folders, or run folders."""
     where: tyro.conf.UseAppendAction[Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD=VALUE")]] = ()
     """What the runs must have, e.g. initialization.attention=features; may be given several times."""
@@ -56,13 +57,16 @@ class MakeTable:
         if not self.storage:
             raise ConfigError("--storage: expected at least one folder")
         if self.compare and self.rows is None:
-            given = ("columns", "metric", "result", "baseline", "figure", "output")
-            if idle := [name for name in given if getattr(self, name) != type(self).__dataclass_fields__[name].default]:
-                raise ConfigError(f"--{idle[0]}: does not go with --compare, which prints")
+            idle = ("columns", "metric", "result", "baseline", "figure", "output")
+            refuse(self, idle, "does not go with --compare, which prints")
             print(compared(self.compare, self.storage, self.where))
             return 0
         if self.compare or self.rows is None:
             raise ConfigError("lchp table needs --rows FIELD[,FIELD] or --compare A B, one of them")
+        if self.columns in ("results", "metrics"):
+            refuse(
+                self, (self.columns.removesuffix("s"),), f"does not go with --columns {self.columns}, which shows each"
+            )
         rows = tuple(name.strip() for name in self.rows.split(","))
         where = parse_where(self.where)
         baseline = None if self.baseline is None else next(iter(parse_where([self.baseline], "--baseline").items()))

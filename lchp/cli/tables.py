@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+from lchp.console import refuse
 from lchp.report.flags import Source
 
 
@@ -37,6 +38,8 @@ class Tables:
         from lchp.report.tables.write import TableOptions, make_tables
 
         if self.compare:
+            refuse(self, ("table", "watch", "output"), "does not go with --compare, which prints")
+            refuse(self.source, ("preset",), "does not go with --compare, which prints")
             print(compared(self.compare, self.source.storage, self.source.where))
             return 0
         source = self.source

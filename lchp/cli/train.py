@@ -11,6 +11,7 @@ from lchp.errors import LchpError
 from lchp.files.runs import CONFIG
 from lchp.system import streams
 from lchp.system.interrupt import on_signals
+from lchp.tracking import TrackerName, required
 
 LONG = 3600.0
 """Seconds of a training without a GPU from which on another recipe is named."""
@@ -33,6 +34,8 @@ class Train:
     """Both stages, stage 1 alone, or stage 2 alone from a run folder that holds stage 1."""
     source: Annotated[Path | None, tyro.conf.arg(name="from", metavar="DIR")] = None
     """Run folder that holds stage 1, for --stage refine."""
+    track: tyro.conf.UseAppendAction[tuple[TrackerName, ...]] = ()
+    """Tracker that shows the run while it trains; may be given several times."""
     forecast: bool = True
     """Say first how long it will take and how much memory and disk, by a few batches that are tried."""
     dry_run: bool = False
@@ -46,6 +49,7 @@ class Train:
         from lchp.evaluation.predictions import summary_table
         from lchp.training.run import train
 
+        required(self.track)
         if self.dry_run:
             print(self._forecast())
             return 0
@@ -62,6 +66,7 @@ class Train:
                 resume=self.resume,
                 show_progress=True,
                 stop=stop,
+                track=self.track,
             )
         print(f"\n{summary_table(result.summary)}")
         if (said := method_line(result.config)) is not None:

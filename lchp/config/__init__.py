@@ -23,6 +23,7 @@ from lchp.config.fields import (
     TrainConfig,
     field_types,
     fields_of,
+    short_name,
     to_flat,
 )
 from lchp.config.presets import PRESETS, Preset, alternatives, preset

@@ -229,6 +229,11 @@ def as_given(name: Any) -> str:
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """` (did you mean ...?)` for a mistyped name, or nothing."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f" (did you mean {close[0]}?)" if close else ""
+    """` (did you mean ...?)` for a mistyped name, or nothing. Of a dotted name the last part alone will do."""
+    forms: dict[str, dict[str, None]] = {}
+    for each in known:
+        bare = each.lstrip("-")
+        for form in (bare, bare.rpartition(".")[2]):
+            forms.setdefault(form, {})[each] = None
+    close = difflib.get_close_matches(name.lstrip("-"), forms, n=1, cutoff=0.6)
+    return f" (did you mean {' or '.join(list(forms[close[0]])[:3])}?)" if close else ""

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import operator
 import typing
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -288,7 +289,7 @@ class TrainConfig:
     """Where a GPU's memory does not suffice for a batch, take it in two parts, four, ... whose gradients are added up
     (BatchNorm then sees a part at a time; metrics.jsonl says how many)."""
     tensorboard: Annotated[bool, changes()] = False
-    """Also write TensorBoard scalars and sample pictures with boxes into the run folder."""
+    """The same as --track tensorboard, which is for new use."""
 
     def __post_init__(self) -> None:
         """Reads every field as its type. Raises ConfigError, one line, for a value or values that cannot run."""
@@ -407,6 +408,15 @@ def fields_of(*parts: Part) -> tuple[str, ...]:
 def field_types() -> Mapping[str, Any]:
     """Dotted field name -> its type, over all sections."""
     return {name: f.type for name, f in FIELDS.items()}
+
+
+_LAST = Counter(name.rpartition(".")[2] for name in FIELDS)
+
+
+def short_name(name: str) -> str:
+    """The last part of a field's name, `delta`; the whole, `refinement.lr`, where other fields have the same."""
+    last = name.rpartition(".")[2]
+    return last if _LAST[last] == 1 else name
 
 
 def to_flat(config: TrainConfig) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from lchp.data import cub, folder, imagenet, tiny_imagenet, wsol
 from lchp.data.base import DataSet, Problem, Split, problems_text, require_folder, require_sound
 from lchp.data.content import look
 
+_IMAGENET_TERMS = "ImageNet's terms of access: for non-commercial research and teaching"
+
 
 def _load_parts(_config: DataConfig) -> DataSet:
     from lchp.data import parts  # here, since drawing needs OpenCV and reading images does not
@@ -23,7 +25,8 @@ def _load_parts(_config: DataConfig) -> DataSet:
 class DataSource:
     """A data set that a config may name. load: reads it, as `read`; title: in tables; classes: their number in the
     whole of it, None where that is up to its folder; test: which of its splits is the test split, where there is a
-    choice; published: whether the paper's tables have figures of it; generated: drawn, not photographed."""
+    choice; published: whether the paper's tables have figures of it; generated: drawn, not photographed; terms: what
+    its images may be used for, for those whom a model is handed to."""
 
     load: Callable[[DataConfig], DataSet]
     title: str
@@ -31,6 +34,7 @@ class DataSource:
     test: str = ""
     published: bool = False
     generated: bool = False
+    terms: str = "images of the publisher's own, whose licence is not recorded"
 
     @property
     def about(self) -> str:
@@ -40,12 +44,18 @@ class DataSource:
 
 DATASETS: Mapping[str, DataSource] = MappingProxyType(
     {
-        "parts": DataSource(_load_parts, "parts (embedded, synthetic)", generated=True),
+        "parts": DataSource(
+            _load_parts,
+            "parts (embedded, synthetic)",
+            generated=True,
+            terms="drawn by lchp, which is Apache-2.0; no photograph is in it",
+        ),
         "cub": DataSource(
             lambda config: cub.load(require_folder(config.root, "CUB-200-2011", "the folder that holds images.txt")),
             "CUB-200-2011",
             200,
             published=True,
+            terms="for non-commercial research and teaching; the photographs are their owners'",
         ),
         "tiny_imagenet": DataSource(
             lambda config: tiny_imagenet.load(
@@ -54,6 +64,7 @@ DATASETS: Mapping[str, DataSource] = MappingProxyType(
             "Tiny-ImageNet",
             200,
             published=True,
+            terms=_IMAGENET_TERMS,
         ),
         "imagenet": DataSource(
             lambda config: imagenet.load(
@@ -62,6 +73,7 @@ DATASETS: Mapping[str, DataSource] = MappingProxyType(
             "ImageNet-1k",
             1000,
             published=True,
+            terms=_IMAGENET_TERMS,
         ),
         "folder": DataSource(
             lambda config: folder.load(
@@ -73,11 +85,13 @@ DATASETS: Mapping[str, DataSource] = MappingProxyType(
             lambda config: wsol.load(require_folder(config.root, "wsolevaluation", wsol.EXPECTED)),
             "wsolevaluation",
             test=wsol.SPLITS["test"],
+            terms="those of the data set that its lists are of",
         ),
         "wsol_fullsup": DataSource(
             lambda config: wsol.load(require_folder(config.root, "wsolevaluation", wsol.EXPECTED), "val"),
             "wsolevaluation",
             test=wsol.SPLITS["val"],
+            terms="those of the data set that its lists are of",
         ),
     }
 )

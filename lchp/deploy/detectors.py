@@ -85,7 +85,8 @@ def detector_of(trained: TrainedRun, format: str) -> nn.Module:
     if trained.localizer is not None:
         return Detector(trained.classifier, trained.localizer, margin).eval().requires_grad_(False)
     found, size = method_of(config), config.data.image_size
-    if found.gradients:
+    score_map = found.exported if found.gradients else found.map
+    if found.gradients and score_map is None:
         raise LchpError(
             f"export as {format}: the map of {found.title} needs a backward pass, which such a file does not hold; "
             "train a localizer on its boxes with --method.localizer and export that, or take a run of CAM"
@@ -95,8 +96,8 @@ def detector_of(trained: TrainedRun, format: str) -> nn.Module:
     if trained.source.directions is not None:
         masks = _OfDirections(trained.source.directions)
     else:
-        assert found.map is not None, "LCHP's run without its localizer"
-        masks = _OfMap(trained.classifier, found.map, size, config.method.threshold)
+        assert score_map is not None, "LCHP's run without its localizer"
+        masks = _OfMap(trained.classifier, score_map, size, config.method.threshold)
     largest = found.map is None or config.method.component == "largest"
     detector = MapDetector(trained.classifier, masks, largest=largest, crop_margin=margin)
     return detector.eval().requires_grad_(False)

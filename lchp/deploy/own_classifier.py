@@ -7,13 +7,14 @@ from pathlib import Path
 import torch
 
 from lchp.backbones.own import OwnClassifier, read_own
+from lchp.baselines import method
 from lchp.config import DataConfig, InitializationConfig, MethodConfig, ModelConfig, TrainConfig
 from lchp.data.annotations import list_folders
 from lchp.deploy.trained import TrainedRun
 from lchp.errors import ConfigError
 from lchp.method.networks import Classifier
 from lchp.system.devices import switch_off_tf32
-from lchp.training.chain import method_of
+from lchp.training.chain import method_of, with_own_classifier
 from lchp.training.map_boxes import source_of
 from lchp.training.own_classifier import fill_classifier, read_classes
 
@@ -48,11 +49,11 @@ def load_own(own: OwnFlags, photos: Path, device: torch.device) -> TrainedRun:
         method=MethodConfig(own.method, threshold=own.threshold, component=own.component),  # pyright: ignore
         initialization=InitializationConfig(epochs=0),
     )
-    found = method_of(config)
-    if found.boxes != "map":
-        raise ConfigError(
-            f"--method {own.method}: expected one whose boxes are those of a map, such as layer_cam or cam"
-        )
+    found = method(own.method)
+    if found.boxes != "map" or found.name not in with_own_classifier():
+        fit = [name for name in with_own_classifier() if method(name).boxes == "map"]
+        raise ConfigError(f"--method {own.method}: expected one whose map is of a plain classifier: {', '.join(fit)}")
+    method_of(config)  # for what else contradicts it
     read = read_own(own.weights, own.backbone)
     names = _class_names(own, read, photos)
     classifier = Classifier(config.model, len(names), own.size)

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
@@ -44,7 +44,7 @@ LEAST_AREA = 0.01
 @dataclass(frozen=True)
 class PredictSummary:
     """What `predict_to` did: images predicted, images that could not be read, those left out of annotations; seconds;
-    and of the others the objects, and the images that have none."""
+    of the others the objects, and the images that have none; and objects that were too thin for annotations."""
 
     images: int
     broken: int
@@ -52,6 +52,7 @@ class PredictSummary:
     seconds: float
     objects: int
     empty: int
+    thin: int = 0
 
 
 def predict(
@@ -229,8 +230,9 @@ def predict_to(
     box drawn. It appears only when all is done: a run that is stopped leaves nothing. The file of the predictions is
     synced to disk before; pictures and YOLO's labels, as many files as images, are left to the system.
     min_confidence: an image below it is left out of annotations (and counted), since an image without one would teach a
-    detector that nothing is there; so is one whose box is thinner than a pixel. least_confidence: an image below it is
-    written as one where nothing is.
+    detector that nothing is there; so is one whose box is thinner than a pixel. Of several objects those thinner than a
+    pixel are left out (and counted), and the image with them where it has no other. least_confidence: an image below it
+    is written as one where nothing is.
     Unreadable images are reported on standard error, one line each, and counted.
     Raises DataError where there is no image, ConfigError for options that contradict each other or an unknown frame,
     and RunError where `output` cannot be written.
@@ -238,6 +240,10 @@ def predict_to(
     source, target = Path(source), None if output is None else Path(output)
     shares = {"min_confidence": min_confidence, "least_confidence": least_confidence, "least_area": least_area}
     _check_options(target, format, pictures, shares, batch_size, workers)
+    if not several and least_area != LEAST_AREA:
+        raise ConfigError("--least-area goes with --several")
+    if format not in ANNOTATIONS and min_confidence:
+        raise ConfigError(f"--min-confidence goes with --format {', '.join(ANNOTATIONS)}")
     if not source.exists():
         raise DataError(f"{source}: no such image or folder")
     others = PassedOver()
@@ -247,7 +253,7 @@ def predict_to(
         raise DataError(f"{source}: no images found ({' '.join(IMAGE_EXTENSIONS)}){why}")
     for note in others.notes(source):
         tqdm.write(note, file=sys.stderr)
-    done = broken = left_out = objects = empty = 0
+    done = broken = left_out = objects = empty = thin = 0
     begin = time.perf_counter()
 
     def report(line: str) -> None:
@@ -269,9 +275,13 @@ def predict_to(
         stack.enter_context(contextlib.closing(found))  # pyright: ignore[reportArgumentType]
         while batch := list(islice(found, batch_size)):
             for prediction, path in batch:
-                if format in ANNOTATIONS and (prediction.confidence < min_confidence or _is_thin(prediction)):
-                    left_out += 1
-                    continue
+                if format in ANNOTATIONS:
+                    annotated = _without_thin(prediction)
+                    if annotated is None or annotated.confidence < min_confidence:
+                        left_out += 1
+                        continue
+                    thin += len(prediction.found) - len(annotated.found)
+                    prediction = annotated
                 write(prediction, path)
                 objects += len(prediction.found)
                 empty += not prediction.found
@@ -282,7 +292,7 @@ def predict_to(
                     picture.result()
             done += len(batch)
             bar.update(len(batch))
-    return PredictSummary(done, broken, left_out, time.perf_counter() - begin, objects, empty)
+    return PredictSummary(done, broken, left_out, time.perf_counter() - begin, objects, empty, thin)
 
 
 def _check_options(
@@ -304,9 +314,9 @@ def _check_options(
 
 
 @contextlib.contextmanager
-def published(target: Path | None) -> Iterator[Path | None]:
-    """A folder beside `target` that takes its name when the block ends well and vanishes when it does not. Raises
-    RunError where the system refuses to write it."""
+def published(target: Path | None, *, replaces: bool = False) -> Iterator[Path | None]:
+    """A folder beside `target` that takes its name when the block ends well and vanishes when it does not. replaces:
+    a folder lies there, which then goes. Raises RunError where the system refuses to write it."""
     if target is None:
         yield None
         return
@@ -317,7 +327,10 @@ def published(target: Path | None) -> Iterator[Path | None]:
             yield partial
             set_mode(partial, runs.allowed(0o777))  # mkdtemp's 0700 would hide it from a group
             runs.sync_folder(partial)
-            os.replace(partial, target)
+            if replaces:
+                _take_place(partial, target)
+            else:
+                os.replace(partial, target)
             runs.sync_folder(target.parent)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -325,9 +338,24 @@ def published(target: Path | None) -> Iterator[Path | None]:
         raise runs.unwritable(target, error) from None
 
 
-def _is_thin(prediction: Prediction) -> bool:
-    boxes = [detected.box for detected in prediction.found]
-    return any(x2 - x1 < 1 or y2 - y1 < 1 for x1, y1, x2, y2 in boxes)
+def _take_place(made: Path, target: Path) -> None:
+    """Gives a folder the name of another, which goes only then."""
+    before = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    os.replace(target, before)
+    try:
+        os.replace(made, target)
+    except BaseException:
+        os.replace(before, target)
+        raise
+    shutil.rmtree(before, ignore_errors=True)
+
+
+def _without_thin(prediction: Prediction) -> Prediction | None:
+    """An image's prediction without the objects that are thinner than a pixel; None where they are all it has."""
+    kept = tuple(d for d in prediction.found if min(d.box[2] - d.box[0], d.box[3] - d.box[1]) >= 1)
+    if len(kept) == len(prediction.found):
+        return prediction
+    return replace(prediction, box=kept[0].box, confidence=kept[0].confidence, objects=kept) if kept else None
 
 
 def _picture_file(folder: Path, name: str) -> Path:

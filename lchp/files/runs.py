@@ -41,8 +41,12 @@ CONFIG, METRICS, PREDICTIONS, SUMMARY, ENVIRONMENT = (
 )
 CHECKPOINTS = "checkpoints"
 SECOND_CLASSIFIER = "second_classifier.json"
+TRACKERS = "trackers"
+"""Folder of what trackers have of a run or a sweep (see `lchp.tracking.feed`)."""
 SWEEP, DONE = "sweep.json", "DONE"
 """Of a sweep's folder, and of a run folder in a sweep's store."""
+MODEL = "lchp.json"
+"""Of a model folder, see `lchp.deploy.model_folder`."""
 DATABASE = "optuna.db"
 """Of a storage that a search was run in."""
 Kind = Literal["classifier", "choice", "boxes", "localizer", "labels", "refinement"]

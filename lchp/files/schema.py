@@ -28,6 +28,9 @@ from lchp.errors import RunError, printable
 SWEEP_VERSIONS = (1, 2)
 """Of sweep.json that are read; the last is written. In 1 a cell's result was its stage 2."""
 
+MODEL_FORMAT, MODEL_VERSION = "lchp model", 1
+"""Of lchp.json. The version rises where what a model folder holds is read otherwise."""
+
 ResultName = Literal["pseudo_label", "lchp_i", "lchp_r"]
 FrameName = Literal["center_crop", "full_image"]
 
@@ -263,7 +266,8 @@ class Stage1(TypedDict):
 
 
 class Environment(TypedDict):
-    """environment.json; times and memory are there once the run is finished."""
+    """environment.json; times and memory are there once the run is finished. files: fields that name a file whose
+    content a run depends on, and hashes of these contents."""
 
     class_names: Annotated[list[Text], Field(min_length=1)]
     versions: NotRequired[dict[Text, Text | None] | None]
@@ -274,6 +278,7 @@ class Environment(TypedDict):
     threads: NotRequired[Count | None]
     cores: NotRequired[Count | None]
     data_fingerprint: NotRequired[Text | None]
+    files: NotRequired[dict[Text, Text] | None]
     skipped: NotRequired[list[Text] | None]
     links: NotRequired[dict[Text, Place]]
     stage1: NotRequired[Stage1 | None]
@@ -377,6 +382,31 @@ class Done(TypedDict):
     files: Annotated[dict[Text, Text], Field(min_length=1)]
 
 
+def _known_model(record: Any) -> Any:
+    if not isinstance(record, dict) or record.get("format") != MODEL_FORMAT:
+        raise ValueError("is of no model of lchp's; name a folder that lchp publish wrote")
+    version = record.get("version")
+    if type(version) is int and version > MODEL_VERSION:
+        raise ValueError(f"version {version}, and this lchp reads {MODEL_VERSION}; update lchp")
+    if version != MODEL_VERSION:
+        raise ValueError(
+            f"version = {reprlib.repr(version)}: expected {MODEL_VERSION}; copy or download the model again"
+        )
+    return record
+
+
+class ModelFields(TypedDict):
+    """lchp.json of a model folder. lchp: the version that wrote it; result: whose boxes its localizer gives, or
+    `pseudo_label`; recipe: of the training."""
+
+    format: Text
+    version: Index
+    lchp: Text
+    recipe: Index | None
+    result: ResultName
+    class_names: Annotated[list[Text], Field(min_length=1)]
+
+
 class Classes(TypedDict):
     """Whose classifier named the classes."""
 
@@ -401,6 +431,7 @@ SWEEP_SCHEMA: TypeAdapter[SweepFields] = TypeAdapter(
     Annotated[SweepFields, BeforeValidator(_known_version), AfterValidator(_bases_there)]
 )
 DONE_SCHEMA = TypeAdapter(Done)
+MODEL_SCHEMA: TypeAdapter[ModelFields] = TypeAdapter(Annotated[ModelFields, BeforeValidator(_known_model)])
 JSON_SCHEMA: TypeAdapter[Any] = TypeAdapter(JsonValue, config=ConfigDict(allow_inf_nan=False))
 """What can be written as JSON again: numbers are finite, nesting ends after pydantic's 255 levels."""
 

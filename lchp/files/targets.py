@@ -8,9 +8,18 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from lchp.errors import ConfigError
-from lchp.files.runs import CHECKPOINTS, CONFIG, ENVIRONMENT, METRICS, PREDICTIONS, SECOND_CLASSIFIER, SUMMARY
+from lchp.files.runs import (
+    CHECKPOINTS,
+    CONFIG,
+    ENVIRONMENT,
+    METRICS,
+    PREDICTIONS,
+    SECOND_CLASSIFIER,
+    SUMMARY,
+    TRACKERS,
+)
 
-OF_A_RUN = frozenset({CONFIG, METRICS, PREDICTIONS, SUMMARY, ENVIRONMENT, SECOND_CLASSIFIER, CHECKPOINTS})
+OF_A_RUN = frozenset({CONFIG, METRICS, PREDICTIONS, SUMMARY, ENVIRONMENT, SECOND_CLASSIFIER, CHECKPOINTS, TRACKERS})
 """What lies in a run folder: only training and evaluation write it."""
 KINDS = (
     (stat.S_ISLNK, "a link"),

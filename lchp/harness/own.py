@@ -29,7 +29,7 @@ A text means what it means on the command line ("None", "scale+flip").
 import math
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -37,8 +37,8 @@ import numpy as np
 import tomli_w
 import tyro
 
-from lchp.config import FIELDS, flatten, override, preset, show, suggest, to_flat
-from lchp.console import guarded, parse, preset_config
+from lchp.config import FIELDS, flatten, override, preset, short_name, show, suggest, to_flat
+from lchp.console import guarded, parse, preset_config, refuse
 from lchp.errors import ConfigError, DataError
 from lchp.harness.cells import MAX_CELLS, Overrides, Sweep, grid
 from lchp.harness.script import Flags, Program, conduct
@@ -91,6 +91,9 @@ def run_own(arguments: Sequence[str]) -> int:
             raise ConfigError(f"nothing to sweep: {what}; lchp sweep --help shows how to say what varies")
         sweep = common.sweep(_name(cells), lambda _: cells)
         if flags.write is not None:
+            which = "does not go with --write, which runs nothing"
+            refuse(common.options, [each.name for each in fields(common.options)], which)
+            refuse(common, ("dry_run",), which)
             write_sweep(flags.write, replace(asked, preset=common.preset, seeds=common.seeds), sweep)
             print(f"{flags.write}: run it with lchp sweep {flags.write}")
             return 0
@@ -122,8 +125,8 @@ def _grid(where: str, axes: Mapping[str, Sequence[Any]]) -> list[Overrides]:
 
 
 def _name(cells: Sequence[Overrides]) -> str:
-    """A record's name: the fields that vary, without their sections."""
-    return "-".join(dict.fromkeys(name.rpartition(".")[2] for cell in cells for name in cell)) or "recipe"
+    """A record's name: the fields that vary."""
+    return "-".join(dict.fromkeys(short_name(name).replace(".", "_") for cell in cells for name in cell)) or "recipe"
 
 
 def read_sweep_file(path: Path) -> SweepFile:

@@ -33,8 +33,11 @@ def claimed(folder: Path, remote: Remote | None, *, resume: bool) -> Iterator[Cl
         yield claim
 
 
-def bring(folder: Path, remote: Remote) -> None:
-    """Makes a mirror hold a sweep's record as the storage has it, and what is read of all results."""
+def bring(folder: Path, remote: Remote, *, check: bool = False) -> None:
+    """Makes a mirror hold a sweep's record as the storage has it, and what is read of all results. check: whether the
+    storage can be read was not looked at yet. Raises ConfigError, RemoteError."""
+    if check:
+        remote.check(write=False)
     for file in (SWEEP, DATABASE):
         remote.bring(f"{name_of(folder)}/{file}", folder / file)
     bring_all(remote, folder.parents[1])

@@ -8,6 +8,7 @@ import torch
 from tabulate import tabulate
 
 from lchp.config import PLACES, TrainConfig, show, to_flat
+from lchp.data import read
 from lchp.data.cache import shown_bytes
 from lchp.errors import LchpError, RunError
 from lchp.evaluation.metrics import METRICS, RESULTS, TITLES, Metric
@@ -16,7 +17,7 @@ from lchp.harness.cells import Cell
 from lchp.harness.limits import cpus
 from lchp.harness.sweep import Outcome, Plan, SweepResult, gpus_per_worker, overrides_text
 from lchp.training.chain import KINDS, STAGES, epochs_of, method_of
-from lchp.training.forecast import forecast, spoken
+from lchp.training.forecast import cache_size, forecast, spoken
 
 
 def dry_run_text(plan: Plan, price_per_hour: float | None = None) -> str:
@@ -55,34 +56,41 @@ def cost(plan: Plan) -> str:
     return f"cost: {ours} of {alone} forward passes per image (every cell alone){less}"
 
 
-def estimate(plan: Plan, price_per_hour: float | None = None) -> str:
+def estimate(plan: Plan, price_per_hour: float | None = None, trials: int | None = None) -> str:
     """Time for the waiting trainings, and what they cost at a price for each place: by what trainings of the same
     networks and data took before in this storage, or else by a few batches, tried here. And the room that the store and
-    the image cache take, where they were tried."""
+    the image cache take. trials: of a search, whose mean time is said."""
     waiting = [p for p in plan.schedule.jobs.values() if p.state == "waiting"]
     if not waiting:
         return "estimate: nothing to train"
-    known, each = _seconds_per_epoch(plan), dict[str, float]()
-    stored, caches = 0, dict[Any, int]()
+    known, each, stored = _trained_before(plan), dict[str, float](), 0
+    caches, filling = dict[Any, int](), dict[Any, float]()
     for progress in reversed(waiting):  # who comes last has most links: one try gives the times of all
         config = progress.job.config
-        if any(_like(config, stage) not in known for stage in progress.job.trainings):
-            try:
+        images = config.data.name, config.data.root, config.data.resize
+        try:
+            if any(_like(config, stage) not in known for stage in progress.job.trainings):
                 tried = forecast(config, progress.job.kind)
-            except LchpError as fault:  # a GPU that this machine lacks
-                work = f"{sum(p.job.epochs for p in waiting)} epochs in {len(waiting)} trainings"
-                return f"estimate: {work}; their time cannot be measured here ({fault})"
-            known |= {_like(config, link.stage): link.whole / max(1, link.epochs) for link in tried.links}
-            stored = max(stored, tried.checkpoints)
-            caches[config.data.name, config.data.root, config.data.resize] = tried.cache
+                known |= {_like(config, k.stage): (k.whole / max(1, k.epochs), k.size) for k in tried.links}
+                caches[images], filling[images] = tried.cache, tried.filling
+            elif images not in caches:
+                caches[images] = cache_size(read(config.data), config)
+        except LchpError as fault:  # a GPU that this machine lacks
+            work = f"{sum(p.job.epochs for p in waiting)} epochs in {len(waiting)} trainings"
+            return f"estimate: {work}; their time cannot be measured here ({fault})"
         for stage, epochs in progress.job.trainings.items():
-            each[stage] = each.get(stage, 0.0) + known[_like(config, stage)] * epochs
-    total, places = sum(each.values()), _places(plan)
+            seconds, size = known[_like(config, stage)]
+            each[stage] = each.get(stage, 0.0) + seconds * epochs
+            stored += size
+    total, places = sum(each.values()) + sum(filling.values()), _places(plan)
     lines = [f"estimate: {spoken(total)} of training; {spoken(total / places)} with {places} at once"]
     lines += [f"  {kind}: {spoken(each[STAGES[kind]])}" for kind in KINDS if STAGES[kind] in each]
-    if caches:
-        cache = f", image cache {shown_bytes(sum(caches.values()))}" if any(caches.values()) else ""
-        lines.append(f"disk: store about {shown_bytes(stored * len(waiting))}{cache}")
+    if sum(filling.values()) >= 1:
+        lines.append(f"  image cache, unless it is there: {spoken(sum(filling.values()))}")
+    if trials:
+        lines.append(f"  a trial: {spoken(total / trials)} on average, and less where it is stopped early")
+    cache = f", image cache {shown_bytes(sum(caches.values()))}" if any(caches.values()) else ""
+    lines.append(f"disk: store about {shown_bytes(stored)}{cache}")
     if price_per_hour is not None:
         lines.append(f"price: {total / 3600 * price_per_hour:.2f} at {price_per_hour:g} per hour of a place")
     return "\n".join(lines)
@@ -106,9 +114,10 @@ def _like(c: TrainConfig, stage: str) -> tuple[Any, ...]:
     return (*alike, c.model.localizer, c.refinement.labeller if stage == STAGES["refinement"] else None)
 
 
-def _seconds_per_epoch(plan: Plan) -> dict[tuple[Any, ...], float]:
-    """Median over the run folders of the store, per kind of training (see `_like`)."""
-    found: dict[tuple[Any, ...], list[float]] = {}
+def _trained_before(plan: Plan) -> dict[tuple[Any, ...], tuple[float, int]]:
+    """Seconds per epoch, and bytes of the checkpoint: the medians over the run folders of the store, per kind of
+    training (see `_like`)."""
+    found: dict[tuple[Any, ...], list[tuple[float, int]]] = {}
     for path in (plan.store.storage / "store").glob("*/*/" + runs.ENVIRONMENT):
         try:
             seconds = runs.read_environment(path.parent).get("wall_seconds") or {}
@@ -117,8 +126,13 @@ def _seconds_per_epoch(plan: Plan) -> dict[tuple[Any, ...], float]:
             continue
         for stage, epochs in epochs_of(config).items():
             if stage in seconds:
-                found.setdefault(_like(config, stage), []).append(seconds[stage] / epochs)
-    return {k: statistics.median(v) for k, v in found.items()}
+                checkpoint = path.parent / runs.CHECKPOINTS / f"{stage}.pt"
+                size = checkpoint.stat().st_size if checkpoint.is_file() else 0
+                found.setdefault(_like(config, stage), []).append((seconds[stage] / max(1, epochs), size))
+    return {
+        like: (statistics.median(s for s, _ in both), int(statistics.median(size for _, size in both)))
+        for like, both in found.items()
+    }
 
 
 def closing_table(result: SweepResult) -> str:

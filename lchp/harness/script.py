@@ -63,14 +63,18 @@ class Flags:
     def __post_init__(self) -> None:
         self.config = masked_as(self.config, preset(self.preset))
 
-    def sweep(self, name: str, cells: Cells) -> Sweep:
-        """The sweep that these flags ask for. Raises ConfigError."""
-        if self.seeds < 1:
-            raise ConfigError(f"--seeds = {self.seeds}: expected at least 1")
+    def check_price(self) -> None:
+        """Raises ConfigError for a price without an estimate, or one that is none."""
         if self.price_per_hour is not None and not self.dry_run:
             raise ConfigError("--price-per-hour: goes with --dry-run, which says what all would cost")
         if self.price_per_hour is not None and not (math.isfinite(self.price_per_hour) and self.price_per_hour >= 0):
             raise ConfigError(f"--price-per-hour = {self.price_per_hour}: expected at least 0")
+
+    def sweep(self, name: str, cells: Cells) -> Sweep:
+        """The sweep that these flags ask for. Raises ConfigError."""
+        if self.seeds < 1:
+            raise ConfigError(f"--seeds = {self.seeds}: expected at least 1")
+        self.check_price()
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"--limit = {self.limit}: expected at least 1")
         first = self.config.seed

@@ -27,7 +27,7 @@ from lchp.files import runs
 from lchp.files.schema import cell_key
 from lchp.harness.cells import MAX_CELLS, Cell, Job, Overrides, Sweep, make_cell, pinned
 from lchp.harness.database import DATABASE, open_study
-from lchp.harness.places import claimed
+from lchp.harness.places import bring, claimed, require_new
 from lchp.harness.schedule import JobSchedule, Progress
 from lchp.harness.sweep import (
     Hooks,
@@ -42,7 +42,9 @@ from lchp.harness.sweep import (
     recorded,
     recorded_cells,
     run_trials,
+    tracked,
 )
+from lchp.tracking import required
 from lchp.training.chain import KINDS, Kind
 
 Space = Callable[[optuna.Trial], Overrides]
@@ -80,6 +82,7 @@ def search(spec: Search, options: Options | None = None, *, show_progress: bool 
     Raises ConfigError or RunError for a search that cannot start.
     """
     options = options or Options()
+    required(options.track)
     base = pinned(_with_validation(spec.base, spec.objective), gpu=gpus_per_worker(options, spec.base) > 0)
     if base.evaluation.oracle and load(base.data).train.boxes is None:
         raise ConfigError("--oracle-gt-known: the training images have no boxes to choose by")
@@ -114,10 +117,15 @@ def search(spec: Search, options: Options | None = None, *, show_progress: bool 
         opened.set_user_attr("recipe", recipe)
         study = Study(plan, opened, spec)
         study.take_up()
-        with recorded(plan):
+        with recorded(plan), tracked(plan) as sent:
+
+            def changed(progress: Progress) -> None:
+                study.changed(progress)
+                sent(progress)
+
             hooks = Hooks(
                 study.refill,
-                study.changed,
+                changed,
                 asha(base.refinement.epochs) if spec.early_stopping else None,
                 OBJECTIVES[spec.objective],
                 study.best,
@@ -128,6 +136,27 @@ def search(spec: Search, options: Options | None = None, *, show_progress: bool 
         shutil.rmtree(folder / "ray", ignore_errors=True)
         clear_work(plan)  # of trials that were stopped, too
         return SweepResult(folder, outcomes_of(plan), plan.timing, options.remote)
+
+
+def draft(spec: Search, options: Options) -> Plan:
+    """As many cells as a search has trials to come, drawn at random, and which of their links are in the store: what a
+    search will take, as far as it can be known. Changes nothing in the storage. Raises as `search`."""
+    base = pinned(_with_validation(spec.base, spec.objective), gpu=gpus_per_worker(options, spec.base) > 0)
+    store = options.store
+    folder, done = store.storage / "sweeps" / checked_name(spec.name), 0
+    if store.remote is not None:
+        bring(folder, store.remote, check=True)
+    if options.resume and (folder / runs.SWEEP).exists():
+        done = sum(cell["state"] in ("done", "stopped") for cell in runs.read_sweep(folder)["cells"])
+    else:
+        require_new(folder, store.remote)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(base.seed))
+    cells = [make_cell(base, spec.space(study.ask())) for _ in range(spec.trials - done)]
+    plan = Plan(Sweep(spec.name, base, []), options, cells, JobSchedule([]), store, folder)
+    plan.schedule.add(plan.jobs().values())
+    look_up(plan, look_only=True)
+    return plan
 
 
 def require_space(study: optuna.Study, spec: Search, base: TrainConfig) -> None:

@@ -16,9 +16,9 @@ from lchp.console import guarded, parse, preset_config
 from lchp.errors import ConfigError
 from lchp.harness.cells import Overrides
 from lchp.harness.database import DATABASE, Database, open_study
-from lchp.harness.printout import timing_line
+from lchp.harness.printout import cost, counts, estimate, timing_line
 from lchp.harness.script import Flags, Program
-from lchp.harness.search import VALIDATION, Search, measured, search, trials_of
+from lchp.harness.search import VALIDATION, Search, draft, measured, search, trials_of
 from lchp.harness.sweep import SweepResult
 from lchp.system import streams
 
@@ -56,8 +56,7 @@ def main(
         common = flags.common
         if common.limit is not None:
             raise ConfigError("--limit: a search has no list of cells; --trials says how many to try")
-        if common.price_per_hour is not None:
-            raise ConfigError("--price-per-hour: a search has no list of cells, so its price is not known before")
+        common.check_price()
         if common.seeds != 1:
             raise ConfigError(f"--seeds = {common.seeds}: a search takes one seed, --seed; run its best cell with more")
         preset = replace(PRESETS[common.preset], config=common.config)
@@ -75,6 +74,9 @@ def main(
                 f"{flags.trials} trials, which share the links that they have in common; {100 * share:g} % of the "
                 f"training images held out; objective: {spec.objective}"
             )
+            plan = draft(spec, common.options)
+            print(f"{len(plan.cells)} to come, of which nothing is known yet; of as many drawn at random:")
+            print(f"{counts(plan)}\n{cost(plan)}\n{estimate(plan, common.price_per_hour, len(plan.cells))}")
             return 0
         streams.outlast()
         result = search(spec, common.options, show_progress=True)

@@ -18,8 +18,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+import tyro
+
 from lchp import __version__
-from lchp.config import FILES, TrainConfig, from_dict, override, show, to_dict, to_flat
+from lchp.config import FILES, TrainConfig, from_dict, override, short_name, show, to_dict, to_flat
 from lchp.errors import ConfigError, RunError
 from lchp.evaluation.metrics import Metric
 from lchp.files import runs
@@ -35,7 +37,9 @@ from lchp.harness.display import Display
 from lchp.harness.places import WORK, claimed
 from lchp.harness.schedule import JobSchedule, Progress, Reason
 from lchp.harness.store import Store
+from lchp.harness.tracked import cells_sent
 from lchp.harness.trial import Setting
+from lchp.tracking import TrackerName, required
 from lchp.training.chain import label
 
 log = logging.getLogger(__name__)
@@ -77,9 +81,12 @@ class Options:
     """Nodes that the cluster must have; the sweep waits for them, five minutes at most."""
     share: bool = True
     """Train each link (classifier, localizer, ...) once for all cells that need the same."""
+    track: tyro.conf.UseAppendAction[tuple[TrackerName, ...]] = ()
+    """Tracker that gets a run of each cell that is done; may be given several times."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "storage", as_storage(self.storage))  # a text will do
+        object.__setattr__(self, "track", tuple(self.track))
         for name, least in (
             ("gpus_per_trial", 0),
             ("workers_per_trial", 1),
@@ -212,12 +219,13 @@ def run(sweep: Sweep, options: Options | None = None, *, show_progress: bool = F
     Raises ConfigError or RunError for a sweep that cannot start.
     """
     options = options or Options()
+    required(options.track)
     folder = options.folder / "sweeps" / checked_name(sweep.name)
     with claimed(folder, options.remote, resume=options.resume) as claim:
         plan = replace(make_plan(sweep, options), claim=claim)
-        with recorded(plan):
+        with recorded(plan), tracked(plan) as sent:
             if plan.schedule.next_exists():
-                run_trials(plan, show_progress=show_progress)
+                run_trials(plan, Hooks(changed=sent), show_progress=show_progress)
         shutil.rmtree(folder / "ray", ignore_errors=True)
         outcomes = outcomes_of(plan)
         if not any(o.state == "failed" for o in outcomes):
@@ -254,6 +262,30 @@ def recorded(plan: Plan) -> Iterator[None]:
     write_record(plan)
 
 
+@contextlib.contextmanager
+def tracked(plan: Plan) -> Iterator[Callable[[Progress], None]]:
+    """Within the block, cells go to the trackers that the options name: each when the function that it gives is told
+    that its job is done, and at the end those of earlier starts that are not there yet."""
+    if not plan.options.track:
+        yield lambda _: None
+        return
+    check = plan.claim.check if plan.claim is not None else lambda: None
+    with cells_sent(tuple(dict.fromkeys(plan.options.track)), plan.folder, plan.store, check) as sender:
+
+        def send(job: str | None = None) -> None:
+            for cell in plan.cells:
+                own = plan.job_of(cell)
+                if job in (None, own) and plan.schedule.jobs[own].state == "done":
+                    sender.send([(cell, f"{overrides_text(cell.overrides)}, seed {cell.config.seed}")])
+
+        def changed(progress: Progress) -> None:
+            if progress.state == "done":
+                send(progress.job.name)
+
+        yield changed
+        send()
+
+
 def make_plan(sweep: Sweep, options: Options, *, look_only: bool = False) -> Plan:
     """Cells (with those of the record under the same name), their trainings, and which of these are in the store.
     look_only: changes nothing in the storage."""
@@ -261,8 +293,7 @@ def make_plan(sweep: Sweep, options: Options, *, look_only: bool = False) -> Pla
     base = pinned(sweep.base, gpu=gpus_per_worker(options, sweep.base) > 0)
     folder = store.storage / "sweeps" / checked_name(sweep.name)
     if look_only and store.remote is not None:
-        store.remote.check(write=False)
-        places.bring(folder, store.remote)
+        places.bring(folder, store.remote, check=True)
     cells = {c.key: c for c in [*recorded_cells(folder, base), *expand(replace(sweep, base=base))]}
     if not cells:
         raise ConfigError(f"sweep {sweep.name}: has no cells")
@@ -643,7 +674,7 @@ def headline(summary: dict[str, Any]) -> float | None:
 
 def overrides_text(overrides: dict[str, Any]) -> str:
     """Overrides as text: `delta 0.6, tau 0.9`."""
-    return ", ".join(f"{k.rpartition('.')[2]} {show(v)}" for k, v in overrides.items()) or "base"
+    return ", ".join(f"{short_name(k)} {show(v)}" for k, v in overrides.items()) or "base"
 
 
 def _job_text(plan: Plan, progress: Progress) -> str:

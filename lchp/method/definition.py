@@ -63,7 +63,7 @@ class Method:
     boxes do not come from the classifier's map; head: the classifier's, `gap` where the map needs its linear weights,
     None for the config's; complete: whether a localizer and its refinement belong to the method, and need not be asked
     for; from_file: whether the boxes are those of a file (`method.boxes`); gradients: whether the map needs a backward
-    pass."""
+    pass; exported: then the same map without one, which an exported file can hold."""
 
     name: str
     title: str
@@ -73,6 +73,7 @@ class Method:
     complete: bool = False
     from_file: bool = False
     gradients: bool = False
+    exported: ScoreMap | None = None
 
     @property
     def boxes(self) -> Literal["teacher", "map", "ddt", "file"]:

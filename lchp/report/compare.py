@@ -22,6 +22,7 @@ from lchp.files.remote import Storage
 from lchp.files.runs import PREDICTIONS, read_config, read_environment
 from lchp.files.targets import as_path
 from lchp.report.dependence import is_complete, result_of
+from lchp.report.flags import STORAGES
 from lchp.report.paired import RESAMPLES, Difference, difference
 from lchp.report.read import METHOD, Records, collect, title_of
 from lchp.report.select import (
@@ -93,6 +94,9 @@ def compared(texts: Sequence[str], storages: Sequence[Storage], where: Sequence[
     if len(texts) != 2:
         raise ConfigError("--compare: expected two results, RUN[:RESULT] RUN[:RESULT], or two settings, FIELD=VALUE")
     of_settings = any(is_setting(text) for text in texts)
+    if not of_settings and (where or tuple(storages) != STORAGES):
+        idle = "--where" if where else "--storage"
+        raise ConfigError(f"{idle} does not go with --compare RUN RUN; it chooses among settings, FIELD=VALUE")
     records = collect(storages) if of_settings else None
     a, b = (parse_side(text, records, where) for text in texts)
     return comparison_text(a, b, compare(a, b))

@@ -23,6 +23,13 @@ def is_complete(values: Mapping[str, Any]) -> bool:
     return METHODS[values["method.name"]].boxes == "teacher"
 
 
+def title(values: Mapping[str, Any]) -> str:
+    """The row of a config in Tables 1 and 2 (see `lchp.training.chain.label`)."""
+    from lchp.training.chain import label
+
+    return label(_config(_shape(values)))
+
+
 def is_from_file(values: Mapping[str, Any]) -> bool:
     """Whether the pseudo boxes of a config are those of a file."""
     from lchp.baselines import METHODS

@@ -13,13 +13,43 @@ from lchp.files.remote import Remote
 FigureName = Literal["delta", "tau", "fields", "search", "iou", "confidence", "training", "grid", "panel"]
 Pick = Literal["random", "best", "worst", "gained", "lost"]
 Against = Literal["pseudo_label", "lchp_i"]
+MOST_IMAGES = 60
+"""Images per grid."""
+STORAGES = (Path("results"),)
+"""Where records are looked for by default."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What figures of one run show."""
+
+    frame: Literal["center_crop", "full_image"] = "center_crop"
+    """Frame of the grids and of the panel."""
+    pick: tuple[Pick, ...] = ("random",)
+    """Images of the grids: drawn at random, LCHP-R's best or worst, gained (LCHP-R right, --against wrong) or lost."""
+    against: Against = "lchp_i"
+    """Result that LCHP-R is compared with, for gained and lost."""
+    seed: int = 0
+    """Of the draws of images, and of the panel's strong view."""
+    images: int = 12
+    """Images per grid."""
+    image: str | None = None
+    """Id of the panel's test image; by default the first that --pick picks."""
+    data_root: Path | None = None
+    """Where the data set lies; by default where the run read it."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.images <= MOST_IMAGES:
+            raise ConfigError(f"--images {self.images}: expected 1 to {MOST_IMAGES}")
+        if self.seed < 0:
+            raise ConfigError(f"--seed {self.seed}: expected at least 0")
 
 
 @dataclass(frozen=True)
 class Source:
     """Which records, and of which recipe."""
 
-    storage: tuple[Remote | Path, ...] = (Path("results"),)
+    storage: tuple[Remote | Path, ...] = STORAGES
     """Storages of sweeps (folders, or URLs such as s3://BUCKET/PREFIX), folders of run folders, or run folders."""
     preset: str | None = None
     """Recipe that tables and figures are about; by default the one that the records follow."""

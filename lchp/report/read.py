@@ -8,6 +8,7 @@ import math
 import os
 import reprlib
 import socket
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,17 +17,19 @@ from typing import Any
 
 import pandas as pd
 
-from lchp.config import MEANING_BEFORE, field_types, flatten, from_dict, suggest, to_flat
+from lchp.config import FILES, MEANING_BEFORE, field_types, flatten, from_dict, suggest, to_flat
 from lchp.errors import ConfigError, RunError
 from lchp.evaluation.predictions import TITLES
 from lchp.files.remote import Storage
 from lchp.files.runs import (
     CONFIG,
     KINDS,
+    MODEL,
     PREDICTIONS,
     SUMMARY,
     SWEEP,
     Kind,
+    digest,
     read_done,
     read_environment,
     read_json,
@@ -34,7 +37,7 @@ from lchp.files.runs import (
     read_sweep,
 )
 from lchp.files.schema import Environment, SummaryFields, SweepCell, SweepFields, cell_job, cell_key, is_figure
-from lchp.report.dependence import is_from_file, kinds, result_of, results
+from lchp.report.dependence import is_from_file, kinds, result_of, results, title
 from lchp.report.mirrors import local
 
 OF_LINKS = ("boxes", "localizer", "refinement", "stage2")
@@ -165,6 +168,7 @@ def collect(storages: Sequence[Storage]) -> Records:
             failures.append(_with_lost(cell, values) | values)
         except RunError as error:
             problems.append(str(error))
+    _name_files(rows, failures)
     notes += reader.notes()
     problems = sorted({clean(line) for line in problems})
     return Records(
@@ -175,6 +179,32 @@ def collect(storages: Sequence[Storage]) -> Records:
         tuple(sweeps),
         tuple(map(clean, notes)),
     )
+
+
+def _name_files(rows: Sequence[dict[str, Any]], failures: Sequence[dict[str, Any]]) -> None:
+    """Puts a name in place of the path of each file whose content a run depends on, and takes out `files`. Files of one
+    content have one name, wherever they lay; where others have that name, something of the content stands beside it.
+    What held no hash of a file, as older records and failed cells, goes by the path."""
+    cells = [(row, row.pop("files")) for row in rows] + [(cell, {}) for cell in failures]
+    for name in FILES:
+        parts = (name, "model.classifier_classes") if name == "model.classifier_weights" else (name,)
+        given, of_paths, names = [], dict[tuple[str, ...], str](), dict[str, str]()
+        for cell, held in cells:
+            if cell[name] is None:
+                continue
+            paths = tuple(str(cell[part]) for part in parts)
+            content = str([held.get(part) for part in parts]) if name in held else of_paths.get(paths, str(paths))
+            of_paths.setdefault(paths, content)
+            names[content] = min(names.get(content, "\U0010ffff"), clean(Path(cell[name]).name))
+            given.append((cell, content))
+        twice = Counter(names.values())
+        for cell, content in given:
+            cell[name] = names[content]
+            if twice[names[content]] > 1:
+                cell[name] += f" ({digest(content)[:8]})"
+    for cell, _ in cells:
+        if cell[METHOD] is not None and is_from_file(cell):
+            cell[METHOD] = title(cell)
 
 
 def _runs(count: int) -> str:
@@ -191,7 +221,7 @@ def _run_folders(storage: Path) -> Iterator[tuple[Path, bool]]:
             for folder in sorted(parent.iterdir()):
                 if stored and folder.is_dir() and not folder.name.startswith("."):
                     yield folder, True
-                elif not stored and (folder / CONFIG).is_file():
+                elif not stored and (folder / CONFIG).is_file() and not (folder / MODEL).is_file():
                     yield folder, False
 
 
@@ -225,6 +255,7 @@ class _Reader:
             "date": _text(environment.get("written")),
             "git_revision": _text(environment.get("git_revision")),
             "data_fingerprint": environment.get("data_fingerprint"),
+            "files": environment.get("files") or {},
             "recipe": environment.get("recipe"),
             "classes": len(environment["class_names"]),
             **flat,

@@ -9,7 +9,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lchp.config import AUGMENTATIONS, FIELDS, PRESETS, SHAPE, Preset, TrainConfig, field_types, show, suggest, to_flat
+from lchp.config import (
+    AUGMENTATIONS,
+    FIELDS,
+    FILES,
+    PRESETS,
+    SHAPE,
+    Preset,
+    TrainConfig,
+    field_types,
+    show,
+    suggest,
+    to_flat,
+)
 from lchp.errors import ConfigError
 from lchp.report.dependence import WITHOUT_EFFECT, counts
 from lchp.report.read import Records
@@ -64,7 +76,8 @@ def parse_where(conditions: Sequence[str], option: str = "--where") -> dict[str,
             read = FIELDS[name].parse(value)
         except ConfigError:
             raise ConfigError(f"{option} {text}: expected {FIELDS[name].allowed}") from None
-        found[name] = _ordered(read) if name == SUBSET else read
+        is_file = name in FILES and read is not None
+        found[name] = Path(read).name if is_file else _ordered(read) if name == SUBSET else read  # as records have it
     return found
 
 
@@ -73,13 +86,10 @@ def split_values(text: str) -> list[str]:
     return re.split(r",(?![^\[(]*[\])])", text)
 
 
-def require_field(name: str, said: str) -> None:
-    """Raises ConfigError for what is not the dotted name of a field, with the nearest."""
-    if name in field_types():
-        return
-    ends = [field for field in field_types() if field.rpartition(".")[2] == name]
-    near = f" (did you mean {' or '.join(ends)}?)" if ends else suggest(name, field_types())
-    raise ConfigError(f"{said}: {name} is no field{near}")
+def require_field(name: str, said: str, also: Sequence[str] = ()) -> None:
+    """Raises ConfigError for what is not the dotted name of a field, nor in `also`; with the nearest."""
+    if name not in field_types() and name not in also:
+        raise ConfigError(f"{said}: {name} is no field{suggest(name, [*also, *field_types()])}")
 
 
 def require(records: Records, conditions: Mapping[str, Any], option: str = "--where") -> None:

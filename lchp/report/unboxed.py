@@ -9,7 +9,7 @@ import pandas as pd
 from scipy.stats import spearmanr
 from tabulate import tabulate
 
-from lchp.config import show
+from lchp.config import short_name, show
 from lchp.errors import RunError
 from lchp.report.dependence import is_complete
 from lchp.report.read import Records
@@ -66,7 +66,7 @@ def _known(runs: pd.DataFrame) -> float | None:
 def rank_text(settings: Sequence[RankedSetting]) -> str:
     """A table, and how well the ranking agrees with GT-Known where there are boxes."""
     names = list(settings[0].values)
-    head = [*(name.rpartition(".")[2] for name in names), "seeds", *PARTS, "GT-Known (not used)"]
+    head = [*map(short_name, names), "seeds", *PARTS, "GT-Known (not used)"]
     body = [
         [
             *(show(s.values[n]) for n in names),

@@ -68,6 +68,12 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
+def forget_peak_memory(device: torch.device) -> None:
+    """The GPU's peak memory is counted anew from here on."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_memory_mb(device: torch.device) -> dict[str, float]:
     """Peak memory in MB: of this process, and of the GPU."""
     # ru_maxrss counts KB on Linux, bytes on macOS

@@ -141,10 +141,15 @@ def method_of(config: TrainConfig) -> Method:
     return found
 
 
+def with_own_classifier() -> list[str]:
+    """The methods whose classifier a file of weights can hold."""
+    return [name for name, m in METHODS.items() if m.scheme.build is Classifier and m.head == "gap"]
+
+
 def _require_own_classifier(config: TrainConfig, found: Method) -> None:
     """Raises ConfigError where the method's classifier is none that a file of weights can hold."""
-    if found.scheme.build is not Classifier or found.head != "gap":
-        fit = [name for name, m in METHODS.items() if m.scheme.build is Classifier and m.head == "gap"]
+    fit = with_own_classifier()
+    if found.name not in fit:
         raise ConfigError(
             f"model.classifier_weights = {quoted(config.model.classifier_weights)}: expected None, since the method "
             f"{found.name!r} has a classifier of its own making; it goes with {', '.join(fit)}"

@@ -5,8 +5,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -19,14 +18,11 @@ from lchp.data.decode import header
 from lchp.data.images import open_dataset
 from lchp.errors import DataError
 from lchp.method.choice import looked_at
-from lchp.method.view_table import ViewTable
-from lchp.system.devices import peak_memory_mb, prepare, resolve_device, resolve_precision
-from lchp.training.chain import Chain, Kind, chain_of
+from lchp.system.devices import forget_peak_memory, peak_memory_mb, prepare, resolve_device, resolve_precision
+from lchp.training.chain import Kind, chain_of
 from lchp.training.context import Context
-from lchp.training.fit import Metrics, Session, fit
-from lchp.training.links import Work, build, training_of
-from lchp.training.measure import predictions_of
-from lchp.training.run import models_of
+from lchp.training.links import build
+from lchp.training.tried import Counts, tried_links
 
 BATCHES = 3
 """Steps that are tried; the first is to warm up and does not count."""
@@ -41,7 +37,7 @@ HEADERS = 500
 @dataclass(frozen=True)
 class LinkForecast:
     """One link of a chain: how often over how many batches, the seconds of an epoch, and those that the predictions of
-    its result take."""
+    its result take. besides: the seconds of what else is computed for it, by name; size: bytes of its checkpoint."""
 
     kind: Kind
     stage: str
@@ -49,28 +45,35 @@ class LinkForecast:
     steps: int
     seconds: float
     predictions: float
+    besides: Mapping[str, float] = field(default_factory=dict)
+    size: int = 0
 
     @property
     def whole(self) -> float:
         """Seconds in all."""
-        return self.epochs * self.seconds + self.predictions
+        return self.epochs * self.seconds + self.predictions + sum(self.besides.values())
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """`memory`: MB at the peak so far, of
-    this process and of the GPU, where `images` made a batch. `checkpoints`, `cache`: bytes."""
+    """`memory`: MB at the peak so far, of this process and of the GPU, where `images` made a batch. cache: bytes of the
+    image cache; filling: seconds that it takes to fill it, where it is not there yet."""
 
     links: tuple[LinkForecast, ...]
     memory: Mapping[str, float]
     images: int
-    checkpoints: int
     cache: int
+    filling: float = 0.0
 
     @property
     def seconds(self) -> float:
         """In all."""
-        return sum(link.whole for link in self.links)
+        return self.filling + sum(link.whole for link in self.links)
+
+    @property
+    def checkpoints(self) -> int:
+        """Bytes of all checkpoints."""
+        return sum(link.size for link in self.links)
 
     def text(self, config: TrainConfig) -> str:
         """A few lines for a terminal."""
@@ -87,6 +90,11 @@ class Forecast:
             each = f"{link.epochs} x {link.steps} steps, {link.seconds / link.steps:.2g} s each"
             then = f", test images {spoken(link.predictions)}" if link.predictions >= 1 else ""
             lines.append(f"  {link.kind:<{width}}  {each}: {spoken(link.epochs * link.seconds)}{then}")
+        besides = {"image cache, unless it is there": self.filling}
+        for link in self.links:
+            besides |= link.besides
+        long = [f"{name} {spoken(seconds)}" for name, seconds in besides.items() if seconds >= 1]
+        lines += [f"  besides: {'; '.join(long)}"] if long else []
         above = "more than " if self.images < config.data.batch_size else ""
         memory = ", ".join(f"{above}{mb / 1000:.1f} GB of {'memory' if name == 'process' else name.upper()}"
                            for name, mb in self.memory.items())  # fmt: skip
@@ -105,8 +113,16 @@ def spoken(seconds: float) -> str:
 
 def forecast(config: TrainConfig, last: Kind | None = None, *, without: tuple[Kind, ...] = ()) -> Forecast:
     """Tries a few batches of each link of a run up to `last`, and adds up. Links of `without`, which another run has,
-    are tried and not counted. Raises an LchpError for what is not there."""
+    are tried and not counted. The GPU's peak memory is counted anew from here on. Raises an LchpError for what is not
+    there."""
     device = resolve_device(config.device)
+    try:
+        return _forecast(config, device, last, without)
+    finally:
+        forget_peak_memory(device)
+
+
+def _forecast(config: TrainConfig, device: torch.device, last: Kind | None, without: tuple[Kind, ...]) -> Forecast:
     prepare(config, device)
     dataset = read(config.data)
     classes = len(dataset.class_names)
@@ -114,7 +130,8 @@ def forecast(config: TrainConfig, last: Kind | None = None, *, without: tuple[Ki
     epochs = min(config.initialization.epochs, 2)
     after = min(config.initialization.auto_after, epochs)
     first = replace(config.initialization, epochs=epochs, auto_after=after, localizer_start=0)
-    with _quiet(), _some(dataset, config) as context:
+    whole = chain_of(config, "", last=last)
+    with _quiet(), _some(dataset, config) as (context, opening):
         batch = config.data.batch_size
         if _seconds_of_one(context, build(chain_of(config, "", last=last), classes, device).classifier) > SLOW:
             batch = min(batch, FEW)
@@ -126,16 +143,26 @@ def forecast(config: TrainConfig, last: Kind | None = None, *, without: tuple[Ki
         tests = np.arange(min(len(context.test), BATCHES * batch))
         context = replace(context, config=short, images=context.images.select(some), test=context.test.select(tests))
         chain = chain_of(short, "", last=last)
-        tried, size = _tried(chain, context, classes)
+        counts = Counts(train, len(dataset.train) - train, len(dataset.test), config.data.batch_size)
+        tried = tried_links(chain, context, classes, counts, whole)
         memory = peak_memory_mb(device)
-        again = len(dataset.test) / max(1, len(tests))
-    links = []
-    for link in (each for each in chain_of(config, "", last=last) if each.kind not in without):
-        images = min(train, len(looked_at(train))) if link.kind == "choice" else train
-        epoch, predictions = images / len(some) * tried[link.kind][0], again * tried[link.kind][1]
-        each = max(1, images // config.data.batch_size)
-        links.append(LinkForecast(link.kind, link.stage, link.epochs - link.first, each, epoch, predictions))
-    return Forecast(tuple(links), memory, batch, size, cache_size(dataset, config))
+        opened = len(context.dataset.train) + len(context.dataset.test)
+    links, teachers = [], 0
+    for link in (each for each in whole if each.kind not in without):
+        images = len(looked_at(train)) if link.kind == "choice" else train
+        found, each = tried[link.kind], max(1, images // config.data.batch_size)
+        epoch, predictions = (
+            images / len(some) * found.seconds,
+            len(dataset.test) / max(1, len(tests)) * found.predicting,
+        )
+        of = link.kind, link.stage, link.epochs - link.first
+        links.append(LinkForecast(*of, each, epoch, predictions, found.besides, found.size))
+        teachers += found.teachers
+    most = "gpu" if "gpu" in memory else "process"
+    memory = {**memory, most: memory[most] + teachers / 1e6}
+    cache = cache_size(dataset, config)
+    filling = (len(dataset.train) + len(dataset.test)) / opened * opening if cache else 0.0
+    return Forecast(tuple(links), memory, batch, cache, filling)
 
 
 @contextmanager
@@ -151,8 +178,8 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _some(dataset: DataSet, config: TrainConfig) -> Iterator[Context]:
-    """A context of the first images of every split, whose cache is thrown away."""
+def _some(dataset: DataSet, config: TrainConfig) -> Iterator[tuple[Context, float]]:
+    """A context of some images of every split, whose cache is thrown away, and the seconds that opening them took."""
     count = BATCHES * config.data.batch_size
     train, test = _first(dataset.train, count), _first(dataset.test, count)
     # test images of classes that the few training images lack would be left out; no time depends on a label
@@ -162,9 +189,11 @@ def _some(dataset: DataSet, config: TrainConfig) -> Iterator[Context]:
     with tempfile.TemporaryDirectory() as folder:
         cache = "off" if config.data.cache == "off" else folder
         data = replace(config.data, cache=cache, validation=0.0, skip_bad=True)
+        begin = time.perf_counter()
         whole, images, test = open_dataset(few, data, show_progress=False)
-        short = replace(config, data=data)
-        yield Context(short, whole, images, device, resolve_precision(config.precision, device), False, test, "", "")
+        took = time.perf_counter() - begin
+        short, precision = replace(config, data=data), resolve_precision(config.precision, device)
+        yield Context(short, whole, images, device, precision, False, test, "", ""), took
 
 
 def _first(split: Split, count: int) -> Split:
@@ -186,42 +215,6 @@ def _seconds_of_one(context: Context, classifier: torch.nn.Module | None) -> flo
         took = time.perf_counter() - begin
     classifier.train(was)
     return took
-
-
-def _tried(chain: Chain, context: Context, classes: int) -> tuple[dict[Kind, tuple[float, float]], int]:
-    """Of each link, the seconds of an epoch over the context's images and of its predictions; and the bytes of all
-    checkpoints."""
-    work = Work(context, chain, build(chain, classes, context.device), {})
-    took: dict[str, float] = {}
-    found: dict[Kind, tuple[float, float]] = {}
-
-    def record(metrics: Metrics) -> None:  # the last epoch, which has warmed up, is the last to be noted
-        took[metrics["stage"]] = metrics["seconds"]
-
-    with tempfile.TemporaryDirectory() as folder:
-        for link in chain:
-            if link.kind == "boxes" and chain.method.boxes != "teacher":  # DDT's would need images of every class
-                modules: dict[str, torch.nn.Module] = {"boxes": _whole_images(context)}
-            else:
-                training = training_of(work, link)
-                session = Session(context.config.seed, record=record, show_progress=False)
-                fit(training, session, Path(folder) / link.stage, "")
-                modules = dict(training.modules)
-            work = replace(work, done={**work.done, link.kind: modules})
-            predicting = 0.0
-            if link.result is not None and len(context.test) and (link.kind != "boxes" or chain.method.boxes != "ddt"):
-                begin = time.perf_counter()
-                predictions_of(models_of(work, link), context)
-                predicting = time.perf_counter() - begin
-            found[link.kind] = took.get(link.stage, 0.0), predicting
-        size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
-    return found, size
-
-
-def _whole_images(context: Context) -> ViewTable:
-    table = ViewTable(1, len(context.images), 4).to(context.device)
-    table.values.copy_(torch.tensor([0.0, 0.0, 1.0, 1.0]))
-    return table
 
 
 def cache_size(dataset: DataSet, config: TrainConfig) -> int:

@@ -160,8 +160,12 @@ def ddt_trunk(classifier: nn.Module, model: ModelConfig, device: torch.device) -
     trained there), and where the networks start from random weights that of the trained classifier."""
     if not model.pretrained:
         return classifier.get_submodule("trunk")
-    entry = backbone(model.classifier)
-    name = entry.file if entry.added and entry.file else model.classifier
-    trunk = build_trunk(name, "classifier", pretrained=True, weights_dir=model.weights_dir)
+    trunk = build_trunk(ddt_backbone(model), "classifier", pretrained=True, weights_dir=model.weights_dir)
     layout: dict[str, Any] = {"device": device, "memory_format": torch.channels_last}
     return trunk.to(**layout).requires_grad_(False)
+
+
+def ddt_backbone(model: ModelConfig) -> str:
+    """The backbone of DDT's trunk, by name, where that is ImageNet's."""
+    entry = backbone(model.classifier)
+    return entry.file if entry.added and entry.file else model.classifier

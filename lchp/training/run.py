@@ -6,12 +6,14 @@ import itertools
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
+
+import numpy as np
 
 from lchp.config import FILES, PLACES, TrainConfig, show, to_flat
 from lchp.errors import ConfigError, RunError
@@ -25,6 +27,10 @@ from lchp.method.batch import nothing
 from lchp.system import distributed
 from lchp.system.devices import peak_memory_mb
 from lchp.system.interrupt import Stop
+from lchp.tracking import TrackerName, required
+from lchp.tracking.feed import Picture, Subject
+from lchp.tracking.follow import Followers, followed
+from lchp.tracking.samples import layers_of, sample_grid, shown_images
 from lchp.training.chain import (
     RECIPE_VERSION,
     Chain,
@@ -32,6 +38,7 @@ from lchp.training.chain import (
     Link,
     chain_of,
     config_until,
+    contents_of,
     label,
     method_of,
     stage1_kinds,
@@ -73,13 +80,15 @@ def train(
     resume: bool = False,
     show_progress: bool = False,
     stop: Stop | None = None,
+    track: Sequence[TrackerName] = (),
 ) -> Result:
     """Trains, predicts the test split in both frames, and writes the run folder `output` (None: runs/DATA-seedN-TIME, a
     name that no other run has). The folder is locked for as long as that takes.
 
     stage: `both`, `init` (stage 1 alone), or `refine` (stage 2 alone, from stage 1 of the run folder `source`).
     resume: go on from the newest checkpoint in `output`. on_epoch: called with each epoch's metrics. stop: where it is
-    asked, a checkpoint is written at the end of the step and Interrupted is raised.
+    asked, a checkpoint is written at the end of the step and Interrupted is raised. track: trackers that follow the run
+    (`mlflow`, `wandb`, `tensorboard`); one that is away is a warning.
     Raises an LchpError for anything a user can mend.
     """
     if stage not in get_args(StageChoice):
@@ -91,7 +100,7 @@ def train(
     last = stage1_kinds(config)[-1] if stage == "init" else None
     found: dict[Kind, Path] = {} if source is None else dict.fromkeys(taken_kinds(config), Path(source))
     how = Session(config.seed, resume, on_epoch=on_epoch or nothing, show_progress=show_progress, stop=stop)
-    return train_links(config, None if output is None else Path(output), how, last=last, found=found)
+    return train_links(config, None if output is None else Path(output), how, last=last, found=found, track=track)
 
 
 def train_links(
@@ -101,10 +110,12 @@ def train_links(
     *,
     last: Kind | None = None,
     found: Mapping[Kind, Path] | None = None,
+    track: Sequence[TrackerName] = (),
 ) -> Result:
     """Trains the links of a config up to `last`, but those that are found in other run folders (`found`), and writes
     the run folder; as `train`."""
     found = found or {}
+    trackers = required([*track, *(["tensorboard"] if config.tensorboard else [])])
     method_of(config)  # fields that contradict it are said before the data is read
     name = f"{config.data.name}-seed{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     run = output or Path("runs") / name
@@ -118,7 +129,7 @@ def train_links(
             claim = partial(_claim_again, mine, config)
         else:
             claim = partial(_claim, held, run, config, made=made, unique=output is None)
-        return _train(config, claim, session, last, found)
+        return _train(config, claim, session, last, found, trackers)
 
 
 def _train(
@@ -127,6 +138,7 @@ def _train(
     session: Session,
     last: Kind | None,
     found: Mapping[Kind, Path],
+    trackers: Sequence[TrackerName],
 ) -> Result:
     """As `train_links`, into the run folder that `claim` makes this run's own."""
     writes = distributed.rank() == 0
@@ -136,6 +148,7 @@ def _train(
     environment = describe_environment(context) | {
         "links": {link.kind: _place(link, found.get(link.kind)) for link in chain},
         "method": label(config),
+        **({"files": dict(files)} if (files := contents_of(config)) else {}),
     }
     if "classifier" not in found:
         require_whole_batches(chain)
@@ -158,28 +171,31 @@ def _train(
     if writes:
         runs.write_json(run / ENVIRONMENT, environment, parents=False)  # a stopped run needs its class names too
         runs.make_folder(run / CHECKPOINTS)
-    board = _open_board(run, context) if config.tensorboard and writes else None
+    with followed(trackers if writes else (), partial(_subject, run, config, claimed)) as followers:
 
-    def record(metrics: Metrics) -> None:
+        def record(metrics: Metrics) -> None:
+            claimed.check()
+            runs.append_metrics(run, metrics)
+            followers.update()
+
+        trained = _train_each(work, replace(session, record=record), run, found, followers)
+        summary = _summary(chain, trained, context)
+        if not writes:
+            return Result(run, config, summary)
         claimed.check()
-        runs.append_metrics(run, metrics)
-        if board is not None:
-            board.scalars(metrics)
-
-    trained = _train_each(work, replace(session, record=record), run, found, board)
-    if board is not None:
-        board.close()
-    summary = _summary(chain, trained, context)
-    if not writes:
-        return Result(run, config, summary)
-    claimed.check()
-    if summary:
-        write_predictions(run, trained.table)
-    seconds = sum(line.get("seconds", 0.0) for line in earlier) + time.perf_counter() - begin
-    runs.write_json(run / ENVIRONMENT, environment | _figures(run, seconds, context), parents=False)
-    if summary:
-        runs.write_json(run / SUMMARY, summary, parents=False)
+        if summary:
+            write_predictions(run, trained.table)
+        seconds = sum(line.get("seconds", 0.0) for line in earlier) + time.perf_counter() - begin
+        runs.write_json(run / ENVIRONMENT, environment | _figures(run, seconds, context), parents=False)
+        if summary:
+            runs.write_json(run / SUMMARY, summary, parents=False)
     return Result(run, config, summary)
+
+
+def _subject(run: Path, config: TrainConfig, claimed: Claim, tracker: TrackerName) -> Subject:
+    """What a tracker is to know of a run, and where it is noted what it has."""
+    notes = run / runs.TRACKERS / f"{tracker}.json"
+    return Subject(run, run.absolute().name, None, config, {"method": label(config)}, notes, run, claimed.check)
 
 
 @dataclass(frozen=True)
@@ -193,7 +209,7 @@ class _Trained:
     chosen: dict[str, Any] | None
 
 
-def _train_each(work: Work, session: Session, run: Path, found: Mapping[Kind, Path], board: Any) -> _Trained:
+def _train_each(work: Work, session: Session, run: Path, found: Mapping[Kind, Path], followers: Followers) -> _Trained:
     """Trains the links but those that are found elsewhere, one after the other, each of which predicts for itself."""
     context, chain, classifier = work.context, work.chain, work.nets.classifier
     config = context.config
@@ -215,8 +231,8 @@ def _train_each(work: Work, session: Session, run: Path, found: Mapping[Kind, Pa
         if taken is not None and link != chain.last:
             recorded = distributed.from_first(partial(_predicted, taken, link, context))
         table = joined(table, predictions_of(own, context) if recorded is None else recorded)
-        if board is not None and taken is None:
-            board.pictures(link.stage, link.epochs, models, context.autocast)
+        if followers and taken is None:
+            followers.picture(link.stage, Picture(link.epochs, _samples(table, context)))
         if link.kind == "localizer" and config.evaluation.kept_by_tau:
             known = distributed.from_first(partial(known_kept, taken, config))
             kept = known or kept_boxes(classifier, own.localizers["lchp_i"], context)
@@ -380,11 +396,11 @@ def _trained_by(config: TrainConfig) -> dict[str, Any]:
     return {k: v for k, v in flat.items() if k not in (*PLACES, *FILES) and not k.startswith("evaluation.")}
 
 
-def _open_board(run: Path, context: Context) -> Any:
-    from lchp.training.board import open_board  # tensorboardX is for those who ask for it
-
-    config = context.config
-    return open_board(run, context.test, config.data.image_size, config.seed)
+def _samples(table: Any, context: Context) -> np.ndarray:
+    """Test images with the boxes of a table of predictions, H x W x 3 uint8."""
+    shown = shown_images(len(context.test), context.config.seed)
+    pixels = context.test.batch(shown).images.numpy()
+    return sample_grid(pixels, layers_of(table, shown), context.config.data.image_size)
 
 
 __all__ = ["Result", "models_of", "train", "train_links"]

@@ -36,27 +36,33 @@ pytestmark = pytest.mark.usefixtures("quick_starts")
 
 @dataclass(frozen=True)
 class Expected:
-    """Of a role: the submodule of torchvision's network whose output is meant, channels, and grid at 96 px."""
+    """Of a role: the submodule of torchvision's network whose output is meant, channels, and the grid's side for an
+    image with a side of `side`."""
 
     node: str
     channels: int
     grid: int
 
 
-# stride 16 for the classifier; inception's convolutions without padding give 4 instead of 6 at 96 px
+# stride 16 for the classifier; inception's convolutions without padding give 4 instead of 6 at 96 px, and none at 64
 EXPECTED = {
     "inception_v3": (Expected("Mixed_6e", 768, 4), Expected("Mixed_7c", 2048, 1)),
-    "resnet50": (Expected("layer3", 1024, 6), Expected("layer4", 2048, 3)),
-    "vgg19_bn": (Expected("features.51", 512, 6), Expected("features", 512, 3)),
-    "densenet161": (Expected("features.transition3.relu", 2112, 6), Expected("features", 2208, 3)),
-    "mobilenet_v2": (Expected("features.14.conv.0", 576, 6), Expected("features.14.conv.0", 576, 6)),
-    "vgg16": (Expected("features.29", 512, 6), Expected("features", 512, 3)),
-    "googlenet": (Expected("inception4e", 832, 6), Expected("inception5b", 1024, 3)),
+    "resnet50": (Expected("layer3", 1024, 4), Expected("layer4", 2048, 2)),
+    "vgg19_bn": (Expected("features.51", 512, 4), Expected("features", 512, 2)),
+    "densenet161": (Expected("features.transition3.relu", 2112, 4), Expected("features", 2208, 2)),
+    "mobilenet_v2": (Expected("features.14.conv.0", 576, 4), Expected("features.14.conv.0", 576, 4)),
+    "vgg16": (Expected("features.29", 512, 4), Expected("features", 512, 2)),
+    "googlenet": (Expected("inception4e", 832, 4), Expected("inception5b", 1024, 2)),
     # what goes into the added convolution, and the channels that come out of it
-    "vgg16_gap": (Expected("features.29", 1024, 6), Expected("features.29", 1024, 6)),
-    "googlenet_gap": (Expected("inception4e", 1024, 6), Expected("inception4e", 1024, 6)),
+    "vgg16_gap": (Expected("features.29", 1024, 4), Expected("features.29", 1024, 4)),
+    "googlenet_gap": (Expected("inception4e", 1024, 4), Expected("inception4e", 1024, 4)),
 }
-SIZE = 96
+
+
+def side(name: str) -> int:
+    """Of the images: small, since what is asked holds at any size."""
+    return 96 if name == "inception_v3" else 64
+
 
 # the side of the grid at 64, 160 and 448 px, for the classifier and for the localizer; 0: too small an image
 GRIDS = {
@@ -147,7 +153,7 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         weights_dir=None if ours else str(folder),
     )
     torch.manual_seed(0)
-    yield Built(name, reference, Classifier(config, 3), Localizer(config, SIZE))
+    yield Built(name, reference, Classifier(config, 3), Localizer(config, side(name)))
     for path in folder.iterdir():  # half a gigabyte for VGG
         path.unlink()
 
@@ -163,10 +169,10 @@ def output_of(net: nn.Module, node: str, x: Tensor) -> Tensor:
 
 
 def test_features_equal_torchvisions(built: Built) -> None:
-    x = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(2))
+    x = torch.rand(2, 3, side(built.name), side(built.name), generator=torch.Generator().manual_seed(2))
     if built.reference is None:  # none of torchvision's: any whole grid will do
         features = built.classifier.trunk(x)
-        assert SIZE % features.shape[2] == SIZE % features.shape[3] == 0
+        assert side(built.name) % features.shape[2] == side(built.name) % features.shape[3] == 0
         return
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in BACKBONES[built.name].normalization)
     for trunk, expected in zip((built.classifier.trunk, built.localizer.backbone), EXPECTED[built.name], strict=True):
@@ -189,7 +195,7 @@ def test_trains_one_step(built: Built) -> None:
     firsts = [next(n.parameters()) for n in (classifier, localizer)]
     before = [p.detach().clone() for p in firsts]
     taught = next(teacher.parameters()).clone()
-    x = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(3))
+    x = torch.rand(2, 3, side(built.name), side(built.name), generator=torch.Generator().manual_seed(3))
     batch = Batch(x, torch.tensor([0, 2]), index=torch.arange(2))
     first = classifier_step(classifier, teacher, table, batch, 0, config)
     second = localizer_step(localizer, batch, table.at(0, torch.arange(2)), torch.ones(2), config.alpha)
@@ -208,8 +214,8 @@ def test_averaging_heads_train_too(built: Built, monkeypatch: pytest.MonkeyPatch
     trunks = {"classifier": built.classifier.trunk, "localizer": built.localizer.backbone}
     monkeypatch.setattr(networks, "build_trunk", lambda _name, role, **_: trunks[role])
     config = ModelConfig(built.name, built.name, head="gap", localizer_head="gap")
-    x = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(4))
-    for net in (Classifier(config, 3).train(), Localizer(config, SIZE).train()):
+    x = torch.rand(2, 3, side(built.name), side(built.name), generator=torch.Generator().manual_seed(4))
+    for net in (Classifier(config, 3).train(), Localizer(config, side(built.name)).train()):
         net.zero_grad()
         out = net(x)
         (out if isinstance(out, Tensor) else out.logits).square().sum().backward()
@@ -503,20 +509,17 @@ def test_sample_weights_load(weights_dir: Path, name: str) -> None:
     assert 0.01 < features.std() < 10
 
 
-@pytest.mark.slow
-def test_resnet50_names_the_sample_images(weights_dir: Path, ilsvrc10_root: Path) -> None:
-    """Top-1 of the whole network, which wrong strides or a wrong normalisation would lower; 73 % on all 500 images."""
+def test_resnet50_knows_the_sample_images(weights_dir: Path, ilsvrc10_root: Path) -> None:
+    """The mean cross-entropy of the whole network on ten images is 0.78, where wrong strides or a wrong normalisation
+    show: it is 1.26 with torchvision's strides, 1.31 with inception's normalisation."""
     net = BACKBONES["resnet50"].build().eval()
     load_weights(net, "resnet50", str(weights_dir))
     state = load_file(weights_dir / "resnet50.safetensors")
     net.get_submodule("fc").load_state_dict({k: state[f"fc.{k}"].float() for k in ("weight", "bias")})
     classes = torch.tensor([0, 217, 482, 491, 497, 566, 569, 571, 574, 701])  # of 1000, in the order of synset ids
-    split = imagenet.load(ilsvrc10_root).test.select(torch.arange(0, 500, 10).numpy())
+    split = imagenet.load(ilsvrc10_root).test.select(torch.arange(0, 500, 50).numpy())
     assert split.paths is not None
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in BACKBONES["resnet50"].normalization)
-    right = 0
+    x = torch.stack([torch.from_numpy(decode(path, 224)).permute(2, 0, 1) for path in split.paths]) / 255
     with torch.no_grad():
-        for path, label in zip(split.paths, split.labels, strict=True):
-            x = torch.from_numpy(decode(path, 224)).permute(2, 0, 1)[None].float() / 255
-            right += int(net((x - mean) / std).argmax() == classes[label])
-    assert right / len(split) > 0.6
+        assert nn.functional.cross_entropy(net((x - mean) / std), classes[split.labels]) < 0.9

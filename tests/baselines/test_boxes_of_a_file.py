@@ -19,7 +19,8 @@ from lchp.data import load
 from lchp.deploy.trained import load_run
 from lchp.errors import ConfigError, DataError, RunError
 from lchp.evaluation.predictions import rows_in, summary_table
-from lchp.files.runs import DONE, SUMMARY, Kind, read_metrics, read_summary, write_json
+from lchp.files.contents import content_hash
+from lchp.files.runs import DONE, SUMMARY, Kind, read_environment, read_metrics, read_summary, write_json
 from lchp.report.paper import Paper
 from lchp.report.read import collect
 from lchp.report.tables.methods import recipe_table
@@ -193,7 +194,7 @@ def test_such_a_run_predicts_without_the_file(result: Result, given: Path) -> No
         moved.rename(given)
 
 
-def test_the_tables_show_the_boxes_beside_what_was_learnt_from_them(result: Result) -> None:
+def test_the_tables_show_the_boxes_beside_what_was_learnt_from_them(result: Result, given: Path) -> None:
     recipe = PRESETS["parts"]
     recipe = type(recipe)(**{**vars(recipe), "config": override(recipe.config, {"data.name": "folder"})})
     table = recipe_table(collect([result.run.parent]), 1, recipe, Paper({}))
@@ -202,6 +203,7 @@ def test_the_tables_show_the_boxes_beside_what_was_learnt_from_them(result: Resu
     assert rows["Boxes of mine.csv", "-"][2] == f"{known['pseudo_label']:.2f} (1)"
     assert rows["Boxes of mine.csv, LCHP-R", "tiny_coarse, classifier tiny"][2].endswith("(1)")
     assert ("Boxes of mine.csv, LCHP-I", "tiny_coarse, classifier tiny") in rows
+    assert read_environment(result.run).get("files") == {"method.boxes": content_hash(given)}
     assert any("the file has boxes of 29 of 32 training images: GT-Known 90.62" in note for note in table.notes)
 
 

@@ -134,6 +134,8 @@ def test_missing_weights(root: Path, tmp_path: Path, capsys) -> None:
 
 def test_unknown_field(capsys) -> None:
     assert "did you mean --initialization.delta?" in mistake(capsys, "train", "--initialization.detla", "0.5")
+    assert "did you mean --initialization.delta?" in mistake(capsys, "train", "--detla", "0.5")
+    assert "did you mean --initialization.lr or --refinement.lr?" in mistake(capsys, "train", "--lr", "0.5")
 
 
 def test_unknown_backbone(root: Path, tmp_path: Path, capsys) -> None:

@@ -258,16 +258,21 @@ def test_classes_that_nothing_names_have_numbers(place: Path, tmp_path: Path, ca
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--method", "psol"], "--method psol: expected one whose boxes are those of a map, such as layer_cam or cam"),
-        (["--method", "boxes"], "method.boxes = None: expected a file of pseudo boxes"),
-        (["--method", "lchp"], "model.classifier_weights = "),
-        (["--method", "nothing"], "method.name = 'nothing': expected lchp, "),
-        (["--backbone", "tiny"], "model.classifier = 'tiny': has no class head of one linear layer"),
+        (["--method", "psol"], "--method psol: expected one whose map is of a plain classifier: "),
+        (["--method", "boxes"], "--method boxes: expected one whose map is of a plain classifier: "),
+        (["--method", "lchp"], "--method lchp: expected one whose map is of a plain classifier: "),
+        (["--method", "acol"], "--method acol: expected one whose map is of a plain classifier: "),
+        (["--method", "nothing"], "--method = 'nothing': expected lchp, "),
+        (["--backbone", "tiny"], "--backbone = 'tiny': has no class head of one linear layer"),
+        (["--backbone", "resnet51"], "--backbone = 'resnet51': expected one of "),
         (["--backbone", "resnet50"], "{place}/own.pth: lacks fc.weight, the class head of resnet50 (classes x 2048)"),
         (["--classes", "{place}/gone.txt"], "{place}/gone.txt: cannot be read (No such file or directory)"),
         (["--labels", "{place}/head.txt"], "{place}/head.txt: lacks the columns image, label"),
-        (["--size", "4"], "data.resize = 4: expected in 8..4096"),
-        (["--threshold", "2"], "method.threshold = 2.0: expected in [0, 1)"),
+        (["--size", "4"], "--size = 4: expected in 8..4096"),
+        (["--threshold", "2"], "--threshold = 2.0: expected in [0, 1)"),
+        (["--least-area", "0.1"], "--least-area goes with --several"),
+        (["--format", "csv", "--min-confidence", "0.1"], "--min-confidence goes with --format coco, yolo, labelstudio"),
+        (["--several", "--component", "all"], "--component does not go with --several"),
     ],
 )
 def test_what_does_not_fit_is_one_line(

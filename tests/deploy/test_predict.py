@@ -559,8 +559,6 @@ def test_unsure_images_and_thin_boxes_stay_out_of_annotations(
     assert summary.left_out == 12
     assert len(list((tmp_path / "yolo" / "labels").rglob("*.txt"))) == 12
     assert len(list((tmp_path / "yolo" / "images").rglob("*.png"))) == 12
-    predict_to(trained, squares_root, tmp_path / "lines", min_confidence=middle)
-    assert len(lines(tmp_path / "lines" / "predictions.jsonl")) == 24
 
 
 @pytest.mark.parametrize("data", ["folder", "cub", "imagenet"])
@@ -642,6 +640,10 @@ def test_options_that_cannot_be(trained: TrainedRun, squares_root: Path, tmp_pat
     refused(ConfigError, "not empty", output=squares_root)
     refused(ConfigError, "min_confidence", min_confidence=1.5)
     refused(ConfigError, "batch_size", batch_size=0)
+    refused(ConfigError, "^--least-area goes with --several$", least_area=0.05)
+    for form in ("jsonl", "csv"):
+        said = "^--min-confidence goes with --format coco, yolo, labelstudio$"
+        refused(ConfigError, said, format=form, min_confidence=0.5)
     refused(DataError, "no such image or folder", tmp_path / "nowhere")
     refused(DataError, "no images found", tmp_path)
 
@@ -652,6 +654,8 @@ def test_the_command_line_says_what_is_wrong(squares_run: Path, tmp_path: Path, 
         ([str(tmp_path), "--run", str(tmp_path)], "is .* a run folder"),
         ([str(tmp_path), "--run", str(squares_run), "--format", "xml"], "jsonl"),
         ([str(tmp_path), "--run", str(squares_run), "--formt", "csv"], "--format"),
+        ([str(tmp_path), "--run", str(squares_run), "--least-area", "0.1"], "--least-area goes with --several"),
+        ([str(tmp_path), "--run", str(squares_run), "--min-confidence", "0.1"], "--min-confidence goes with --format"),
         (["--run", str(squares_run)], "IMAGE/FOLDER"),
     ):
         assert main(["predict", *arguments]) == 2

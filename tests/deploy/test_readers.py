@@ -1,6 +1,8 @@
 """What lchp predict writes is read by the tools that it is written for: images with one object, with two, with none.
 
-Label Studio's SDK and Ultralytics are no dependencies of the tests: where one is not installed, its test says so.
+supervision, Label Studio's SDK and Ultralytics are no dependencies of the tests: supervision brings PyAV, 100 MB whose
+wheel holds codecs under the GPL; the SDK brings 29 packages, formatters and language tools among them; Ultralytics is
+under the AGPL. Where one is not installed, its test says so.
 """
 
 import csv

@@ -16,6 +16,8 @@ from lchp.boxes import iou
 from lchp.cli import main
 from lchp.config import InitializationConfig
 from lchp.data.decode import decode
+from lchp.deploy import predict as predicting
+from lchp.deploy.formats import Detected, Prediction
 from lchp.deploy.predict import find_images, predict, predict_to
 from lchp.deploy.trained import TrainedRun, load_run
 from lchp.evaluation.frames import Frame
@@ -210,3 +212,28 @@ def test_images_that_nothing_is_in_are_annotated_or_left_out(
     coco = json.loads((tmp_path / "out" / "annotations.json").read_text())
     assert (len(coco["images"]), len(coco["annotations"])) == (18, 12)
     assert (summary.images, summary.left_out, summary.empty, summary.objects) == (24, 6, 6, 12)
+
+
+def test_an_object_too_thin_for_an_annotation_leaves_the_others(
+    trained: TrainedRun, squares_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    thin, thick, small = (
+        Detected(box, c) for box, c in (((0, 0, 0.5, 9), 0.9), ((1, 1, 9, 9), 0.8), ((2, 2, 4, 4), 0.3))
+    )
+    of_image = [(thin, thick, small), (thin,), (), (thick,)]
+    images = list(find_images(squares_root))[: len(of_image)]
+
+    def several(*_: Any, **__: Any) -> Any:
+        for (name, path), objects in zip(images, of_image, strict=True):
+            box, sure = (objects[0].box, objects[0].confidence) if objects else (None, 0.0)
+            yield Prediction(name, 40, 40, 0, "a", 0.5, box, sure, objects), path
+
+    monkeypatch.setattr(predicting, "predict", several)
+    out = tmp_path / "out"
+    summary = predict_to(trained, squares_root, out, format="labelstudio", several=True)
+    assert (summary.images, summary.left_out, summary.empty, summary.objects, summary.thin) == (4, 1, 1, 3, 1)
+    tasks = [task["predictions"][0] for task in json.loads((out / "tasks.json").read_text())]
+    assert [(task["score"], len(task["result"])) for task in tasks] == [(0.0, 0), (0.8, 2), (0.8, 1)]
+    predict_to(trained, squares_root, tmp_path / "lines", several=True)
+    rows = [json.loads(line) for line in (tmp_path / "lines" / "predictions.jsonl").read_text().splitlines()]
+    assert [len(row["objects"]) for row in rows] == [3, 1, 0, 1]

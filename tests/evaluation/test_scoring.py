@@ -321,6 +321,9 @@ def test_options_that_do_not_fit(split: Split, tmp_path: Path, capsys) -> None:
     assert "--masks does not go with a data set with boxes" in mistake(capsys, *on(split), "--masks", tmp_path)
     assert "--annotations does not go with --scoremaps" in mistake(capsys, *on(split), "--annotations", "a.csv")
     assert "--threshold does not go with --boxes" in mistake(capsys, "--boxes", "a.csv", "--threshold", 0.5)
+    assert "--interval does not go with --boxes" in mistake(capsys, "--boxes", "a.csv", "--interval", 0.5)
+    of_file = ("--boxes", "a.csv", "--annotations", "b.csv")
+    assert "--split does not go with --annotations" in mistake(capsys, *of_file, "--split", "val")
     assert "--boxes needs --annotations FILE, or --metadata" in mistake(capsys, "--boxes", "a.csv")
     assert "no such folder of score maps" in mistake(capsys, *on((tmp_path / "none", split[1])))
 

@@ -14,19 +14,18 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from report_records import analysis_script, write_run
 from squares import small_config, small_flags, small_values, write_images
 
 from lchp.cli import main
-from lchp.config import override, preset
+from lchp.config import TrainConfig, override, preset
 from lchp.console import guarded
 from lchp.data import images
 from lchp.errors import RunError
 from lchp.files import runs
-from lchp.training.board import open_board
+from lchp.tracking.feed import Feed, Subject
 from lchp.training.checkpoints import load_checkpoint
 from lchp.training.run import train
 
@@ -390,10 +389,16 @@ def test_an_image_cache_that_does_not_fit(namespace: Namespace, root: Path, tmp_
 
 
 def test_a_board_on_a_full_disk(disk: Disk) -> None:
-    """Training neither waits for ever nor goes on without it."""
-    test_images: Any = range(3)
-    board = open_board(disk.folder / "run", test_images, 32, 0)
-    metrics = {"stage": "refinement", "epoch": 1, **{f"loss {i}": 0.5 for i in range(300)}}
+    """It neither waits for ever nor forgets what it could not write."""
+    run = disk.folder / "run"
+    runs.make_folder(run)
+    runs.write_json(run / runs.ENVIRONMENT, {"class_names": ["a"]})
+    subject = Subject(run, "run", None, TrainConfig(), {}, run / runs.TRACKERS / "tensorboard.json", run, lambda: None)
+    feed = Feed("tensorboard", subject)
+    feed.update()
+    runs.append_metrics(run, {"stage": "refinement", "epoch": 1, **{f"loss_{i}": 0.5 for i in range(300)}})
     with disk.full(0 if disk.mounted else 4096), pytest.raises(RunError) as error:
-        board.scalars(metrics)
-    assert str(error.value).startswith(f"{disk.folder / 'run' / 'tensorboard'}: cannot be written ({disk.reason}); ")
+        feed.update()
+    assert str(error.value).startswith(f"{run / 'tensorboard'}: cannot be written ({disk.reason}); ")
+    feed.update()
+    assert sum(path.read_bytes().count(b"refinement/loss_299") for path in (run / "tensorboard").iterdir()) == 1

@@ -2,7 +2,6 @@
 never an end to the tables of a whole storage."""
 
 import contextlib
-import copy
 import dataclasses
 import json
 import math
@@ -16,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fuzzing import changed, fuzzed
 from pydantic import TypeAdapter
 from report_records import ANALYSIS, write_predicted, write_run
 
@@ -40,47 +40,11 @@ from lchp.report.tables.write import make_tables
 from lchp.report.unboxed import rank, rank_text
 
 RECORDS = ANALYSIS / "records"
-LCHP = RECORDS / "cub50" / "store" / "stage2" / "fed3861cd0ed6d7f"
+LCHP = RECORDS / "cub50" / "store" / "refinement" / "153b21695b960ca2"
 COMPARED = RECORDS / "cub50_methods" / "store" / "stage2" / "f8458f03f238cf28"
 SWEEPS = RECORDS / "cub50_methods" / "sweeps" / "methods"
-OTHER_FLAGS = {"cub50": ["tables.tex"], "cub50_methods": ["table_1.md"]}
+OTHER_FLAGS = {"cub50": ["tables.tex"], "cub50_choices": [], "cub50_methods": ["table_1.md"]}
 """Of the tables there, those that were made with others than the default flags."""
-INSTEAD: tuple[Any, ...] = (
-    *(None, True, "", "text", "\ud800", "a\nb", "a\0b", [], [None], {}, {"a": {"b": [1]}}),
-    *(0, -1, 0.5, 10**400, 1e308, -1e308, math.nan, math.inf),
-)
-"""What stands in a field's place."""
-
-
-def changes(value: Any, where: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Any]]:
-    """Paths to change, with what then stands there; `...` for a key that is gone. Of a list, the first two items."""
-    items = value.items() if isinstance(value, dict) else enumerate(value[:2]) if isinstance(value, list) else ()
-    for key, inner in items:
-        if isinstance(value, dict):
-            yield (*where, key), ...
-        yield from (((*where, key), other) for other in INSTEAD)
-        yield from changes(inner, (*where, key))
-
-
-def changed(record: Any, path: tuple[str | int, ...], value: Any) -> Any:
-    record = copy.deepcopy(record)
-    at = record
-    for key in path[:-1]:
-        at = at[key]
-    if value is ...:
-        del at[path[-1]]
-    else:
-        at[path[-1]] = value
-    return record
-
-
-def fuzzed(record: Any) -> Iterator[tuple[str, Any]]:
-    for path, value in changes(record):
-        yield (
-            f"{'/'.join(map(str, path))} = {'gone' if value is ... else ascii(value)[:40]}",
-            changed(record, path, value),
-        )
-    yield from ((ascii(value)[:40], value) for value in INSTEAD)
 
 
 def small_sweep() -> dict[str, Any]:
@@ -443,9 +407,9 @@ def test_a_training_does_not_go_on_from_what_does_not_fit(
         one_line(error.value, run / file)
 
 
-@pytest.mark.parametrize("name", ["cub50", "cub50_methods"])
+@pytest.mark.parametrize("name", ["cub50", "cub50_choices", "cub50_methods"])
 def test_the_records_of_the_analysis_are_read_as_they_were(tmp_path: Path, name: str) -> None:
-    """Of two recipes, written before several fields were there: the tables beside them, byte by byte."""
+    """Of three recipes, written before several fields were there: the tables beside them, byte by byte."""
     storage = RECORDS / name
     assert collect([storage]).problems == ()
     assert make_tables(Tables((storage,), tmp_path)) == 0
@@ -455,7 +419,7 @@ def test_the_records_of_the_analysis_are_read_as_they_were(tmp_path: Path, name:
     others = [p.name for p in sorted((storage / "tables").iterdir()) if p.name not in same]
     assert same
     assert others == OTHER_FLAGS[name]
-    for run in sorted(storage.glob("store/stage2/*"))[::6]:
+    for run in sorted(storage.glob("store/*/*"))[::6]:
         assert runs.read_done(run).keys() >= READERS.keys() - {runs.METRICS}
         if (run / runs.PREDICTIONS).exists():
             table = read_predictions(run)
@@ -465,7 +429,7 @@ def test_the_records_of_the_analysis_are_read_as_they_were(tmp_path: Path, name:
 
 def test_the_tables_of_several_storages_are_as_they_were(tmp_path: Path) -> None:
     """As analysis/FINDINGS.md makes them."""
-    storages = (RECORDS / "cub50", RECORDS / "cub50_methods")
+    storages = (RECORDS / "cub50_choices", RECORDS / "cub50_methods")
     assert make_tables(Tables(storages, tmp_path, preset="cub50_cpu", numbers=(1, 8))) == 0
     for name in ("table_1.md", "table_8.md"):
         assert (tmp_path / name).read_bytes() == (RECORDS / "cub50_methods" / "tables" / name).read_bytes()

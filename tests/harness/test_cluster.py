@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import textwrap
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import killed
 import pytest
 import small
 
@@ -127,9 +127,6 @@ def test_affinity_and_quotas_decide_how_many_cores_there_are(
     assert limits.cpus() == expected
 
 
-OPENS = "from lchp.harness import cluster; cluster._require_room()"
-
-
 def test_too_few_processes_are_named_before_ray_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cgroups(tmp_path, monkeypatch, "0::/\n", {"pids.max": "max", "pids.current": "40"})
     monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
@@ -146,12 +143,21 @@ def test_too_few_processes_are_named_before_ray_is_started(tmp_path: Path, monke
     assert "more processes and threads allowed (ulimit -u" in limits.tight()
 
 
-def test_too_little_address_space_is_named_before_ray_is_started() -> None:
-    started = subprocess.run(
-        ["bash", "-c", 'ulimit -v 5000000 && exec "$0" -c "$1"', sys.executable, OPENS], capture_output=True, text=True
-    )
-    assert started.returncode == 1
-    assert "address space, but only 4.8 are allowed here; raise the limit (ulimit -v)" in started.stderr
+def open_in(space: int, said: Path) -> None:
+    """As a program whose address space is limited would; what it says goes into a file."""
+    resource.setrlimit(resource.RLIMIT_AS, (space, space))
+    try:
+        startup._require_room()
+    except ConfigError as error:
+        said.write_text(str(error))
+
+
+def test_too_little_address_space_is_named_before_ray_is_started(tmp_path: Path) -> None:
+    process = killed.start(open_in, 5_000_000 * 2**10, tmp_path / "said")
+    process.join(100)
+    assert process.exitcode == 0
+    said = (tmp_path / "said").read_text()
+    assert "address space, but only 4.8 are allowed here; raise the limit (ulimit -v)" in said
 
 
 # --- what is left behind
@@ -181,21 +187,19 @@ def test_processes_that_write_to_rays_folder_are_ended_and_no_others(tmp_path: P
             process.communicate()
 
 
-def test_whatever_ends_the_program_nothing_of_ray_is_left(tmp_path: Path) -> None:
-    """Killed by a signal that nobody can handle, with a process of another session that writes to Ray's folder."""
-    code = f"""
-    import os, sys
-    from pathlib import Path
-    sys.path[:0] = {[str(folder) for folder in Path(__file__).parents[:2]]!r}
-    from lchp.harness import cluster as startup
-    startup._short_folder = lambda: {str(tmp_path)!r}
-    from test_cluster import writer
+def die(parent: Path, said: Path) -> None:
+    """Ends as by a signal that nobody can handle, with a process of another session that writes to Ray's folder."""
+    startup._short_folder = lambda: str(parent)
     with startup._folder_of_ray(guarded=True) as folder:
-        print(writer(folder).pid, folder, flush=True)
-        os.kill(os.getpid(), 9)
-    """
-    out = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True, timeout=200)
-    pid, folder = out.stdout.split()
+        said.write_text(f"{writer(folder).pid} {folder}")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_whatever_ends_the_program_nothing_of_ray_is_left(tmp_path: Path) -> None:
+    process = killed.start(die, tmp_path, tmp_path / "said")
+    process.join(100)
+    assert process.exitcode == -signal.SIGKILL
+    pid, folder = (tmp_path / "said").read_text().split()
     deadline = time.monotonic() + 100
     while Path(folder).exists() or reaper.users(Path(folder)):
         assert time.monotonic() < deadline

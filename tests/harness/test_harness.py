@@ -14,10 +14,12 @@ import small
 from drained import three_seconds_an_epoch
 from report_records import summary
 
-from lchp.config import OPEN_CHOICES, PRESETS, TrainConfig, alternatives, override, preset, to_flat
+from lchp.cli import main as command
+from lchp.config import OPEN_CHOICES, PRESETS, TrainConfig, alternatives, override, preset, to_dict, to_flat
 from lchp.console import parse
 from lchp.errors import ConfigError, RunError
 from lchp.files.locks import locked
+from lchp.files.runs import write_json
 from lchp.harness import Options, Sweep, grid, main
 from lchp.harness import printout as tables
 from lchp.harness.cells import Cell, Job, expand, jobs_of, make_cell, pinned
@@ -45,7 +47,7 @@ from lchp.harness.sweep import (
 from lchp.harness.trial import Setting, run_job
 from lchp.training.chain import Kind, epochs_of, method_of
 from lchp.training.checkpoints import previous, save_checkpoint
-from lchp.training.forecast import Forecast, forecast
+from lchp.training.forecast import Forecast, forecast, spoken
 
 # --- the store
 
@@ -300,15 +302,74 @@ def test_dry_run_says_what_is_to_be_trained(
 
 def test_a_few_batches_tell_the_time_of_every_link() -> None:
     config = override(preset("parts"), {"refinement.labeller": "frozen", "threads": 1, "data.batch_size": 4})
-    for asked in ({}, {"method.name": "psol", "method.localizer": True}):
+    cam = {"method.name": "cam", "data.validation": 0.2}
+    besides = {
+        "boxes that tau keeps": ["refinement"],
+        "BatchNorm's statistics": ["refinement"],
+        "gain of stage 2": ["refinement"],
+        "consistency": ["refinement", "localizer"],
+        "score maps": ["boxes"],
+        "held-out images": ["boxes"],
+    }
+    lasts: dict[str, list[str]] = {}
+    for asked in ({}, {"method.name": "psol", "method.localizer": True}, cam):
         found = forecast(override(config, asked))
+        for link in found.links:
+            assert all(seconds > 0 for seconds in link.besides.values())
+            for name in link.besides:
+                lasts.setdefault(name, []).append(found.links[-1].kind)
+        if asked == cam:
+            continue
         assert {link.stage: link.epochs for link in found.links} == epochs_of(override(config, asked))
         assert all(link.seconds > 0 or link.stage == "boxes" for link in found.links)
         assert all(link.steps == 750 for link in found.links)
-        assert found.seconds == sum(link.epochs * link.seconds + link.predictions for link in found.links)
+        assert found.seconds == sum(link.whole for link in found.links)
         assert found.memory["process"] > 100
         assert found.checkpoints > 1e5
         assert found.cache == 0
+    assert lasts["boxes that tau keeps"] == ["refinement", "localizer"]
+    assert lasts | {"boxes that tau keeps": ["refinement"]} == besides
+
+
+def test_a_store_tells_times_and_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a batch being tried."""
+    monkeypatch.setattr(tables, "forecast", None)
+    cell = make_cell(pinned(override(preset("parts"), {"refinement.tau": 0.5}), gpu=False), {})
+    folder = finished(Store(tmp_path), "refinement", cell.key)
+    write_json(folder / "config.json", to_dict(cell.config))
+    seconds = {link.stage: 10.0 * (link.epochs - link.first) for link in cell.chain}
+    write_json(folder / "environment.json", {"class_names": ["a"], "wall_seconds": seconds})
+    for n, link in enumerate(cell.chain):
+        (folder / "checkpoints" / f"{link.stage}.pt").write_bytes(bytes((n + 1) * 1_000_000))
+    cells: list[dict[str, Any]] = [{"refinement.tau": tau} for tau in (0.6, 0.7)]
+    plan = make_plan(Sweep("s", preset("parts"), cells), Options(tmp_path, max_concurrent=1), look_only=True)
+    epochs = {kind: link.epochs - link.first for kind, link in ((each.kind, each) for each in cell.chain)}
+    total = 10 * (epochs["classifier"] + epochs["localizer"] + 2 * epochs["refinement"])
+    lines = tables.estimate(plan, 3600.0).splitlines()
+    assert lines[0] == f"estimate: {spoken(total)} of training; {spoken(total)} with 1 at once"
+    assert lines[-2:] == ["disk: store about 9 MB", f"price: {total:.2f} at 3600 per hour of a place"]  # 1 + 2 + 2 x 3
+
+
+def test_a_search_says_what_its_trials_will_take(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "forecast", three_seconds_an_epoch)
+    flags = ["--dry-run", "--trials", "3", "--price-per-hour", "3600", "--storage", str(tmp_path), "--max-concurrent"]
+    assert command(["sweep", "search", *flags, "1"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == (
+        "3 trials, which share the links that they have in common; 20 % of the training images held out; "
+        "objective: unboxed"
+    )
+    assert out[1] == "3 to come, of which nothing is known yet; of as many drawn at random:"
+    config = preset("parts")
+    total = 3 * 3 * (2 * config.initialization.epochs + config.refinement.epochs)
+    said = "\n".join(out)
+    assert "classifier: 3 to train, 0 in store" in said
+    assert f"estimate: {spoken(total)} of training; {spoken(total)} with 1 at once" in said
+    assert f"  a trial: {spoken(total / 3)} on average, and less where it is stopped early" in said
+    assert out[-2:] == ["disk: store about 9 MB", f"price: {total:.2f} at 3600 per hour of a place"]
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

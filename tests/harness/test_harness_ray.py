@@ -8,30 +8,31 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import small
 from drained import drain, planned
-from programs import finished_epochs, program, result_of, start
+from programs import finished_epochs
 
 from lchp.config import override
 from lchp.errors import RunError
 from lchp.files import runs
 from lchp.files.locks import locked
 from lchp.harness import Options, Sweep, SweepResult, grid, run
-from lchp.harness.cells import Cell, expand, jobs_of, pinned
+from lchp.harness.cells import Cell
 from lchp.harness.cluster import cluster
 from lchp.harness.store import Store
-from lchp.harness.sweep import make_plan, outcomes_of
+from lchp.harness.sweep import Hooks, Plan, make_plan, outcomes_of
 from lchp.training.chain import Kind
 from lchp.training.run import train
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600), pytest.mark.usefixtures("on_ray")]
 
 CELLS = grid({"initialization.delta": [0.2, 0.4], "refinement.tau": [0.0, 0.2]})
+CHECKPOINT = f"{runs.CHECKPOINTS}/*.pt"
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ def key(cell: Cell, kind: Kind) -> str:
 def straight(root: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> SweepResult:
     """The four cells, never disturbed."""
     request.getfixturevalue("on_ray")
-    options = Options(tmp_path_factory.mktemp("straight"), max_concurrent=2)
+    options = Options(tmp_path_factory.mktemp("straight"), max_concurrent=1)  # each has a process, which starts slowly
     return run(Sweep("straight", small.config(root), CELLS), options)
 
 
@@ -142,11 +143,11 @@ def test_what_fails_leaves_the_rest_and_a_failed_link_is_run_again_on_resume(
     blocked.mkdir(parents=True)  # nobody can lock it
     cells = [{"model.localizer": "tinny"}, {"refinement.lr": 1e30}, {}, CELLS[0]]
     sweep = Sweep("faulty", small.config(root), cells)
-    failed = run(sweep, Options(tmp_path, max_failures=1, max_concurrent=2, resume=True))
+    failed = run(sweep, Options(tmp_path, max_failures=1, max_concurrent=1, resume=True))
     assert [c.state for c in failed.cells] == ["failed", "failed", "done", "failed"]
     assert [c.reason for c in failed.cells] == ["source_failed", "diverged", None, "source_failed"]
     text = closing_table(failed)
-    assert "failed: localizer tinny, seed 0" in text
+    assert "failed: model.localizer tinny, seed 0" in text
     assert "did you mean tiny" in text
     assert "training diverged" in text
     done = jobs(failed)
@@ -171,81 +172,73 @@ def test_what_fails_leaves_the_rest_and_a_failed_link_is_run_again_on_resume(
     assert (mended[3].run / runs.PREDICTIONS).read_bytes() == expected
 
 
-def holders(locks: Iterable[Path]) -> set[int]:
-    """Processes that hold locks; one may let go of its lock, or end, while this looks."""
-    found = set()
-    for lock in locks:
-        with contextlib.suppress(FileNotFoundError):
-            found |= {int(word) for word in lock.read_text().split()[1:2]}
-    return {process for process in found if Path(f"/proc/{process}").exists()}
-
-
-def kill_holder(work: Path, seen: list[Any]) -> None:
-    """SIGKILLs the process that trains in a work folder as soon as an epoch is finished; notes the metrics so far."""
+def held_still(work: Path) -> int | None:
+    """The process that trains in a work folder, stopped there; None where none does any more."""
     lock = work.with_name(f"{work.name}.lock")
-    after = work / runs.CHECKPOINTS / "initialization.pt"
-    deadline = time.monotonic() + 400
-    while time.monotonic() < deadline:
-        holder = holders([lock])
-        if after.exists() and holder:
-            os.kill(holder.pop(), signal.SIGKILL)
-            seen += runs.read_metrics(work)
-            return
-        time.sleep(0.005)
-    raise AssertionError(f"{after} did not appear")
+
+    def holder() -> int | None:
+        with contextlib.suppress(OSError, IndexError):  # no lock yet, or one that is being written
+            return int(lock.read_text().split()[1])
+        return None
+
+    process = holder()
+    if process is None or not is_worker(process):
+        return None
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, signal.SIGSTOP)
+        if work.is_dir() and holder() == process:
+            return process
+        os.kill(process, signal.SIGCONT)  # it has published its result, and may train elsewhere
+    return None
 
 
-def test_a_killed_worker_is_tried_again_from_its_checkpoint(root: Path, tmp_path: Path) -> None:
-    base = small.config(root, first=12, second=1)
-    sweep = Sweep("killed", base, [{}])
-    cell = make_plan(sweep, Options(tmp_path)).cells[0]
-    work = tmp_path / "sweeps" / "killed" / "work" / f"classifier-{key(cell, 'classifier')}"
-    seen: list[Any] = []
-    killer = threading.Thread(target=kill_holder, args=(work, seen), daemon=True)
-    killer.start()
-    result = run(sweep, Options(tmp_path, max_failures=1))
-    killer.join()
-    job = jobs(result)[work.name]
-    assert (job["state"], job["attempts"]) == ("done", 2)
-    alone = train(result.cells[0].cell.config, output=tmp_path / "alone")
-    assert (alone.run / runs.PREDICTIONS).read_bytes() == predictions(result)[cell.key]
-    lines = runs.read_metrics(Store(tmp_path).path("classifier", key(cell, "classifier")))
-    assert [m["epoch"] for m in lines] == list(range(1, 13))
-    # trained once, before the kill: their times are those of then (the newest may have been noted too early)
-    assert len(seen) >= 1
-    assert lines[: max(1, len(seen) - 1)] == seen[: max(1, len(seen) - 1)]
+def is_worker(process: int) -> bool:
+    with contextlib.suppress(OSError):
+        return "ray::" in Path(f"/proc/{process}/cmdline").read_text()
+    return False
 
 
-def kill_at_random(storage: Path, killed: list[int]) -> None:
-    """SIGKILLs a process that trains, drawn at random, at the start and once the trainings have got half-way; each time
-    as many epochs later as is drawn."""
+def kill_at_random(storage: Path, killed: list[tuple[str, list[Any]]]) -> None:
+    """SIGKILLs a process that trains, drawn at random: at the start, and once the trainings have got half-way, one with
+    a checkpoint; each time as many epochs later as is drawn. Notes the job and its epochs that have a checkpoint."""
     draw = random.Random(0)
-    for epochs in (0, 8):
+    for epochs, files in ((0, "*"), (8, CHECKPOINT)):
         epochs += draw.randrange(4)
         while finished_epochs(storage) < epochs:
-            time.sleep(0.005)
-        living: list[int] = []
-        while not living:
-            living = sorted(holders(storage.glob("sweeps/*/work/*.lock")) - {*killed})
-            time.sleep(0.01)
-        killed.append(draw.choice(living))
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(killed[-1], signal.SIGKILL)
+            time.sleep(0.02)
+        process = None
+        while process is None:
+            time.sleep(0.02)
+            training = [w for w in storage.glob("sweeps/*/work/*") if w.is_dir() and any(w.glob(files))]
+            work = draw.choice(sorted(training)) if training else storage
+            process = held_still(work)
+        lines = runs.read_metrics(work)  # the newest may lack its checkpoint
+        killed.append((work.name, lines[: max(any(work.glob(CHECKPOINT)), len(lines) - 1)]))
+        os.kill(process, signal.SIGKILL)
 
 
 def test_killing_workers_at_random_loses_nothing(straight: SweepResult, root: Path, tmp_path: Path) -> None:
-    """All cells end with whole records, bitwise those of an undisturbed sweep, and nothing is left lying about."""
-    killed: list[int] = []
+    """What was killed is tried again from its checkpoint; all cells end with whole records, bitwise those of an
+    undisturbed sweep, and nothing is left lying about."""
+    killed: list[tuple[str, list[Any]]] = []
     killer = threading.Thread(target=kill_at_random, args=(tmp_path, killed), daemon=True)
     killer.start()
     result = run(Sweep("killed", small.config(root), CELLS), Options(tmp_path, max_failures=20, max_concurrent=2))
     assert len(killed) == 2
     assert len(result.cells) == 4
     assert predictions(result) == predictions(straight)
+    done, starts = jobs(result), Counter(name for name, _ in killed)
+    assert {n: (j["state"], j["attempts"]) for n, j in done.items()} == {n: ("done", 1 + starts[n]) for n in done}
     store = Store(tmp_path)
-    for name in jobs(result):
+    for name in done:
         kind, _, of_result = name.partition("-")
-        assert store.find(cast("Kind", kind), of_result, look_only=True) is not None
+        folder = store.find(cast("Kind", kind), of_result, look_only=True)
+        assert folder is not None
+        lines = runs.read_metrics(folder)
+        assert [m["epoch"] for m in lines] == list(range(1, len(lines) + 1))
+        for kept in (kept for of, kept in killed if of == name):
+            assert lines[: len(kept)] == kept  # trained once, before the kill: their times are those of then
+    assert killed[1][1]
     assert {p.name for p in result.folder.iterdir()} == {"sweep.json", "lock"}
     assert not list((tmp_path / "store").rglob(".*"))
     assert not (tmp_path / "store" / "damaged").exists()
@@ -293,28 +286,50 @@ def test_both_wrappers_give_identical_predictions_and_gpus_are_packed(
 
 
 def test_two_workers_share_a_training(straight: SweepResult, root: Path, tmp_path: Path) -> None:
-    """DDP through Ray Train: the records are whole, and near those of one worker. A mistake is not tried again."""
+    """DDP through Ray Train: the records are whole, and near those of one worker. What trying again would not mend,
+    here a result that has no place, is not tried again, and costs nothing of the training."""
     with_stage_1(straight, tmp_path)
-    cells = [CELLS[0], CELLS[0] | {"refinement.lr": 1e30}]
-    result = run(Sweep("ddp", small.config(root), cells), Options(tmp_path, workers_per_trial=2))
-    cell, mistaken = result.cells
-    assert "training diverged, lower the learning rate" in (mistaken.error or "")
-    assert jobs(result)[f"refinement-{mistaken.cell.key}"]["attempts"] == 1
+    place = tmp_path / "store" / "refinement"
+    place.touch()
+    sweep = Sweep("ddp", small.config(root), CELLS[:1])
+    result = run(sweep, Options(tmp_path, workers_per_trial=2))
+    (failed,) = result.cells
+    assert f"{place / failed.cell.key}: cannot be written (File exists)" in (failed.error or "")
+    name = f"refinement-{failed.cell.key}"
+    assert jobs(result)[name]["attempts"] == 1
+    mine = runs.read_metrics(result.folder / "work" / name)
+    place.unlink()
+    plan = planned(tmp_path, sweep.base, sweep.cells, sweep.name)
+    drain(plan)
+    (cell,) = outcomes_of(plan)
     assert cell.state == "done", cell.error
     assert cell.run is not None
+    assert runs.read_metrics(cell.run) == mine  # and nothing was trained again
     other = next(c for c in straight.cells if c.cell.key == cell.cell.key)
     assert other.run is not None
-    mine, theirs = runs.read_metrics(cell.run), runs.read_metrics(other.run)
+    theirs = runs.read_metrics(other.run)
     assert [m["loss"] for m in mine] == pytest.approx([m["loss"] for m in theirs], rel=2e-2, abs=1e-3)
 
 
 # --- searching
 
 
-def test_search_without_boxes_stops_bad_trials_and_keeps_an_optuna_study(root: Path, tmp_path: Path) -> None:
-    """Label-only: the data has no boxes at all. The second trial is worse by far, and not trained to its end."""
+def search_here(plan: Plan, hooks: Hooks, **_: Any) -> None:
+    """A search's trainings, one after the other in this process."""
+    while drawn := hooks.refill():
+        plan.schedule.add(drawn)
+        for name in drain(plan):
+            hooks.changed(plan.schedule.jobs[name])
+
+
+def test_search_without_boxes_stops_bad_trials_and_keeps_an_optuna_study(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Label-only: the data has no boxes at all. The second trial is worse by far, and not trained to its end. Ray's
+    search is gone on with in this process."""
     import optuna
 
+    from lchp.harness import search as searching
     from lchp.harness.search import Search, search
 
     def space(trial: optuna.Trial) -> dict[str, Any]:
@@ -343,33 +358,15 @@ def test_search_without_boxes_stops_bad_trials_and_keeps_an_optuna_study(root: P
     assert (
         len({key(c.cell, "localizer") for c in result.cells}) == 1
     )  # the learning rate of stage 2 leaves stage 1 alone
-    more = search(Search("s", base, space, trials=4), Options(tmp_path, max_concurrent=1, resume=True))
+    monkeypatch.setattr(searching, "run_trials", search_here)
+    more = search(Search("s", base, space, trials=4), Options(tmp_path, resume=True))
     trials = optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path / 'optuna.db'}").trials
     assert [t.state.name for t in trials][:3] == states
-    assert trials[3].state.name in ("COMPLETE", "PRUNED")
+    assert trials[3].state.name == "COMPLETE"
     assert trials[3].params not in [t.params for t in trials[:3]]
     assert len(more.cells) == 4
     assert [c.cell for c in more.cells[:3]] == [c.cell for c in result.cells]
     assert [c.state for c in more.cells[:3]] == [c.state for c in result.cells]
-
-
-def test_two_sweeps_at_once_on_one_storage(root: Path, tmp_path: Path) -> None:
-    import ray
-
-    script, storage = program(tmp_path, root), tmp_path / "results"
-    address = ray.get_runtime_context().gcs_address
-    # one place each, so that both want the same training at the same time
-    flags = ["--storage", str(storage), "--address", address, "--max-concurrent", "1"]
-    both = [start(script, *flags, "--name", n) for n in ("a", "b")]
-    for process in both:
-        _, err = process.communicate(timeout=400)
-        assert process.returncode == 0, err
-    assert result_of(storage, "a") == result_of(storage, "b")
-    results = {kind.name: len(list(kind.iterdir())) for kind in (storage / "store").iterdir()}
-    assert results == {"classifier": 2, "localizer": 2, "refinement": 4}
-    store = Store(storage)
-    for job in jobs_of(expand(Sweep("x", pinned(small.config(root), gpu=False), CELLS))).values():
-        assert store.find(job.kind, job.key) is not None
 
 
 def test_a_name_in_use_is_refused(root: Path, tmp_path: Path) -> None:

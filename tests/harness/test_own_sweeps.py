@@ -12,6 +12,7 @@ from lchp.harness import own
 from lchp.harness.cells import Sweep
 from lchp.harness.own import read_grid, read_sweep_file
 from lchp.harness.script import Flags
+from lchp.harness.sweep import overrides_text
 
 
 @pytest.fixture
@@ -33,6 +34,15 @@ def test_axes_are_combined_and_name_the_record(asked: list[tuple[Flags, Sweep]])
     ((_, sweep),) = asked
     assert [tuple(cell.values()) for cell in sweep.cells] == [(0.5, 5.0), (0.5, 20.0), (0.9, 5.0), (0.9, 20.0)]
     assert (sweep.name, list(sweep.seeds), sweep.base.refinement.labeller) == ("tau-alpha", [7, 8, 9], "frozen")
+
+
+def test_fields_of_one_last_name_give_records_of_different_names(asked: list[tuple[Flags, Sweep]]) -> None:
+    axes = (["initialization.lr=0.01"], ["refinement.lr=0.01"], ["refinement.lr=0.01", "initialization.lr=0.01"])
+    for fields in axes:
+        assert main(["sweep", *(word for axis in fields for word in ("--grid", axis))]) == 0
+    names = ["initialization_lr", "refinement_lr", "refinement_lr-initialization_lr"]
+    assert [sweep.name for _, sweep in asked] == names
+    assert overrides_text(asked[-1][1].cells[0]) == "refinement.lr 0.01, initialization.lr 0.01"
 
 
 @pytest.mark.parametrize(
@@ -87,6 +97,14 @@ def test_a_file_is_written_from_flags_and_read_back(
     assert main(["sweep", *flags, "--write", str(path)]) == 2
     assert "is there already" in capsys.readouterr().err
     assert path.read_bytes() == before
+    new = str(tmp_path / "new.toml")
+    for option in ("--resume", "--no-share", "--dry-run", "--max-concurrent=2", "--address=auto", "--name=\udcff"):
+        assert main(["sweep", *flags, "--write", new, option]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        named = option.partition("=")[0].replace("--no-", "--")
+        expected = "cannot be written as UTF-8" if named == "--name" else f"{named} does not go with --write"
+        assert expected in line
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_flags_override_a_file_and_the_axes_add_to_it(tmp_path: Path, asked: list[tuple[Flags, Sweep]]) -> None:
@@ -177,8 +195,13 @@ def test_what_is_no_toml_is_one_line(tmp_path: Path, content: bytes, capsys: pyt
         (["FILE", "--preset", "cub"], "--preset: FILE says the preset"),
         (["FILE", "--gird", "refinement.tau=0.5"], "did you mean --grid"),
         (["--grid", "refinement.tau=0.5", "--price-per-hour", "2"], "--price-per-hour: goes with --dry-run"),
-        (["search", "--price-per-hour", "2", "--dry-run"], "--price-per-hour: a search has no list of cells"),
-        (["--grid", "refinement.tau=0.5", "--name", "\udcff", "--write", "FILE2"], "cannot be written as UTF-8"),
+        (["search", "--price-per-hour", "2"], "--price-per-hour: goes with --dry-run"),
+        (["search", "--limit", "2", "--dry-run"], "--limit: a search has no list of cells"),
+        (["--grid", "refinement.tau=0.5", "--write", "FILE2"], "--storage does not go with --write"),
+        (
+            ["FILE", "--grid", "refinement.tau=0.5", "--write", "FILE2", "--resume"],
+            "--storage does not go with --write",
+        ),
         (["delta_tau", "--grid", "refinement.tau=0.5"], "no such option of lchp sweep delta_tau"),
     ],
 )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import killed
 import pytest
 import small
 from drained import drain, planned
@@ -202,6 +203,34 @@ def test_kept_boxes_are_computed_only_where_a_cell_asks_for_them(
     both = planned(tmp_path / "both", base, [off, {"refinement.tau": 0.6}])
     drain(both)
     assert len(scored) == 2  # once, with the link
+
+
+def meet_and_drain(storage: Path, base: TrainConfig, name: str, meeting: Any) -> None:
+    """A sweep that, while it trains the classifier, waits until another does so too."""
+
+    def report(job: Job, result: dict[str, Any]) -> None:
+        if job.kind == "classifier" and result["state"] == "running":
+            meeting.wait(100)
+
+    drain(planned(storage, base, CELLS[:2], name), report)
+
+
+def test_two_sweeps_at_once_on_one_storage(base: TrainConfig, swept: Swept, tmp_path: Path) -> None:
+    """Both train the same at the same time, and one publishes first."""
+    meeting = killed.CONTEXT.Barrier(2)
+    both = [killed.start(meet_and_drain, tmp_path, base, name, meeting) for name in ("a", "b")]
+    for process in both:
+        process.join(200)
+        assert process.exitcode == 0
+    one, other = (results(planned(tmp_path, base, CELLS[:2], name)) for name in ("a", "b"))
+    assert one == other
+    assert one.items() <= results(swept.plan).items()
+    for name in ("a", "b"):
+        jobs = runs.read_json(tmp_path / "sweeps" / name / "sweep.json")["jobs"].values()
+        assert {(j["state"], j["attempts"], j["found"]) for j in jobs} == {("done", 0, False)}
+    counts = {kind.name: len(list(kind.iterdir())) for kind in (tmp_path / "store").iterdir()}
+    assert counts == {"classifier": 1, "localizer": 1, "labels": 1, "refinement": 2}
+    assert not list((tmp_path / "store").rglob(".*"))
 
 
 def test_a_look_up_reads_each_result_once(swept: Swept, base: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:

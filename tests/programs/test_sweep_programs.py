@@ -5,6 +5,8 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import textwrap
 import time
 from pathlib import Path
@@ -48,7 +50,11 @@ def test_kill_the_driver_at_a_random_moment_and_resume(root: Path, tmp_path: Pat
     # in this order, since a process that lives on may publish its folder between the two lines
     begun = {p.name: runs.read_metrics(p) for p in storage.glob("sweeps/grid/work/*") if p.is_dir()}
     finished = {p.parent.name for p in storage.glob("store/*/*/DONE")}
-    again = start(script, "--storage", str(storage), "--resume", *ONE)
+    # as a user starts it, whose terminal this is
+    resumed = [sys.executable, str(script), "--storage", str(storage), "--resume", *ONE]
+    again = subprocess.Popen(
+        resumed, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=tmp_path
+    )
     out, err = again.communicate(timeout=300)
     assert again.returncode == 0, err
     assert "records:" in out

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_records import store, write_grid, write_predicted, write_run, write_sweep
+from report_records import store, store_link, write_grid, write_predicted, write_run, write_sweep
 
 from lchp.cli import main
 from lchp.config import override, preset
 from lchp.errors import ConfigError, RunError
+from lchp.report.figures.fields import figure_of
 from lchp.report.read import collect
 from lchp.report.tables.cells import FieldTable
 from lchp.report.tables.fields import field_table
@@ -89,6 +90,62 @@ def test_what_differs_besides_is_named_and_counted(tmp_path: Path) -> None:
     assert [row.labels for row in alone.sections[0].rows] == [("0.5",)]
     assert cell(alone, ("0.5",), "LCHP-R").ours == "60.00 (1)"
     assert not [note for note in alone.notes if "differs too" in note]
+
+
+def test_fields_of_one_last_name_have_different_names(tmp_path: Path) -> None:
+    for first, second in ((0.01, 0.02), (0.02, 0.01)):
+        run(tmp_path, {"initialization.lr": first, "refinement.lr": second})
+    both = made(tmp_path, "initialization.lr,refinement.lr")
+    assert both.head == ("initialization.lr", "refinement.lr")
+    assert both.number == "initialization_lr_refinement_lr_by_results"
+    alone = {made(tmp_path, name).number for name in ("initialization.lr", "refinement.lr", TAU)}
+    assert alone == {"initialization_lr_by_results", "refinement_lr_by_results", "tau_by_results"}
+    crossed = FieldTable(("initialization.lr",), "refinement.lr")
+    drawn = figure_of(field_table(collect([tmp_path]), crossed), crossed)
+    assert {(ax.get_xlabel(), ax.get_ylabel()) for ax in drawn.figure.axes} == {("refinement.lr", "initialization.lr")}
+
+
+def of_file(storage: Path, path: str, content: str | None, seed: int = 0, **more: Any) -> None:
+    config = override(preset("parts"), {"method.name": "boxes", "method.boxes": path, "seed": seed, **more})
+    files = {} if content is None else {"files": {"method.boxes": content}}
+    store(storage, config, dict(zip(("pseudo_label", "lchp_i", "lchp_r"), (40.0, 50.0, 60.0), strict=True)), **files)
+
+
+def test_files_go_by_what_they_hold_and_by_their_name_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    of_file(tmp_path, "/home/me/good.csv", "a" * 16)
+    of_file(tmp_path, "/scratch/renamed.csv", "a" * 16, seed=1)  # the same file, elsewhere
+    of_file(tmp_path, "/home/me/bad.csv", "b" * 16)
+    of_file(tmp_path, "/scratch/bad.csv", "c" * 16)  # another one of that name
+    of_file(tmp_path, "/home/me/older.csv", None)  # a record without contents goes by the path
+    table = made(tmp_path, "method.boxes")
+    names = [row.labels[0] for row in table.sections[0].rows]
+    assert [name.partition(" ")[0] for name in names] == ["bad.csv", "bad.csv", "good.csv", "older.csv"]
+    assert len(set(names)) == 4
+    assert cell(table, ("good.csv",), "LCHP-R").n == 2
+    for where in ("good.csv", "/anywhere/good.csv"):
+        assert main(["table", "--rows", "seed", "--where", f"method.boxes={where}", "--storage", str(tmp_path)]) == 0
+    assert main(["table", "--rows", "seed", "--storage", str(tmp_path)]) == 0
+    assert main(["report", "--no-figures", "--storage", str(tmp_path)]) == 0
+    capsys.readouterr()
+    page = (tmp_path / "report.html").read_text()
+    written = page + "".join(path.read_text() for path in (tmp_path / "tables").iterdir())
+    assert "/home/me" not in written
+    assert "/scratch" not in written
+    assert all(f"Boxes of {name}" in page for name in names)
+    assert "learn from that file" in page
+
+
+def test_weights_go_by_what_they_and_their_classes_hold(tmp_path: Path) -> None:
+    for k, (weights, classes) in enumerate((("a", "a"), ("a", "b"), ("b", "b"), ("a", "a"))):
+        folder = f"/home/{k}"
+        named = {"weights": f"{folder}/w.pth", "classes": f"{folder}/names.txt"}
+        values = {f"model.classifier_{name}": path for name, path in named.items()}
+        config = override(preset("parts"), {"method.name": "cam", "model.head": "gap", "seed": k, **values})
+        files = {"model.classifier_weights": weights, "model.classifier_classes": classes}
+        store_link(tmp_path, "boxes", config, {"pseudo_label": 40.0}, files=files)
+    table = made(tmp_path, "model.classifier_weights")
+    assert sorted(row.cells[0].n for row in table.sections[0].rows) == [1, 1, 2]
+    assert {row.labels[0].partition(" ")[0] for row in table.sections[0].rows} == {"w.pth"}
 
 
 def test_other_images_and_recipes_are_never_averaged_in_silence(tmp_path: Path) -> None:
@@ -219,6 +276,9 @@ def test_a_setting_that_both_have_is_compared(tmp_path: Path) -> None:
     [
         ("--rows refinement.tua", "--rows: refinement.tua is no field (did you mean refinement.tau?)"),
         ("--rows tau", "--rows: tau is no field (did you mean refinement.tau?)"),
+        ("--rows tua", "--rows: tua is no field (did you mean refinement.tau?)"),
+        ("--rows lr", "--rows: lr is no field (did you mean initialization.lr or refinement.lr?)"),
+        ("--rows seed --columns metric", "metric is no field (did you mean metrics?)"),
         ("--rows lr", "(did you mean initialization.lr or refinement.lr?)"),
         ("--rows refinement.tau --columns result", "--columns takes results, metrics or a field: result is no field"),
         ("--rows refinement.tau,refinement.tau", "refinement.tau is there twice"),
@@ -234,6 +294,10 @@ def test_a_setting_that_both_have_is_compared(tmp_path: Path) -> None:
         ("--rows refinement.tau --colums metrics", "did you mean --columns?"),
         ("--columns results", "needs --rows FIELD[,FIELD] or --compare A B"),
         ("--rows refinement.tau --compare a b", "one of them"),
+        ("--rows seed --result lchp_i", "--result does not go with --columns results"),
+        ("--rows seed --columns metrics --metric top1_loc", "--metric does not go with --columns metrics"),
+        ("--compare a b --figure", "--figure does not go with --compare"),
+        ("--compare a b", "--storage does not go with --compare RUN RUN"),
         ("--compare refinement.tau=0.9", "expected two results"),
         ("--compare refinement.tau=0.9 refinement.tau=0.8", "add what tells them apart: model.localizer"),
     ],

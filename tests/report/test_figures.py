@@ -33,6 +33,7 @@ from lchp.report.figures.make import FigureOptions, Material, make_figures
 from lchp.report.figures.panel import follow, panel
 from lchp.report.figures.run_files import config_of, metrics_of
 from lchp.report.figures.style import CURVES, Drawing, rendered
+from lchp.report.flags import Shown
 from lchp.report.paper import read_paper
 from lchp.report.read import collect
 from lchp.report.tables.numbers import table
@@ -457,7 +458,7 @@ def test_data_that_moved_can_be_named(run_copy: Path, squares_root: Path, tmp_pa
     config = json.loads((run_copy / "config.json").read_text())
     config["data"]["root"] = "/nowhere"
     (run_copy / "config.json").write_text(json.dumps(config))
-    wanted = FigureOptions((), run=run_copy, figures=("grid",), images=1, data_root=squares_root)
+    wanted = FigureOptions((), run=run_copy, figures=("grid",), shown=Shown(images=1, data_root=squares_root))
     assert make_figures(wanted, tmp_path / "out") == 0
 
 
@@ -474,7 +475,10 @@ def test_a_storage_without_runs(script: ModuleType, tmp_path: Path, capsys) -> N
     ("arguments", "message"),
     [
         (["--storage", "nowhere"], "nowhere: no such folder"),
-        (["--run", "nowhere"], "--run nowhere: no such run folder"),
+        (["--run", "nowhere"], "--storage does not go with --run"),
+        (["--figure", "grid", "--image", "1"], "--image goes with --figure panel"),
+        (["--figure", "iou", "--pick", "best"], "--pick goes with --figure grid or panel"),
+        (["--against", "pseudo_label"], "--against goes with --pick gained or lost"),
         (["--figure", "grids"], "grids"),
         (["--pick", "first"], "first"),
         (["--images", "0"], "--images 0"),
@@ -488,11 +492,13 @@ def test_mistakes_are_one_line(script: ModuleType, storage: Path, arguments: lis
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1
+    assert script.main(["--run", "nowhere"]) == 2
+    assert "--run nowhere: no such run folder" in capsys.readouterr().err
 
 
 def test_an_unknown_image_and_a_sweeps_figure_of_one_run_are_mistakes(squares_run: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--image nothing"):
-        make_figures(FigureOptions((), run=squares_run, figures=("panel",), image="nothing"), tmp_path)
+        make_figures(FigureOptions((), run=squares_run, figures=("panel",), shown=Shown(image="nothing")), tmp_path)
     with pytest.raises(ConfigError, match="name their --storage"):
         FigureOptions((), run=squares_run, figures=("delta",))
 

@@ -312,7 +312,7 @@ def test_links_of_a_store_are_runs_where_they_are_results_of_their_own(tmp_path:
             "version": 2,
             "lchp": "0.2.0",
             "name": "a",
-            "command": ["sweeps/a.py"],
+            "command": ["sweeps/a.py", "--address", "10.0.0.1:6379", "--nodes=2", "--limit", "1", "--resume"],
             "created": "2026-11-20T10:00:00+0000",
             "bases": [to_dict(config)],
             "cells": [record | {"job": f"refinement-{last.name}"}],
@@ -324,7 +324,7 @@ def test_links_of_a_store_are_runs_where_they_are_results_of_their_own(tmp_path:
     assert list(records.runs["folder"]) == [str(boxes), str(last)]
     assert list(records.runs["date"]) == [None, "2026-11-20T10:01:00+00:00"]
     assert records.sweeps[0].states == {last.name: "done"}
-    assert commands(records, records.runs) == "made by python sweeps/a.py"
+    assert commands(records, records.runs) == "made by python sweeps/a.py --limit 1"
 
 
 def test_a_run_without_a_result_that_its_chain_has_is_refused(tmp_path: Path) -> None:

@@ -84,6 +84,12 @@ MISTAKES = {
     "--where x=1": "--where x=1: x is no field",
     "--watch 0": "--watch 0: expected seconds",
     "--compare a": "--compare: expected two results",
+    "--compare a b --table 3": "--table does not go with --compare",
+    "--compare a b --watch 9": "--watch does not go with --compare",
+    "--compare a b --output c": "--output does not go with --compare",
+    "--compare a b --preset cub": "--preset does not go with --compare",
+    "--compare a b --where seed=0": "--where does not go with --compare RUN RUN",
+    "--compare a b --storage c": "--storage does not go with --compare RUN RUN",
     "--compare a b": "a/config.json: no such file",
     "--tabel 3": "--tabel: no such option of make_tables.py (did you mean --table?)",
 }

@@ -5,13 +5,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import small
+import torch
 from PIL import Image
 
 from lchp.cli import main
 from lchp.cli import train as command
 from lchp.config import override, preset
+from lchp.errors import DataError
+from lchp.method.pseudo_boxes import Snapshots
+from lchp.method.view_table import ViewTable
 from lchp.training import forecast as module
+from lchp.training.chain import chain_of
 from lchp.training.forecast import Forecast, LinkForecast, forecast, spoken
+from lchp.training.tried import Counts, _to_come
 
 
 @pytest.mark.parametrize(
@@ -106,12 +112,40 @@ def test_stage_2_alone_counts_stage_2_alone() -> None:
 def test_where_a_cpu_takes_hours_another_recipe_is_named(
     flags: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    days = Forecast((LinkForecast("classifier", "initialization", 40, 100, 5000.0, 0.0),), {"process": 1e3}, 4, 1, 0)
+    days = Forecast((LinkForecast("classifier", "initialization", 40, 100, 5000.0, 0.0),), {"process": 1e3}, 4, 0)
     monkeypatch.setattr(module, "forecast", lambda *_args, **_more: days)
     assert main(["train", *flags, "--device", "cpu", "--dry-run"]) == 0
     assert said in capsys.readouterr().out
-    hour = Forecast((LinkForecast("classifier", "initialization", 1, 100, 3000.0, 0.0),), {"process": 1e3}, 4, 1, 0)
+    hour = Forecast((LinkForecast("classifier", "initialization", 1, 100, 3000.0, 0.0),), {"process": 1e3}, 4, 0)
     monkeypatch.setattr(module, "forecast", lambda *_args, **_more: hour)
     assert main(["train", *flags, "--device", "cpu", "--dry-run"]) == 0
     assert "no GPU" not in capsys.readouterr().out
     assert command.ON_A_CPU.keys() == {"folder", "cub"}
+
+
+def test_the_peak_of_what_was_tried_is_not_the_run_s(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    reset: list[object] = []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset.append)
+    monkeypatch.setattr(module, "resolve_device", lambda _: torch.device("cuda:0"))
+    with pytest.raises(DataError):
+        forecast(small.config(tmp_path / "nowhere"))
+    assert reset == [torch.device("cuda:0")]
+
+
+def test_what_grows_with_the_epochs_and_images_is_reckoned() -> None:
+    """Tables of views, and the teachers that a choice may take."""
+    config = override(preset("parts"), {"initialization.epochs": 20, "initialization.delta": "auto",
+                                        "initialization.mask_delta": 0.5, "initialization.auto_after": 4})  # fmt: skip
+    short = override(config, {"initialization.epochs": 2, "initialization.auto_after": 1})
+    few, full = chain_of(short, "").links[0], chain_of(config, "").links[0]
+    network = torch.nn.Linear(3, 4)
+    modules = {"teachers": Snapshots(network, 2), "boxes": ViewTable(2, 10, 4), "whole": ViewTable(1, 10, 4)}
+    tables, teachers = _to_come(modules, few, full, Counts(1000, 0, 100, 32))
+    assert teachers == (8 - 2) * (3 * 4 + 4) * 4
+    assert tables == ((20 * 1000 - 20) + (1000 - 10)) * 4 * 4
+
+
+def test_filling_the_image_cache_is_counted(tmp_path: Path) -> None:
+    config = small.config(small.make_folder(tmp_path / "images"))
+    assert forecast(config).filling > 0
+    assert forecast(override(config, {"data.cache": "off"})).filling == 0

@@ -1,5 +1,6 @@
 """A whole run: what it writes, that it repeats itself, goes on where it stopped, and takes every open choice."""
 
+import contextlib
 import json
 import re
 import signal
@@ -174,30 +175,31 @@ class Stopped(Exception):
     pass
 
 
-@pytest.mark.parametrize(
-    ("chain", "after"),
-    [
-        *(("lchp", end) for end in ends("lchp")),
-        *(("lchp, labels once", ("labels", epoch)) for epoch in (1, 2)),
-        *(("psol refined", end) for end in ends("psol refined")),
-    ],
-    ids=str,
-)
-def test_resume_after_any_epoch_equals_the_straight_run(unbroken, root: Path, tmp_path: Path, chain, after) -> None:
+@pytest.mark.parametrize("chain", CHAINS)
+def test_broken_off_after_each_epoch_it_equals_the_straight_run(unbroken, root: Path, tmp_path: Path, chain) -> None:
     """Also between two links, where the last epoch of one is over."""
+    config, run = small_config(root, CHAINS[chain]), tmp_path / "run"
+    for number, end in enumerate(ends(chain)):
+        assert go_on(config, run, until=end, resume=number > 0) == [end]
+        assert not (run / "summary.json").exists()
+    assert go_on(config, run) == []
+    assert_same_run(unbroken(chain), run)
 
-    def stop(metrics: dict[str, Any]) -> None:
-        if (metrics["stage"], metrics["epoch"]) == after:
+
+def go_on(
+    config: TrainConfig, run: Path, until: tuple[str, int] | None = None, *, resume: bool = True
+) -> list[tuple[str, int]]:
+    """Trains on, to the end of an epoch or of all; returns the epochs."""
+    seen: list[tuple[str, int]] = []
+
+    def on_epoch(metrics: dict[str, Any]) -> None:
+        seen.append((metrics["stage"], metrics["epoch"]))
+        if seen[-1] == until:
             raise Stopped
 
-    config = small_config(root, CHAINS[chain])
-    with pytest.raises(Stopped):
-        train(config, stop, output=tmp_path / "run")
-    assert not (tmp_path / "run" / "summary.json").exists()
-    seen = []
-    train(config, lambda m: seen.append((m["stage"], m["epoch"])), output=tmp_path / "run", resume=True)
-    assert seen == ends(chain)[ends(chain).index(after) + 1 :]
-    assert_same_run(unbroken(chain), tmp_path / "run")
+    with contextlib.nullcontext() if until is None else pytest.raises(Stopped):
+        train(config, on_epoch, output=run, resume=resume)
+    return seen
 
 
 @pytest.mark.parametrize(
@@ -240,17 +242,10 @@ def test_resume_with_one_cycle_schedules_and_a_moving_labeller(root: Path, tmp_p
         },
     )
     train(config, output=tmp_path / "straight")
-    for after in (("initialization", 1), ("regression", 1), ("refinement", 1)):
-        run = tmp_path / after[0]
-
-        def stop(metrics: dict[str, Any], after=after) -> None:
-            if (metrics["stage"], metrics["epoch"]) == after:
-                raise Stopped
-
-        with pytest.raises(Stopped):
-            train(config, stop, output=run)
-        train(config, output=run, resume=True)
-        assert_same_run(tmp_path / "straight", run)
+    for stage in LINKS["lchp"]:
+        go_on(config, tmp_path / "run", until=(stage, 1), resume=stage != "initialization")
+    go_on(config, tmp_path / "run")
+    assert_same_run(tmp_path / "straight", tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -288,10 +283,6 @@ def test_the_localizer_may_start_late(root: Path, tmp_path: Path) -> None:
     """Its first epochs are passed over, with their views and rates; a break changes nothing."""
     config = small_config(root, {"initialization.epochs": 3, "initialization.localizer_start": 1})
 
-    def stop(metrics: dict[str, Any]) -> None:
-        if (metrics["stage"], metrics["epoch"]) == ("regression", 2):
-            raise Stopped
-
     straight = train(config, output=tmp_path / "straight").run
     lines = [m for m in runs.read_metrics(straight) if m["stage"] == "regression"]
     assert [m["epoch"] for m in lines] == [2, 3]
@@ -299,9 +290,8 @@ def test_the_localizer_may_start_late(root: Path, tmp_path: Path) -> None:
     whole = train(override(config, {"initialization.localizer_start": 0}), output=tmp_path / "whole").run
     rates = {m["epoch"]: m["lr_localizer"] for m in runs.read_metrics(whole) if m["stage"] == "regression"}
     assert {m["epoch"]: m["lr_localizer"] for m in lines} == {epoch: rates[epoch] for epoch in (2, 3)}
-    with pytest.raises(Stopped):
-        train(config, stop, output=tmp_path / "run")
-    train(config, output=tmp_path / "run", resume=True)
+    go_on(config, tmp_path / "run", until=("regression", 2), resume=False)
+    go_on(config, tmp_path / "run")
     assert_same_run(straight, tmp_path / "run")
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lchp.config import Preset
+from lchp.config import Preset, short_name
 from lchp.errors import RunError
 from lchp.report.figures.style import (
     BLUE,
@@ -27,7 +27,7 @@ from lchp.report.figures.style import (
 )
 from lchp.report.read import Records
 from lchp.report.select import DELTA, FINGERPRINT, IDENTITY, RECIPE, TAU, canonical, choose, rows
-from lchp.report.tables.cells import FieldTable, short
+from lchp.report.tables.cells import FieldTable
 from lchp.report.tables.fields import field_table
 from lchp.report.tables.grid import Section, Table
 
@@ -51,6 +51,8 @@ def figure_of(made: Table, asked: FieldTable) -> Drawing:
         figure = Figure(figsize=size, layout="constrained")
         for ax, section in zip(figure.subplots(len(made.sections), 1), made.sections, strict=True):
             paint(ax, section, made)
+            if paint is _heat:
+                ax.set_xlabel(short_name(asked.columns))
             ax.set_title(section.frame, fontsize=SMALL)
         if paint is _lines:
             handles, labels = figure.axes[0].get_legend_handles_labels()
@@ -94,7 +96,7 @@ def _heat(ax: Axes, section: Section, made: Table) -> None:
         if np.isfinite(value):
             colour = "black" if value > middle else "white"
             ax.text(j, i, f"{value:.1f}", ha="center", va="center", fontsize=SMALL, color=colour)
-    ax.set(xlabel=short(made.number.rpartition("_by_")[2]) if isinstance(made.number, str) else "", ylabel=made.head[0])
+    ax.set_ylabel(made.head[0])
 
 
 def field_figures(

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import pandas as pd
 
@@ -24,7 +24,7 @@ from lchp.report.figures.panel import follow, panel
 from lchp.report.figures.run_files import config_of, metrics_of
 from lchp.report.figures.searches import read_studies, search_figure
 from lchp.report.figures.style import Drawing, save
-from lchp.report.flags import Against, FigureName, Pick
+from lchp.report.flags import FigureName, Pick, Shown
 from lchp.report.paper import Paper, read_paper
 from lchp.report.read import METHOD, OF_COMPARED, Records, collect
 from lchp.report.select import choose, differences, parse_where, place, preset_of, show
@@ -33,7 +33,6 @@ from lchp.report.tables.grid import DATA
 NAMES: tuple[FigureName, ...] = get_args(FigureName)
 OF_SWEEPS: tuple[FigureName, ...] = ("delta", "tau", "fields", "search")
 """Figures of many runs; the others show one run, or the seeds of one setting."""
-MOST = 60
 
 
 @dataclass(frozen=True)
@@ -41,9 +40,8 @@ class FigureOptions:
     """What to draw, from what. Raises ConfigError for what does not fit.
 
     storages: to read; preset: recipe and grid, None for what the records hold; figures: by name, empty for all; where:
-    FIELD=VALUE as typed; run: the run folder of the figures that show one, None for the recipe's lowest seed; frame,
-    pick, against, seed, images: of the grids (see `pick_images`), and of the panel, which shows the first image picked,
-    or `image` by its id; data_root: where the data lies now, None for where the run had it.
+    FIELD=VALUE as typed; run: the run folder of the figures that show one, None for the recipe's lowest seed; shown:
+    what these show.
     """
 
     storages: tuple[Storage, ...]
@@ -51,22 +49,12 @@ class FigureOptions:
     figures: tuple[FigureName, ...] = ()
     where: tuple[str, ...] = ()
     run: Path | None = None
-    frame: Literal["center_crop", "full_image"] = "center_crop"
-    pick: tuple[Pick, ...] = ("random",)
-    against: Against = "lchp_i"
-    seed: int = 0
-    images: int = 12
-    image: str | None = None
-    data_root: Path | None = None
+    shown: Shown = field(default_factory=Shown)
     conditions: Mapping[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
         if self.preset is not None:
             preset(self.preset)
-        if not 1 <= self.images <= MOST:
-            raise ConfigError(f"--images {self.images}: expected 1 to {MOST}")
-        if self.seed < 0:
-            raise ConfigError(f"--seed {self.seed}: expected at least 0")
         if self.run is not None and set(self.figures) & set(OF_SWEEPS):
             raise ConfigError(f"--run: figures {' and '.join(OF_SWEEPS)} show many runs; name their --storage instead")
         object.__setattr__(self, "conditions", parse_where(self.where))
@@ -108,7 +96,7 @@ class Material:
     @cached_property
     def config(self) -> TrainConfig:
         """The shown run's, with the data where it lies now. Faults of images that are not shown do not matter."""
-        root = {} if self.wanted.data_root is None else {"data.root": str(self.wanted.data_root)}
+        root = {} if self.wanted.shown.data_root is None else {"data.root": str(self.wanted.shown.data_root)}
         return override(config_of(self.rows.iloc[0]), {"data.skip_bad": True, **root})
 
     @cached_property
@@ -145,7 +133,8 @@ class Material:
 
 
 def _grid(material: Material, pick: Pick) -> Drawing:
-    wanted, predicted = material.wanted, material.predicted[material.wanted.frame]
+    wanted = material.wanted.shown
+    predicted = material.predicted[wanted.frame]
     picked = pick_images(predicted, pick, wanted.images, wanted.seed, wanted.against)
     versus = f"_{wanted.against}" if pick in ("gained", "lost") else ""
     name = f"grid_{pick}{versus}_{wanted.frame}"
@@ -155,7 +144,8 @@ def _grid(material: Material, pick: Pick) -> Drawing:
 def _panel(material: Material) -> Drawing:
     if not is_complete(material.rows.iloc[0]):
         raise RunError(f"{material.run}: is of {material.rows[METHOD].iloc[0]}; the panel shows LCHP's own stages")
-    wanted, predicted = material.wanted, material.predicted[material.wanted.frame]
+    wanted = material.wanted.shown
+    predicted = material.predicted[wanted.frame]
     if wanted.image is None:
         picked = pick_images(predicted, wanted.pick[0], wanted.images, wanted.seed, wanted.against)
         position = int(picked.positions[0])
@@ -226,7 +216,7 @@ def _tasks(material: Material, name: FigureName) -> dict[str, Callable[[], Drawi
         studies = [study for storage in material.records.storages for study in read_studies(storage)]
         return {f"search, {study.study_name}": lambda study=study: search_figure(study) for study in studies}
     if name == "grid":
-        return {f"grid, {p}": lambda p=p: _grid(material, p) for p in dict.fromkeys(material.wanted.pick)}
+        return {f"grid, {p}": lambda p=p: _grid(material, p) for p in dict.fromkeys(material.wanted.shown.pick)}
     return {name: lambda: FIGURES[name](material)}
 
 

@@ -23,10 +23,10 @@ from lchp.errors import RunError
 from lchp.files.remote import Remote, Storage
 from lchp.files.runs import read_environment, write_atomically
 from lchp.files.targets import holding, require_file
-from lchp.report.dependence import WITHOUT_EFFECT
+from lchp.report.dependence import WITHOUT_EFFECT, is_from_file
 from lchp.report.figures.make import FigureOptions, NotDrawn, draw
 from lchp.report.figures.style import Drawing, rendered
-from lchp.report.flags import beside
+from lchp.report.flags import Shown, beside
 from lchp.report.page.headline import Headline, make_headline
 from lchp.report.page.trials import Trials, read_trials
 from lchp.report.paper import Paper, read_paper
@@ -108,6 +108,11 @@ class Page:
     environments: Environments
     commands: tuple[str, ...]
     revisions: tuple[str, ...]
+
+    @property
+    def from_file(self) -> bool:
+        """Whether a row is of a file's boxes, which are no class labels."""
+        return any(map(is_from_file, self.records.runs.to_dict("records")))
 
 
 def make_page(wanted: PageOptions) -> int:
@@ -200,7 +205,7 @@ def _asset(env: jinja2.Environment, name: str) -> str:
 def _draw(records: Records, wanted: PageOptions, recipe: Preset, paper: Paper) -> Sequence[Drawing | NotDrawn]:
     if not wanted.figures:
         return []
-    asked = FigureOptions(wanted.storages, wanted.preset, where=wanted.where, data_root=wanted.data_root)
+    asked = FigureOptions(wanted.storages, wanted.preset, where=wanted.where, shown=Shown(data_root=wanted.data_root))
     return list(draw(asked, records, recipe, paper))
 
 

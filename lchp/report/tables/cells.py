@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from lchp.config import short_name
 from lchp.errors import ConfigError, RunError
 from lchp.evaluation.metrics import FRAMES, METRICS, RESULTS, TITLES
 from lchp.report.dependence import counts, is_complete, result_of, results
@@ -52,8 +53,7 @@ class FieldTable:
             raise ConfigError("--rows: expected at least one field")
         for name in self.rows:
             require_field(name, "--rows")
-        if self.columns not in ("results", "metrics"):
-            require_field(self.columns, "--columns takes results, metrics or a field")
+        require_field(self.columns, "--columns takes results, metrics or a field", ("results", "metrics"))
         if twice := [n for n in self.fields if self.fields.count(n) > 1]:
             raise ConfigError(f"--rows and --columns: {twice[0]} is there twice")
         if self.baseline is not None and self.baseline[0] not in self.fields:
@@ -68,7 +68,7 @@ class FieldTable:
     @property
     def name(self) -> str:
         """Of its files, `table_NAME.md`."""
-        return "_".join([*map(short, self.rows), "by", short(self.columns)])
+        return "_".join([*map(short_name, self.rows), "by", short_name(self.columns)]).replace(".", "_")
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class CellRuns:
     @property
     def label(self) -> str:
         """Its values, for a note."""
-        return ", ".join(f"{short(n)} {show(v)}" for n, v in self.values.items())
+        return ", ".join(f"{short_name(n)} {show(v)}" for n, v in self.values.items())
 
     def _maps(self) -> bool:
         """Whether all are score maps' boxes, which no training makes."""
@@ -143,11 +143,6 @@ def find_cells(records: Records, asked: FieldTable) -> FieldCells:
         for row in _combinations(runs, failures, asked.rows)
     ]
     return FieldCells(runs, failures, tuple(m for m, _ in columns), tuple(found))
-
-
-def short(name: str) -> str:
-    """The last part of a field's name."""
-    return name.rpartition(".")[2]
 
 
 def _last(runs: pd.DataFrame) -> dict[str, list[float]]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from lchp.config import PRESETS
+from lchp.config import PRESETS, short_name
 from lchp.data import DATASETS
 from lchp.errors import RunError
 from lchp.evaluation.metrics import FRAMES, METRICS, TITLES
@@ -15,7 +15,7 @@ from lchp.report.paired import holm
 from lchp.report.paper import Paper
 from lchp.report.read import Records
 from lchp.report.select import FINGERPRINT, IDENTITY, RECIPE, Group, show, sorted_values
-from lchp.report.tables.cells import NO_PART, CellRuns, FieldCells, FieldTable, find_cells, short
+from lchp.report.tables.cells import NO_PART, CellRuns, FieldCells, FieldTable, find_cells
 from lchp.report.tables.grid import (
     DATA,
     Row,
@@ -35,7 +35,7 @@ from lchp.report.tables.grid import (
 def field_table(records: Records, asked: FieldTable) -> Table:
     """The table, with both frames. Raises as `find_cells`."""
     found = find_cells(records, asked)
-    base, part = _shared(found.runs), part_of(_of_one_data(found.runs))
+    part = part_of(_of_one_data(found.runs))
     body = {frame: [[cell.in_frame(frame) for cell in row] for row in found.rows] for frame in FRAMES}
     notes = _differing(found, asked)
     if asked.baseline is not None:
@@ -52,22 +52,19 @@ def field_table(records: Records, asked: FieldTable) -> Table:
     notes += lost_notes(found.failures, None)
     caption = f"Data: {', '.join(dict.fromkeys(section.title.rpartition(', ')[0] for section in sections))}. "
     caption += f"{origin_of(records, found.runs)}."
-    if "data.name" in base and (group := _of_one_data(found.runs)) is not None:
-        paper = PRESETS[base["data.name"] if DATASETS[base["data.name"]].published else "cub"]
-        caption += f" {unlike_paper(base, int(group.runs['classes'].iloc[0]), paper, None)}."
+    if (group := _of_one_data(found.runs)) is not None:
+        first, name = group.runs.iloc[0].to_dict(), group.base["data.name"]
+        differing = [n for n in IDENTITY if len(set(group.runs[n])) > 1]
+        paper = PRESETS[name if DATASETS[name].published else "cub"]
+        caption += f" {unlike_paper(first, int(first['classes']), paper, differing)}."
     measured = "" if asked.columns == "metrics" else f"{METRICS[asked.metric]} (%)"
     whose = "" if asked.columns == "results" else f" of {TITLES.get(asked.result, 'the last result')}"
     title = f"{measured or 'Metrics (%)'}{whose} by {' and '.join(asked.fields)}"
-    head, columns = tuple(map(short, asked.rows)), tuple(m.title for m in found.measures)
-    against = None if asked.baseline is None else f"less {short(asked.baseline[0])} {show(asked.baseline[1])}"
+    head, columns = tuple(map(short_name, asked.rows)), tuple(m.title for m in found.measures)
+    against = None if asked.baseline is None else f"less {short_name(asked.baseline[0])} {show(asked.baseline[1])}"
     return Table(
         asked.name, title, caption, head, columns, tuple(sections), tuple(notes), compared=False, against=against
     )
-
-
-def _shared(runs: pd.DataFrame) -> dict[str, Any]:
-    """The fields that all runs agree in."""
-    return {name: runs[name].iloc[0] for name in IDENTITY if len(set(runs[name])) == 1}
 
 
 def _of_one_data(runs: pd.DataFrame) -> Group | None:

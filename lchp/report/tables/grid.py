@@ -5,11 +5,12 @@ center_crop, only. What was not run says so; it is never blank and never a zero.
 """
 
 import math
+import re
 import shlex
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -473,7 +474,8 @@ def caption_of(records: Records, choice: Selection, preset: Preset, paper_preset
     classes, total = int(runs["classes"].iloc[0]), runs["kept/total"].iloc[0] if "kept/total" in runs else math.nan
     data = [DATA[base["data.name"]], _classes(base["data.name"], classes)]
     data += [] if math.isnan(total) else [f"{total:.0f} training images"]
-    return f"Data: {', '.join(data)}. {origin_of(records, runs)}. {unlike_paper(base, classes, paper_preset, axis)}."
+    own = (axis,) if axis else ()
+    return f"Data: {', '.join(data)}. {origin_of(records, runs)}. {unlike_paper(base, classes, paper_preset, own)}."
 
 
 def origin_of(records: Records, runs: pd.DataFrame) -> str:
@@ -483,11 +485,11 @@ def origin_of(records: Records, runs: pd.DataFrame) -> str:
     return f"{_seeds(seeds)}; lchp {', '.join(versions)}; {_dates(runs)}; {commands(records, runs)}"
 
 
-def unlike_paper(base: Mapping[str, Any], classes: int, paper: Preset, axis: str | None) -> str:
+def unlike_paper(base: Mapping[str, Any], classes: int, paper: Preset, besides: Sequence[str]) -> str:
     """What keeps a comparison with the paper's values from being one: the fields that differ, those apart in which it
-    leaves the choice open."""
+    leaves the choice open. base: all fields of a run; besides: those that are not asked about."""
     name, theirs, flat = base["data.name"], paper.config.data.name, to_flat(paper.config)
-    besides = ("data.name", *(n for n in IDENTITY if n.startswith("method.")), *([axis] if axis else []))
+    besides = ("data.name", *(n for n in IDENTITY if n.startswith("method.")), *besides)
     part = _classes(name, classes) if name == theirs and classes != DATASETS[name].classes else ""
     texts = {False: [part] if part else [] if name == theirs else [f"data.name {name} ({theirs})"], True: []}
     for field, value in differences(base, paper.config, besides=besides).items():
@@ -541,12 +543,19 @@ def commands(records: Records, runs: pd.DataFrame) -> str:
     return f"made by {'; '.join(dict.fromkeys(typed))}"
 
 
+WHERE = {"--address", "--nodes"}
+
+
 def as_typed(command: Sequence[str]) -> str:
-    """A sweep's command line, without the machine's paths."""
+    """A sweep's command line, without the machine's paths and the cluster's hosts."""
     script = Path(command[0])
     name = f"{script.parent.name}/{script.name}" if script.parent.name in ("sweeps", "analysis") else script.name
     words = ["python", name] if script.suffix == ".py" else [name]
-    for word in (w for w in command[1:] if w != "--resume"):  # how the last start went on, not what was asked for
+    for before, word in pairwise(command):
         flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        if word == "--resume" or {before, word, flag} & WHERE:  # how it went on, and where it ran
+            continue
+        # of several values, as an axis has them, each
+        value = re.sub(r"(?<=[=,])[/~][^,]*", lambda path: Path(path[0]).name, value)
         words.append(flag + equals + (Path(value).name if value.startswith(("/", "~")) else value))
     return shlex.join(words)

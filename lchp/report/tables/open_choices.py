@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from lchp.config import OPEN_CHOICES, PRESETS, Preset, alternatives, override, show, to_flat
+from lchp.config import OPEN_CHOICES, PRESETS, Preset, alternatives, override, short_name, show, to_flat
 from lchp.evaluation.metrics import FRAMES, RESULTS
 from lchp.evaluation.predictions import TITLES
 from lchp.report.dependence import require_method
@@ -147,4 +147,4 @@ def _failed(around: Around) -> list[str]:
 
 def _axis(name: str) -> Axis:
     """For the words of a note."""
-    return Axis(name, name.rpartition(".")[2], TITLE, lambda _: (), show, _KNOWN)
+    return Axis(name, short_name(name), TITLE, lambda _: (), show, _KNOWN)
