@@ -407,7 +407,7 @@ def test_a_failed_cell_is_named_and_makes_the_exit_status_1(
 
     def one_fails(sweep: Sweep, options: Options, **_: object) -> SweepResult:
         (cell,) = expand(replace(sweep, cells=sweep.cells[:1]))
-        return SweepResult(options.storage, [Outcome(cell, "failed", "training diverged", "diverged", None, None)])
+        return SweepResult(options.folder, [Outcome(cell, "failed", "training diverged", "diverged", None, None)])
 
     monkeypatch.setattr(cli, "run", one_fails)
     assert cli.main("backbones", SWEEPS["backbones"].cells, argv=["--storage", str(tmp_path)]) == 1

@@ -18,11 +18,16 @@ from lchp.files.locks import HeldError, locked
 from lchp.files.marks import holder_of, marked
 from lchp.files.remote import Remote, RemoteError, as_storage
 from lchp.harness import Options, Sweep, stopping
+from lchp.harness import search as searching
 from lchp.harness.attempts import MANIFEST, Attempt
+from lchp.harness.database import open_study
 from lchp.harness.places import claimed
+from lchp.harness.search import Search, search
 from lchp.harness.store import DONE, PREDICTED, RESULT, Store
-from lchp.harness.sweep import make_plan, write_record
+from lchp.harness.sweep import Hooks, Plan, make_plan, write_record
 from lchp.harness.trial import Setting, run_job
+from lchp.report.figures.searches import read_studies
+from lchp.report.mirrors import local
 
 Machine = Callable[[str], None]
 
@@ -330,6 +335,31 @@ def test_a_record_goes_on_on_another_machine_and_is_read_by_tables(
     assert list(Remote(trial.url).mirror("reports").rglob("*.pt")) == []
     assert main(["report", "--storage", trial.url, "--no-figures"]) == 0
     assert main(["table", "--rows", "seed", "--storage", trial.url]) == 0
+
+
+def test_a_search_takes_its_study_along(
+    trial: RemoteTrial, machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It draws a trial and is killed; another machine asks for the same values."""
+
+    def draws(plan: Plan, hooks: Hooks, **_: object) -> None:
+        plan.schedule.add(hooks.refill())
+
+    monkeypatch.setattr(searching, "run_trials", draws)
+    spec = Search("s", trial.config, lambda t: {"refinement.tau": t.suggest_float("tau", 0.1, 0.9)}, 1)
+    drawn = []
+    for name in ("driver", "another driver"):
+        machine(name)
+        options = Options(as_storage(trial.url), resume=name != "driver")
+        search(spec, options)
+        study = open_study(options.folder / "sweeps" / "s", "s")
+        drawn.append([t.params["tau"] for t in study.get_trials() if t.params])
+    assert "holds no study" not in caplog.text
+    assert len(drawn[0]) == 1
+    assert drawn[1] == 2 * drawn[0]
+    machine("desk")
+    (mirror,), _ = local([Remote(trial.url)])
+    assert [study.study_name for study in read_studies(mirror)] == ["s"]
 
 
 @pytest.mark.parametrize(
