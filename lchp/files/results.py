@@ -6,6 +6,7 @@ mirror. Names are those of a storage's folder: store/KIND/KEY/FILE.
 
 import hashlib
 import json
+import random
 import shutil
 import tempfile
 import time
@@ -19,7 +20,8 @@ from lchp.files.runs import CHECKPOINTS, DONE, make_folder, unwritable
 
 SETTLE = 2.0
 """Seconds after which a result that seems damaged is looked at again: another sweep may just be uploading the same."""
-ROUNDS = 3
+ROUNDS = 6
+"""Uploads of a result that another sweep uploads at the same time."""
 AT_ONCE = 8
 """Results fetched at once."""
 LEFT = 3600.0
@@ -54,13 +56,31 @@ def put(remote: Remote, name: str, folder: Path) -> None:
     """Uploads a finished run folder, DONE last. Raises RemoteError.
 
     Another sweep may upload the same training's result at the same moment. Theirs and ours differ in times and host
-    names, so whoever wrote DONE last sees to it that the objects are his own."""
-    done = (folder / DONE).read_bytes()
-    for _ in range(ROUNDS):
-        for file in (*json.loads(done)["files"], DONE):
+    names: where the objects are a mixture, both wait for different times, and who comes first uploads again."""
+    took = 0.0
+    for attempt in range(ROUNDS):
+        if attempt:
+            time.sleep(random.uniform(0, 2 ** (attempt + 1) * took))
+            if _agree(remote, name):
+                return
+        begin = time.monotonic()
+        for file in (*json.loads((folder / DONE).read_bytes())["files"], DONE):
             remote.upload(folder / file, f"{name}/{file}")
-        if remote.read(f"{name}/{DONE}") != done or is_whole(remote, name, folder):
+        took = time.monotonic() - begin
+        if is_whole(remote, name, folder):
             return
+
+
+def _agree(remote: Remote, name: str) -> bool:
+    """Whether the objects of a result are what its DONE says; of checkpoints, that they are there."""
+    there, content = remote.list(name), remote.read(f"{name}/{DONE}")
+    try:
+        files = {} if content is None else _listed(content, name)
+    except DamagedError:
+        return False
+    small = {file: remote.read(f"{name}/{file}") or b"" for file in filter(is_read, files)}
+    same = all(hashlib.sha256(data).hexdigest() == files[file] for file, data in small.items())
+    return bool(files) and files.keys() <= there.keys() and same
 
 
 def is_whole(remote: Remote, name: str, folder: Path) -> bool:

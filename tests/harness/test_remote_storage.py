@@ -122,7 +122,7 @@ def test_two_that_publish_the_same_at_once_leave_one_whole(url: str, machine: Ma
         machine(text)
         folders.append(published(store_of(url), text))
     there.remove("store/classifier/k", folder=True)
-    for _ in range(3):
+    for _ in range(4):
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(lambda folder: results.put(there, "store/classifier/k", folder), folders))
         assert any(results.is_whole(there, "store/classifier/k", folder) for folder in folders)
