@@ -20,6 +20,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 from lchp.config import FIELDS, TrainConfig, preset, suggest
 from lchp.errors import ConfigError, LchpError, is_of_threads, lacked_memory, printable
+from lchp.files.remote import Remote, Storage, as_storage
 from lchp.files.runs import write_atomically
 from lchp.files.targets import as_path, holding, require_file
 from lchp.system import streams
@@ -28,7 +29,7 @@ from lchp.system.interrupt import SIGNALS, Interrupted, on_signals
 INTERRUPTED = 130
 
 PATHS = ConstructorRegistry()
-"""How every command reads a path."""
+"""How every command reads a path, and a storage, which may be a URL."""
 
 
 @PATHS.primitive_rule
@@ -41,6 +42,19 @@ def _path(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
         instance_from_str=lambda texts: as_path(texts[0]),
         is_instance=lambda value: isinstance(value, Path),
         str_from_instance=lambda path: [str(path)],
+    )
+
+
+@PATHS.primitive_rule
+def _storage(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Storage] | None:
+    if info.type != Storage:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH|URL",
+        instance_from_str=lambda texts: as_storage(texts[0]),
+        is_instance=lambda value: isinstance(value, (Remote, Path)),
+        str_from_instance=lambda storage: [str(storage)],
     )
 
 

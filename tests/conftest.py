@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 import torch
+from buckets import machine, one_url, s3_server, url  # noqa: F401  # fixtures
 from fake_cuda import cuda  # noqa: F401  # a fixture
 from PIL import Image
 

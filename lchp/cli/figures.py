@@ -21,7 +21,8 @@ class Figures:
 
     source: Annotated[Source, tyro.conf.arg(name="")] = field(default_factory=Source)
     output: Annotated[Path | None, tyro.conf.arg(aliases=("--out",))] = None
-    """Folder to write to; figures/ in the first storage by default, or in the current folder with --run."""
+    """Folder to write to; figures/ in the first storage by default, or in the current folder with --run or where the
+    storage is a URL."""
     figure: tuple[FigureName, ...] = ()
     """Figures to draw; all by default, and with --run those that show one run."""
     of_run: Annotated[Path | None, tyro.conf.arg(name="run")] = None
@@ -41,4 +42,4 @@ class Figures:
         if not {"gained", "lost"} & {*self.shown.pick}:
             refuse(self.shown, ("against",), "goes with --pick gained or lost")
         wanted = FigureOptions(source.storage, source.preset, self.figure, source.where, of_run, self.shown)
-        return make_figures(wanted, self.output or (source.storage[0] if of_run is None else Path()) / "figures")
+        return make_figures(wanted, self.output or (source.beside if of_run is None else Path()) / "figures")

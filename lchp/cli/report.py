@@ -21,8 +21,8 @@ class ReportPage:
 
     source: Annotated[Source, tyro.conf.arg(name="")] = field(default_factory=Source)
     output: Annotated[Path | None, tyro.conf.arg(aliases=("--out",))] = None
-    """File to write; report.html in the first storage by default. An earlier report there is replaced, any other file
-    left alone."""
+    """File to write; report.html in the first storage by default, or in the current folder where that is a URL. An
+    earlier report there is replaced, any other file left alone."""
     figures: bool = True
     """Draw the figures too."""
     data_root: Path | None = None

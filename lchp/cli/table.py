@@ -9,7 +9,8 @@ import tyro
 
 from lchp.console import refuse
 from lchp.errors import ConfigError
-from lchp.report.flags import STORAGES
+from lchp.files.remote import Remote
+from lchp.report.flags import STORAGES, beside
 
 
 @dataclass
@@ -36,12 +37,12 @@ class MakeTable:
     compare: Annotated[tuple[str, ...], tyro.conf.arg(metavar="A B")] = ()
     """Compare two settings, FIELD=VALUE[,FIELD=VALUE][:RESULT], over all their common seeds, or two runs, RUN[:RESULT],
     instead of making a table."""
-    storage: tuple[Path, ...] = STORAGES
-    """Storages of sweeps, folders of run folders, or run folders."""
+    storage: tuple[Remote | Path, ...] = STORAGES
+    """Storages of sweeps (folders, or URLs such as s3://BUCKET/PREFIX), folders of run folders, or run folders."""
     where: tyro.conf.UseAppendAction[Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD=VALUE")]] = ()
     """What the runs must have, e.g. initialization.attention=features; may be given several times."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=("--out",))] = None
-    """Folder to write to; tables/ in the first storage by default."""
+    """Folder to write to; tables/ in the first storage by default, or in the current folder where that is a URL."""
 
     def run(self) -> int:
         """Writes and prints the table; the exit status: 1 where something could not be read."""
@@ -74,7 +75,7 @@ class MakeTable:
             raise ConfigError("--figure draws one field of rows; name a second one by --columns")
         records = collect(self.storage)
         table = field_table(records, asked)
-        out = self.output or self.storage[0] / "tables"
+        out = self.output or beside(self.storage) / "tables"
         figure = None
         if self.figure:
             from lchp.report.figures.fields import figure_of

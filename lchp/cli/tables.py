@@ -22,7 +22,7 @@ class Tables:
 
     source: Annotated[Source, tyro.conf.arg(name="")] = field(default_factory=Source)
     output: Annotated[Path | None, tyro.conf.arg(aliases=("--out",))] = None
-    """Folder to write to; tables/ in the first storage by default."""
+    """Folder to write to; tables/ in the first storage by default, or in the current folder where that is a URL."""
     table: tuple[int, ...] = ()
     """Numbers of the tables to make; by default 1-6, and where such runs are 7 (the choices the paper leaves open) and
     8 (score maps)."""
@@ -43,7 +43,7 @@ class Tables:
             print(compared(self.compare, self.source.storage, self.source.where))
             return 0
         source = self.source
-        out = self.output or source.storage[0] / "tables"
+        out = self.output or source.beside / "tables"
         wanted = {"numbers": tuple(dict.fromkeys(self.table))} if self.table else {}
         options = TableOptions(source.storage, out, source.preset, where=source.where, watch=self.watch, **wanted)
         return make_tables(options)

@@ -17,12 +17,12 @@ from typing import TypeVar
 
 import numpy as np
 import PIL
-import platformdirs
 from tqdm import tqdm
 
 from lchp.config import DataConfig
 from lchp.data.decode import decode, fault, header, read_file
 from lchp.errors import DataError, RunError
+from lchp.files.caches import user_cache
 from lchp.files.runs import write_atomically
 
 log = logging.getLogger(__name__)
@@ -74,10 +74,7 @@ def cache_folder(cache: str) -> Path | None:
     still what is known of them); None where the user has none."""
     if cache not in ("auto", "off"):
         return Path(os.path.expanduser(cache))
-    try:
-        return Path(platformdirs.user_cache_dir("lchp"))
-    except RuntimeError:  # neither HOME nor an entry in passwd
-        return None
+    return user_cache()
 
 
 def look(

@@ -36,9 +36,11 @@ Own = Callable[[Path], bool]
 
 def as_path(text: str) -> Path:
     """A path as a user typed it: `~` is the home folder (and stays where there is no such user). Raises ConfigError for
-    an empty one, which would be the current folder."""
+    an empty one, which would be the current folder, and for a URL."""
     if not text.strip():
         raise ConfigError("a path is empty; name one (. is the current folder)")
+    if "://" in text:
+        raise ConfigError(f"{text}: is a URL, and a path is expected here; --storage alone takes one")
     return Path(os.path.expanduser(text))
 
 

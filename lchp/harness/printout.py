@@ -29,7 +29,8 @@ def dry_run_text(plan: Plan, price_per_hour: float | None = None) -> str:
             cell.config.seed
         )
     cells = tabulate([[name, ", ".join(map(str, s))] for name, s in rows.items()], ["cell", "seeds"])
-    head = f"{len(plan.cells)} cells ({len(rows)} settings x {len(seeds)} seeds at most), storage {plan.store.storage}"
+    where = plan.store.remote or plan.store.storage
+    head = f"{len(plan.cells)} cells ({len(rows)} settings x {len(seeds)} seeds at most), storage {where}"
     return f"{head}\n\n{cells}\n\n{counts(plan)}\n{cost(plan)}\n{estimate(plan, price_per_hour)}"
 
 

@@ -128,7 +128,7 @@ def conduct(flags: Flags, sweep: Sweep, closing: Closing | None = None) -> int:
     print(f"\n{closing_table(result)}")
     if closing is not None:
         print(f"\n{closing(result, replace(PRESETS[flags.preset], config=flags.config))}")
-    print(f"\n{timing_line(result)}\nrecords: {result.folder / 'sweep.json'}")
+    print(f"\n{timing_line(result)}\nrecords: {result.record}")
     return 1 if result.failed else 0
 
 

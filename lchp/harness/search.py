@@ -24,25 +24,23 @@ from lchp.config import PLACES, TrainConfig, to_flat
 from lchp.data import load
 from lchp.errors import ConfigError, RunError
 from lchp.files import runs
-from lchp.files.locks import LOCK, locked
 from lchp.files.schema import cell_key
 from lchp.harness.cells import MAX_CELLS, Cell, Job, Overrides, Sweep, make_cell, pinned
 from lchp.harness.database import DATABASE, open_study
+from lchp.harness.places import bring, claimed, require_new
 from lchp.harness.schedule import JobSchedule, Progress
-from lchp.harness.store import Store
 from lchp.harness.sweep import (
-    WORK,
     Hooks,
     Options,
     Plan,
     SweepResult,
     checked_name,
+    clear_work,
     gpus_per_worker,
     look_up,
     outcomes_of,
     recorded,
     recorded_cells,
-    require_new,
     run_trials,
     tracked,
 )
@@ -88,18 +86,17 @@ def search(spec: Search, options: Options | None = None, *, show_progress: bool 
     base = pinned(_with_validation(spec.base, spec.objective), gpu=gpus_per_worker(options, spec.base) > 0)
     if base.evaluation.oracle and load(base.data).train.boxes is None:
         raise ConfigError("--oracle-gt-known: the training images have no boxes to choose by")
-    storage = options.storage.absolute()
-    folder = storage / "sweeps" / checked_name(spec.name)
-    runs.make_folder(folder)
-    with locked(folder / LOCK) as claim:
-        if not options.resume:
-            require_new(folder)
+    store = options.store
+    folder = store.storage / "sweeps" / checked_name(spec.name)
+    # behind a URL a study of its own: a database cannot be written by two machines there
+    storage = store.storage if options.remote is None else folder
+    with claimed(folder, options.remote, resume=options.resume) as claim:
         plan = Plan(
             Sweep(spec.name, base, []),
             options,
             recorded_cells(folder, base),
             JobSchedule([]),
-            Store(storage),
+            store,
             folder,
             claim,
         )
@@ -136,25 +133,27 @@ def search(spec: Search, options: Options | None = None, *, show_progress: bool 
             )
             run_trials(plan, hooks, show_progress=show_progress)
             study.close()
-        for rest in ("ray", WORK):  # of trials that were stopped, too
-            shutil.rmtree(folder / rest, ignore_errors=True)
-        return SweepResult(folder, outcomes_of(plan), plan.timing)
+        shutil.rmtree(folder / "ray", ignore_errors=True)
+        clear_work(plan)  # of trials that were stopped, too
+        return SweepResult(folder, outcomes_of(plan), plan.timing, options.remote)
 
 
 def draft(spec: Search, options: Options) -> Plan:
     """As many cells as a search has trials to come, drawn at random, and which of their links are in the store: what a
     search will take, as far as it can be known. Changes nothing in the storage. Raises as `search`."""
     base = pinned(_with_validation(spec.base, spec.objective), gpu=gpus_per_worker(options, spec.base) > 0)
-    storage = options.storage.absolute()
-    folder, done = storage / "sweeps" / checked_name(spec.name), 0
+    store = options.store
+    folder, done = store.storage / "sweeps" / checked_name(spec.name), 0
+    if store.remote is not None:
+        bring(folder, store.remote, check=True)
     if options.resume and (folder / runs.SWEEP).exists():
         done = sum(cell["state"] in ("done", "stopped") for cell in runs.read_sweep(folder)["cells"])
     else:
-        require_new(folder)
+        require_new(folder, store.remote)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(base.seed))
     cells = [make_cell(base, spec.space(study.ask())) for _ in range(spec.trials - done)]
-    plan = Plan(Sweep(spec.name, base, []), options, cells, JobSchedule([]), Store(storage), folder)
+    plan = Plan(Sweep(spec.name, base, []), options, cells, JobSchedule([]), store, folder)
     plan.schedule.add(plan.jobs().values())
     look_up(plan, look_only=True)
     return plan
@@ -357,7 +356,7 @@ class Study:
         return self.over + sum(map(len, self.trials.values())) + self.failures
 
     def _recorded_objective(self, kind: Kind, key: str) -> float | None:
-        return measured(runs.read_summary(self.plan.store.path(kind, key)), self.spec.objective)
+        return measured(runs.read_summary(self.plan.store.fetched(kind, key)), self.spec.objective)
 
 
 def _recorded_as_stopped(plan: Plan) -> set[str]:

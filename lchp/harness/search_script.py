@@ -4,6 +4,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated
 
 import optuna
@@ -80,16 +81,21 @@ def main(
         streams.outlast()
         result = search(spec, common.options, show_progress=True)
         print(f"\n{closing(spec, result)}")
-        study = shlex.quote(Database(common.options.storage / DATABASE).url)
-        print(f"\n{timing_line(result)}\nrecords: {result.folder / 'sweep.json'}; study: optuna-dashboard {study}")
+        study = shlex.quote(Database(studies(result) / DATABASE).url)
+        print(f"\n{timing_line(result)}\nrecords: {result.record}; study: optuna-dashboard {study}")
         return 1 if result.failed else 0
 
     return guarded(body, program.to_go_on(arguments))
 
 
+def studies(result: SweepResult) -> Path:
+    """The folder of the database of a search's study."""
+    return result.storage if result.remote is None else result.folder
+
+
 def closing(spec: Search, result: SweepResult) -> str:
     """Counts, and the best trial as flags to run it again. What is best the records say, not the study."""
-    study = open_study(result.storage, spec.name)
+    study = open_study(studies(result), spec.name)
     trials = trials_of(study, *TrialState)
     states = [t.state.name.lower() for _, t in trials]
     counts = ", ".join(f"{states.count(s)} {s}" for s in ("complete", "pruned", "fail") if s in states)

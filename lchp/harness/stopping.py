@@ -3,6 +3,7 @@ folders, which every trial looks for."""
 
 import contextlib
 import os
+import socket
 import sys
 import threading
 import time
@@ -11,11 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lchp.files.locks import HeldError, locked
+from lchp.files.remote import Remote, RemoteError
 from lchp.system.interrupt import Interrupted, Stop
 
 MARK = "STOP"
 EVERY = 0.5
 """Seconds between two looks of a trial."""
+LOOK = 2.0
+"""The same of a mark behind a URL."""
 GRACE = 60.0
 """Seconds that the driver waits: batch systems give two minutes and more."""
 
@@ -39,8 +43,41 @@ class Told:
             self.resting.clear()
 
 
+@dataclass(frozen=True)
+class Unfinished:
+    """The folder of a sweep's unfinished trainings; where the storage is behind a URL, also what the names of its
+    objects begin with. Each training holds the lock JOB.lock beside its own folder, or has an object of that name."""
+
+    folder: Path
+    remote: Remote | None = None
+    name: str = ""
+
+    def is_marked(self) -> bool:
+        """Whether the driver has left its mark. Raises OSError, RemoteError."""
+        if self.remote is None:
+            return (self.folder / MARK).exists()
+        return self.remote.read(f"{self.name}/{MARK}", tries=1) is not None
+
+    def begin(self, job: str) -> None:
+        """Behind a URL: writes the object that says that a training runs. Raises RemoteError."""
+        if self.remote is not None:
+            self.remote.write(f"{self.name}/{job}.lock", f"pid {os.getpid()} on {socket.gethostname()}\n".encode())
+
+    def end(self, job: str) -> None:
+        """Removes that."""
+        if self.remote is not None:
+            with contextlib.suppress(RemoteError):
+                self.remote.remove(f"{self.name}/{job}.lock", tries=1)
+
+    def begun(self) -> set[str]:
+        """Behind a URL: the jobs whose trainings run, or were killed. Raises RemoteError."""
+        if self.remote is None:
+            return set()
+        return {name.removesuffix(".lock") for name in self.remote.list(self.name) if name.endswith(".lock")}
+
+
 @contextlib.contextmanager
-def told_to_stop(work: Path, *, alone: bool) -> Iterator[Told]:
+def told_to_stop(work: Unfinished, job: str, *, alone: bool) -> Iterator[Told]:
     """Looks for the driver's mark in `work` while the block runs. A training answers at its step's end; in the midst of
     all else (a prediction, a report) this process ends. alone: there is one worker; several, which would have to agree
     on the step, do not look."""
@@ -48,16 +85,18 @@ def told_to_stop(work: Path, *, alone: bool) -> Iterator[Told]:
 
     def look() -> None:
         asked = False
-        while not over.wait(EVERY):
+        while not over.wait(EVERY if asked or work.remote is None else LOOK):
             try:
-                if not asked and (work / MARK).exists():
+                if not asked and work.is_marked():
                     asked = True
                     told.stop.ask()
-            except OSError:  # a storage that is away for a while
+            except (OSError, RemoteError):  # a storage that is away for a while
                 continue
             except Interrupted:
+                work.end(job)
                 _end()
             if asked and told.resting.is_set():
+                work.end(job)
                 _end()
 
     looking = threading.Thread(target=look, name="told to stop", daemon=True)
@@ -75,21 +114,31 @@ def _end() -> None:
     os._exit(0)
 
 
-def let_stop(work: Path, jobs: Iterable[str]) -> None:
+def let_stop(work: Unfinished, jobs: Iterable[str]) -> None:
     """Leaves the mark, and waits until the trials of these jobs have let go of their work folders, GRACE at most. Who
     asks a second time ends that by Interrupted."""
-    waiting = [work / f"{job}.lock" for job in jobs]
+    waiting = set(jobs)
     if not waiting:
         return
     print("\nstopping: trainings write a checkpoint; a second time stops at once", file=sys.stderr, flush=True)
-    with contextlib.suppress(OSError):  # the storage is gone, and the trials with it
-        (work / MARK).touch()
-        end = time.monotonic() + GRACE
-        for path in waiting:
+    end = time.monotonic() + GRACE
+    with contextlib.suppress(OSError, RemoteError):  # the storage is gone, and the trials with it
+        if work.remote is not None:
+            work.remote.write(f"{work.name}/{MARK}", b"stop\n", tries=1)
+            while work.begun() & waiting and time.monotonic() < end:
+                time.sleep(EVERY)
+            return
+        (work.folder / MARK).touch()
+        for job in sorted(waiting):
+            path = work.folder / f"{job}.lock"
             with contextlib.suppress(HeldError), locked(path, wait=max(0.0, end - time.monotonic())):
                 pass
 
 
-def go_on(work: Path) -> None:
-    """Takes away the mark of an earlier start."""
-    (work / MARK).unlink(missing_ok=True)
+def go_on(work: Unfinished) -> None:
+    """Takes away the mark of an earlier start, and what those of its trainings that were killed have left."""
+    (work.folder / MARK).unlink(missing_ok=True)
+    if work.remote is not None:
+        work.remote.remove(f"{work.name}/{MARK}")
+        for job in work.begun():
+            work.end(job)

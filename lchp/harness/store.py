@@ -4,10 +4,12 @@ STORAGE/store/KIND/KEY is the run folder of a link (see `lchp.training.chain`), 
 before it are joined, with a DONE file: the checksums of all its files. A training happens in a work folder beside; DONE
 is its last file; then one rename publishes it. So a folder of the store is whole or damaged, never half-written, and
 two sweeps that finish the same training publish it once.
+
+Where the storage is behind a URL (`lchp.files.remote`), all of this happens in a mirror. A result is uploaded once it
+is published there, and fetched where the mirror lacks it (`lchp.files.results`).
 """
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -22,6 +24,8 @@ from lchp.errors import LchpError, RunError
 from lchp.files import runs
 from lchp.files.filesystem import sync_folder
 from lchp.files.locks import LOCK
+from lchp.files.remote import Remote
+from lchp.files.results import DamagedError, checksums, fetch, is_read, is_whole, put
 from lchp.files.runs import (
     CHECKPOINTS,
     CONFIG,
@@ -46,9 +50,12 @@ RESULT, PREDICTED = (CONFIG, ENVIRONMENT), (PREDICTIONS, SUMMARY)
 
 @dataclass(frozen=True)
 class Store:
-    """The store below `storage`."""
+    """The store below `storage`, or the one behind a URL whose mirror that is. light: of a mirror that holds what
+    reports read, without checkpoints."""
 
     storage: Path
+    remote: Remote | None = None
+    light: bool = False
 
     def path(self, kind: Kind, key: str) -> Path:
         """Where a result lives once it is published."""
@@ -56,11 +63,34 @@ class Store:
 
     def find(self, kind: Kind, key: str, *, look_only: bool = False) -> Path | None:
         """The run folder of a finished training, checksums verified. A damaged one is moved aside, with a warning;
-        `look_only` leaves it where it is."""
+        `look_only` leaves it where it is. One behind a URL is fetched; a damaged one stays until it is replaced."""
+        found = self._find(kind, key, look_only=look_only)
+        return found if self.remote is None else self._agreed(self.remote, kind, key, found, look_only=look_only)
+
+    def _agreed(self, remote: Remote, kind: Kind, key: str, found: Path | None, *, look_only: bool) -> Path | None:
+        """What the mirror has (`found`) and what the storage has, made one. Raises RemoteError."""
+        name = f"store/{kind}/{key}"
+        if found is not None and self.light:
+            if remote.read(f"{name}/{DONE}") is not None:
+                return found
+            shutil.rmtree(found, ignore_errors=True)  # removed from the storage
+            return None
+        if found is not None:
+            if not look_only and not is_whole(remote, name, found):  # an upload failed, or what is there is damaged
+                put(remote, name, found)
+            return found
+        try:
+            there = fetch(remote, name, self.path(kind, key), light=self.light)
+        except DamagedError as error:
+            log.warning("%s is damaged (%s): to be trained again", remote.under(name), error)
+            return None
+        return self._find(kind, key, look_only=look_only) if there else None
+
+    def _find(self, kind: Kind, key: str, *, look_only: bool) -> Path | None:
         folder = self.path(kind, key)
         if not folder.is_dir():
             return None
-        fault, added = verify(folder, kind, key)
+        fault, added = verify(folder, kind, key, light=self.light)
         if fault is None:
             if added:
                 log.warning("%s: %s not listed in %s: no part of the training", folder, ", ".join(added), DONE)
@@ -77,6 +107,14 @@ class Store:
             raise unwritable(aside, error) from None
         log.warning("%s is damaged (%s): moved to %s, to be trained again", folder, fault, aside)
         return None
+
+    def fetched(self, kind: Kind, key: str) -> Path:
+        """Where a result lies that was published: behind a URL by another machine, so that it is fetched first.
+        Raises RemoteError."""
+        path = self.path(kind, key)
+        if self.remote is not None and not path.is_dir():
+            self.find(kind, key)
+        return path
 
     def holders(self) -> Callable[[Chain], Chain | None]:
         """Looks up the chain of a result, damaged or not, that has the last link of a chain: its own, or one of which
@@ -101,7 +139,7 @@ class Store:
 
     def publish(self, work: Path, kind: Kind, key: str) -> Path:
         """Moves a finished run folder into the store, without second copies of its checkpoints. Where another sweep was
-        first, its copy stays and ours goes. Raises RunError."""
+        first, its copy stays and ours goes. Then uploads it, where the storage is behind a URL. Raises RunError."""
         target = self.path(kind, key)
         try:
             for newest in (work / CHECKPOINTS).glob("*.pt"):
@@ -115,13 +153,17 @@ class Store:
             try:
                 os.rename(work, target)
             except OSError:
-                if self.find(kind, key) is None:  # what stood there was damaged, and is out of the way now
+                if (
+                    self._find(kind, key, look_only=False) is None
+                ):  # what stood there was damaged, and is out of the way now
                     os.rename(work, target)
                 else:
                     shutil.rmtree(work)
             sync_folder(target.parent)
         except OSError as error:
             raise unwritable(target, error) from None
+        if self.remote is not None:
+            put(self.remote, f"store/{kind}/{key}", target)
         return target
 
 
@@ -146,18 +188,9 @@ def _trained(folder: Path, kind: Kind) -> bool:
         return False
 
 
-def checksums(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below a folder, by relative path; DONE and unfinished temporary files aside."""
-    found: dict[str, str] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != DONE and not path.name.startswith("."):
-            with path.open("rb") as file:
-                found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
-
-
-def verify(folder: Path, kind: Kind, key: str) -> tuple[str | None, list[str]]:
-    """What is wrong with a folder of the store, or None; and its files that DONE does not list."""
+def verify(folder: Path, kind: Kind, key: str, *, light: bool = False) -> tuple[str | None, list[str]]:
+    """What is wrong with a folder of the store, or None; and its files that DONE does not list. light: its checkpoints
+    lie elsewhere."""
     try:
         done = json.loads((folder / DONE).read_text())
         said, files = done["key"], dict(done["files"])
@@ -178,6 +211,8 @@ def verify(folder: Path, kind: Kind, key: str) -> tuple[str | None, list[str]]:
     except OSError as error:
         return f"cannot be read: {error}", []
     for name, checksum in files.items():
+        if light and not is_read(name):
+            continue
         if name not in there:
             return f"{name} is missing", []
         if there[name] != checksum:

@@ -25,12 +25,16 @@ from lchp.config import FILES, TrainConfig, from_dict, override, short_name, sho
 from lchp.errors import ConfigError, RunError
 from lchp.evaluation.metrics import Metric
 from lchp.files import runs
-from lchp.files.locks import LOCK, Claim, locked
+from lchp.files.locks import Claim
+from lchp.files.marks import RemoteClaim
+from lchp.files.remote import Remote, as_storage
+from lchp.files.runs import SWEEP
 from lchp.files.schema import SWEEP_VERSIONS
-from lchp.harness import stopping
+from lchp.harness import places, stopping
 from lchp.harness.cells import Cell, Job, Sweep, expand, jobs_of, make_cell, pinned
 from lchp.harness.cluster import Resources, cluster
 from lchp.harness.display import Display
+from lchp.harness.places import WORK, claimed
 from lchp.harness.schedule import JobSchedule, Progress, Reason
 from lchp.harness.store import Store
 from lchp.harness.tracked import cells_sent
@@ -43,14 +47,14 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
-SWEEP = "sweep.json"
-WORK = "work"
 DRIVER_CPU = 0.01  # a trial that drives Ray Train must ask for little, or drivers starve their own workers
 ROUNDS = 3
 WORD = 60.0
 """Seconds in which some training should have begun; if none has, a line says so, and again after twice the time."""
 NEVER = 600.0
 """Seconds after which a sweep ends in which none has begun, where nobody else can hold what it waits for."""
+LISTED = 10.0
+"""Seconds between two lists of the trainings that run, where the storage is behind a URL."""
 RECORD_EVERY = 20.0
 """Time between two writings of sweep.json, in times of what one takes: with 1,000 cells that is 0.05 s per writing."""
 
@@ -59,8 +63,8 @@ RECORD_EVERY = 20.0
 class Options:
     """How a sweep runs; none of it changes a result."""
 
-    storage: Path = Path("results")
-    """Folder of the store and of the sweeps' records."""
+    storage: Remote | Path = Path("results")
+    """Folder of the store and of the sweeps' records, or its URL (s3://BUCKET/PREFIX), where nodes share no disk."""
     resume: bool = False
     """Go on with the sweep of this name; cells that are new are added."""
     gpus_per_trial: float | None = None
@@ -81,7 +85,7 @@ class Options:
     """Tracker that gets a run of each cell that is done; may be given several times."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "storage", Path(self.storage))  # a text will do
+        object.__setattr__(self, "storage", as_storage(self.storage))  # a text will do
         object.__setattr__(self, "track", tuple(self.track))
         for name, least in (
             ("gpus_per_trial", 0),
@@ -102,6 +106,21 @@ class Options:
             raise ConfigError(
                 f"--gpus-per-trial = {self.gpus_per_trial}: a share of one GPU, or a whole number of GPUs"
             )
+
+    @property
+    def remote(self) -> Remote | None:
+        """The storage, where it is behind a URL."""
+        return self.storage if isinstance(self.storage, Remote) else None
+
+    @property
+    def folder(self) -> Path:
+        """The storage's folder, or this machine's mirror of it."""
+        return self.storage.mirror("sweeps") if isinstance(self.storage, Remote) else self.storage.absolute()
+
+    @property
+    def store(self) -> Store:
+        """The store of results, as the program that drives a sweep reads it."""
+        return Store(self.folder, self.remote, light=self.remote is not None)
 
 
 @dataclass(frozen=True)
@@ -140,16 +159,24 @@ class Timing:
 @dataclass(frozen=True)
 class SweepResult:
     """A sweep's record (`folder`/sweep.json) and its cells, those of earlier starts under the same name included.
-    `timing`: of this start, None where nothing was left to train."""
+    `timing`: of this start, None where nothing was left to train. `remote`: the storage behind a URL, whose mirror
+    `folder` lies in."""
 
     folder: Path
     cells: list[Outcome]
     timing: Timing | None = None
+    remote: Remote | None = None
 
     @property
     def storage(self) -> Path:
-        """The storage that the sweep's results are in."""
+        """The storage that the sweep's results are in, or its mirror."""
         return self.folder.parents[1]
+
+    @property
+    def record(self) -> str:
+        """Where sweep.json lies, for people."""
+        here = self.folder / SWEEP
+        return str(here) if self.remote is None else self.remote.under(f"{places.name_of(self.folder)}/{SWEEP}")
 
     @property
     def failed(self) -> list[Outcome]:
@@ -167,7 +194,7 @@ class Plan:
     schedule: JobSchedule
     store: Store
     folder: Path
-    claim: Claim | None = None
+    claim: Claim | RemoteClaim | None = None
     created: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%S%z"))
     timing: Timing | None = None
 
@@ -193,11 +220,8 @@ def run(sweep: Sweep, options: Options | None = None, *, show_progress: bool = F
     """
     options = options or Options()
     required(options.track)
-    folder = options.storage.absolute() / "sweeps" / checked_name(sweep.name)
-    runs.make_folder(folder)
-    with locked(folder / LOCK) as claim:
-        if not options.resume:
-            require_new(folder)
+    folder = options.folder / "sweeps" / checked_name(sweep.name)
+    with claimed(folder, options.remote, resume=options.resume) as claim:
         plan = replace(make_plan(sweep, options), claim=claim)
         with recorded(plan), tracked(plan) as sent:
             if plan.schedule.next_exists():
@@ -205,8 +229,15 @@ def run(sweep: Sweep, options: Options | None = None, *, show_progress: bool = F
         shutil.rmtree(folder / "ray", ignore_errors=True)
         outcomes = outcomes_of(plan)
         if not any(o.state == "failed" for o in outcomes):
-            shutil.rmtree(plan.work, ignore_errors=True)
-        return SweepResult(folder, outcomes, plan.timing)
+            clear_work(plan)
+        return SweepResult(folder, outcomes, plan.timing, options.remote)
+
+
+def clear_work(plan: Plan) -> None:
+    """Removes unfinished trainings."""
+    shutil.rmtree(plan.work, ignore_errors=True)
+    if plan.store.remote is not None:
+        plan.store.remote.remove(f"{places.name_of(plan.folder)}/{WORK}", folder=True)
 
 
 @contextlib.contextmanager
@@ -224,6 +255,9 @@ def recorded(plan: Plan) -> Iterator[None]:
             if plan.claim is not None:
                 plan.claim.check()
             (plan.folder / SWEEP).unlink(missing_ok=True)
+            if plan.store.remote is not None:
+                with contextlib.suppress(RunError):  # what ended the sweep is to be said
+                    places.send(plan.folder, plan.store.remote)
         raise
     write_record(plan)
 
@@ -252,21 +286,14 @@ def tracked(plan: Plan) -> Iterator[Callable[[Progress], None]]:
         send()
 
 
-def require_new(folder: Path) -> None:
-    """Raises RunError where a sweep's folder holds a record, or unfinished trainings whose record is gone."""
-    for there, what in ((folder / SWEEP, "a sweep"), (folder / WORK, "unfinished trainings of a sweep")):
-        if there.is_file() or any(there.glob("*/")):
-            raise RunError(
-                f"{folder}: holds {what} already; go on with it or add to it by --resume, or take another --name"
-            )
-
-
 def make_plan(sweep: Sweep, options: Options, *, look_only: bool = False) -> Plan:
     """Cells (with those of the record under the same name), their trainings, and which of these are in the store.
     look_only: changes nothing in the storage."""
-    storage = options.storage.absolute()
+    store = options.store
     base = pinned(sweep.base, gpu=gpus_per_worker(options, sweep.base) > 0)
-    folder = storage / "sweeps" / checked_name(sweep.name)
+    folder = store.storage / "sweeps" / checked_name(sweep.name)
+    if look_only and store.remote is not None:
+        places.bring(folder, store.remote, check=True)
     cells = {c.key: c for c in [*recorded_cells(folder, base), *expand(replace(sweep, base=base))]}
     if not cells:
         raise ConfigError(f"sweep {sweep.name}: has no cells")
@@ -276,14 +303,13 @@ def make_plan(sweep: Sweep, options: Options, *, look_only: bool = False) -> Pla
                 f"data.batch_size = {cell.config.data.batch_size}: cannot be cut into equal parts for "
                 f"{options.workers_per_trial} workers; change it, or --workers-per-trial"
             )
-    store = Store(storage)
     plan = Plan(replace(sweep, base=base), options, list(cells.values()), JobSchedule([]), store, folder)
     plan.schedule.add(plan.jobs().values())
     look_up(plan, look_only=look_only)
     if (folder / SWEEP).exists():
         plan.created = runs.read_sweep(folder)["created"]
     elif options.resume:
-        log.warning("%s: holds no sweep %s to go on with; this is a new one", storage, sweep.name)
+        log.warning("%s: holds no sweep %s to go on with; this is a new one", options.storage, sweep.name)
     return plan
 
 
@@ -371,6 +397,8 @@ def write_record(plan: Plan) -> None:
         "jobs": jobs,
     }
     runs.write_json(plan.folder / SWEEP, record, parents=plan.claim is None)
+    if plan.store.remote is not None:
+        places.send(plan.folder, plan.store.remote)
 
 
 def outcomes_of(plan: Plan, *, summaries: bool = True) -> list[Outcome]:
@@ -382,6 +410,7 @@ def outcomes_of(plan: Plan, *, summaries: bool = True) -> list[Outcome]:
         summary, state, error, reason = None, progress.state, progress.error, progress.reason
         if summaries and path is not None:
             try:
+                plan.store.fetched(cell.chain.last.kind, cell.key)
                 summary = {**runs.read_summary(path)}
             except RunError as fault:  # damaged since it was published
                 path, state, error, reason = None, "failed", str(fault), "error"
@@ -415,7 +444,9 @@ def run_trials(plan: Plan, hooks: Hooks | None = None, *, show_progress: bool) -
         gpus,
         hooks.objective,
         None if plan.claim is None else plan.claim.mark,
+        None if options.remote is None else options.remote.url,
     )
+    works = setting.works
     runs.make_folder(plan.work)
     begin = time.perf_counter()
     display = Display(
@@ -425,18 +456,18 @@ def run_trials(plan: Plan, hooks: Hooks | None = None, *, show_progress: bool) -
         lambda p: _job_text(plan, p),
         show_progress,
     )
-    stopping.go_on(plan.work)
+    stopping.go_on(works)
     with cluster(
         options.address,
         nodes=options.nodes,
         dashboard=setting.wrapper == "ray_train" and hooks.scheduler is not None,
-        before_leaving=lambda: stopping.let_stop(plan.work, _training(plan) if setting.workers == 1 else ()),
+        before_leaving=lambda: stopping.let_stop(works, _training(plan) if setting.workers == 1 else ()),
     ) as resources:
-        places = places_for(setting, options, resources)
+        at_once = places_for(setting, options, resources)
         display.open()
         try:
             for _ in range(ROUNDS):
-                _tune(plan, setting, places, display, hooks, resources)
+                _tune(plan, setting, at_once, display, hooks, resources)
                 if not any(p.state in ("waiting", "running") for p in plan.schedule.jobs.values()):
                     break
                 for progress in plan.schedule.jobs.values():  # Tune ended without telling of them: again
@@ -447,7 +478,7 @@ def run_trials(plan: Plan, hooks: Hooks | None = None, *, show_progress: bool) -
         finally:
             display.close()
             own = sum(p.facts.get("train_seconds", 0.0) for p in plan.schedule.jobs.values())
-            plan.timing = Timing(time.perf_counter() - begin, own, places)
+            plan.timing = Timing(time.perf_counter() - begin, own, at_once)
 
 
 def _training(plan: Plan) -> list[str]:
@@ -478,10 +509,13 @@ class Patience:
     ends what would never begin."""
 
     plan: Plan
+    works: stopping.Unfinished
     need: str
     shared: bool
     say: Callable[[str], None]
     clock: Callable[[], float] = time.monotonic
+    begun: set[str] = field(default_factory=set)
+    listed: float = -math.inf
 
     def __post_init__(self) -> None:
         self.since, self.next = self.clock(), WORD
@@ -502,7 +536,13 @@ class Patience:
             self.next *= 2
 
     def _has_begun(self, job: str) -> bool:
-        """A training takes the lock of its work folder first of all."""
+        """A training takes the lock of its work folder first of all, or writes an object of that name."""
+        if self.works.remote is not None:
+            if job not in self.begun and self.clock() >= self.listed + LISTED:
+                self.listed = self.clock()
+                with contextlib.suppress(RunError):
+                    self.begun |= self.works.begun()
+            return job in self.begun
         with contextlib.suppress(FileNotFoundError):
             return (self.plan.work / f"{job}.lock").stat().st_mtime >= self.begin
         return False
@@ -528,7 +568,7 @@ def _tune(plan: Plan, setting: Setting, places: int, display: Display, hooks: Ho
         return call
 
     need = f"{setting.workers} x ({setting.cpus:g} CPUs, {setting.gpus:g} GPUs)"
-    patience = Patience(plan, need, resources.shared, display.say)
+    patience = Patience(plan, setting.works, need, resources.shared, display.say)
 
     def look() -> None:
         kept(patience.look, None)()
@@ -615,9 +655,9 @@ def _best(plan: Plan) -> str:
         if progress.state != "done":
             continue
         if "score" not in progress.facts:  # read once
-            folder = plan.store.path(cell.chain.last.kind, cell.key)
             progress.facts["score"] = None
             with contextlib.suppress(RunError):  # damaged meanwhile: said at the end
+                folder = plan.store.fetched(cell.chain.last.kind, cell.key)
                 progress.facts["score"] = headline({**runs.read_summary(folder)})
         score = progress.facts["score"]
         if score is not None and (best is None or score > best[0]):

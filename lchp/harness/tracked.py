@@ -53,7 +53,10 @@ class CellSender:
 
     def _send(self, tracker: TrackerName, cell: Cell, name: str) -> None:
         link = cell.chain.last
-        run, notes = self._store.path(link.kind, cell.key), self._folder / runs.TRACKERS / f"{tracker}-{cell.key}.json"
+        run, notes = (
+            self._store.fetched(link.kind, cell.key),
+            self._folder / runs.TRACKERS / f"{tracker}-{cell.key}.json",
+        )
         tags = {"method": label(cell.config), "key": cell.key}
         subject = Subject(run, name, self._folder.name, cell.config, tags, notes, self._folder, self._check)
         feed = Feed(tracker, subject)

@@ -12,17 +12,20 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from lchp.data import fingerprint, load
 from lchp.errors import DataError, LchpError, RunError
 from lchp.files import runs
 from lchp.files.locks import LOCK, Claim, HeldError, locked
+from lchp.files.marks import RemoteClaim
+from lchp.files.remote import Remote, RemoteError
+from lchp.harness.attempts import Attempt
 from lchp.harness.cells import Job
 from lchp.harness.schedule import Reason
-from lchp.harness.stopping import told_to_stop
+from lchp.harness.stopping import Unfinished, told_to_stop
 from lchp.harness.store import Store
 from lchp.system import distributed
 from lchp.system.interrupt import Interrupted, Stop
@@ -57,7 +60,8 @@ PASSES = frozenset(
 @dataclass(frozen=True)
 class Setting:
     """How the trials of a sweep run. `work`: folder for unfinished trainings; cpus and gpus are per worker. `claim`:
-    the mark of the lock that the sweep holds in the folder of `work` (see `Claim`), None where nobody holds one."""
+    the mark of the lock that the sweep holds in the folder of `work` (see `Claim`), None where nobody holds one. `url`:
+    of the storage that `storage` is a mirror of."""
 
     storage: str
     work: str
@@ -66,6 +70,29 @@ class Setting:
     gpus: float = 0
     objective: str | None = None
     claim: str | None = None
+    url: str | None = None
+
+    @property
+    def remote(self) -> Remote | None:
+        """The storage behind a URL."""
+        return None if self.url is None else Remote(self.url)
+
+    def here(self) -> "Setting":
+        """With the folders of this machine, where the storage is behind a URL: each has mirrors of its own."""
+        if self.remote is None:
+            return self
+        storage = self.remote.mirror("trials")
+        work = storage / Path(self.work).relative_to(self.storage)
+        runs.make_folder(work)
+        return replace(self, storage=str(storage), work=str(work))
+
+    @property
+    def works(self) -> Unfinished:
+        """The unfinished trainings."""
+        work, remote = Path(self.work), self.remote
+        return (
+            Unfinished(work) if remote is None else Unfinished(work, remote, work.relative_to(self.storage).as_posix())
+        )
 
     @property
     def wrapper(self) -> Literal["plain", "ray_train"]:
@@ -92,7 +119,8 @@ def run_job(job: Job, setting: Setting, report: Report) -> None:
         report(here | _scalars(last, setting) | {"state": state, "seconds": time.time() - begin, **facts})
 
     try:
-        with told_to_stop(Path(setting.work), alone=distributed.size() == 1) as told:
+        setting = setting.here()
+        with told_to_stop(setting.works, job.name, alone=distributed.size() == 1) as told:
             lost = _train(job, setting, on_epoch, spent, told.stop)
     except Interrupted:
         if not told.stop.asked:
@@ -101,7 +129,8 @@ def run_job(job: Job, setting: Setting, report: Report) -> None:
     except (LchpError, OSError) as error:
         if distributed.size() > 1 or _may_pass(error):
             raise  # workers that do not agree cannot report together
-        finish("failed", error=_line(error), reason=reason_of(error))
+        kept = f"; what was trained is kept on {here['node']}" if isinstance(error, RemoteError) else ""
+        finish("failed", error=f"{_line(error)}{kept}", reason=reason_of(error))
         return
     finish("lost_source", lost=",".join(lost)) if lost else finish("done", **spent)
 
@@ -119,11 +148,16 @@ def _train(job: Job, setting: Setting, on_epoch: Report, spent: dict[str, float]
     from lchp.training.fit import Session
     from lchp.training.run import train_links
 
-    store = Store(Path(setting.storage))
+    store = Store(Path(setting.storage), setting.remote)
     work = Path(setting.work) / job.name
     first = distributed.rank() == 0
+    attempt = Attempt(setting.remote, f"{setting.works.name}/{job.name}", work) if setting.remote and first else None
     _require_claimed(setting)
-    with _held(work.with_name(f"{work.name}.lock")) if first else contextlib.nullcontext():
+    with contextlib.ExitStack() as held:
+        if first:
+            held.enter_context(_held(work.with_name(f"{work.name}.lock")))
+            setting.works.begin(job.name)
+            held.callback(setting.works.end, job.name)
         if distributed.from_first(lambda: store.find(job.kind, job.key)) is not None:
             return []
         there: dict[Kind, Path | None] = distributed.from_first(
@@ -134,25 +168,47 @@ def _train(job: Job, setting: Setting, on_epoch: Report, spent: dict[str, float]
             return [name for name, kind in zip(job.needs, job.sources, strict=True) if kind not in found]
         if first and (changed := _changed_data(job)) is not None:
             raise changed
+        if attempt is not None:
+            attempt.fetch()
         resume = distributed.from_first(lambda: _can_resume(work, job))
         if first:
             work.mkdir(exist_ok=True)  # not those above it: the storage may be gone
         begin = time.perf_counter()
-        session = Session(job.config.seed, resume, on_epoch=on_epoch, show_progress=False, stop=stop)
-        train_links(job.config, work, session, last=job.kind, found=found)
+
+        def after_epoch(metrics: dict[str, Any]) -> None:
+            if attempt is not None:
+                attempt.send()
+            on_epoch(metrics)
+
+        session = Session(job.config.seed, resume, on_epoch=after_epoch, show_progress=False, stop=stop)
+        try:
+            train_links(job.config, work, session, last=job.kind, found=found)
+        except KeyboardInterrupt:  # at a step's end, with a checkpoint: the next attempt may be on another node
+            if attempt is not None:
+                with contextlib.suppress(RemoteError):
+                    attempt.send()
+            raise
         spent["train_seconds"] = time.perf_counter() - begin
         if first:
             _require_claimed(setting)
             if (changed := _changed_data(job)) is not None:
                 shutil.rmtree(work, ignore_errors=True)  # trained on neither
+                if attempt is not None:
+                    attempt.remove()
                 raise changed
             store.publish(work, job.kind, job.key)
+            if attempt is not None:
+                attempt.remove()
     return []
 
 
 def _require_claimed(setting: Setting) -> None:
     """Raises RunError where the folder of the sweep is no longer the one that its driver claimed."""
-    if setting.claim is not None:
+    if setting.claim is None:
+        return
+    if setting.remote is not None:
+        RemoteClaim(setting.remote, str(PurePosixPath(setting.works.name).with_name(LOCK)), setting.claim).check()
+    else:
         Claim(Path(setting.work).with_name(LOCK), setting.claim).check()
 
 
@@ -257,13 +313,17 @@ def ray_train_trial(config: dict[str, Any]) -> None:
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    job, setting = _job_of(config), Setting(**config["setting"])
+    job, setting = _job_of(config), Setting(**config["setting"]).here()
     resources = {"CPU": setting.cpus} | ({"GPU": setting.gpus} if setting.gpus else {})
     trainer = TorchTrainer(
         _worker,
         train_loop_config=config,
         scaling_config=ScalingConfig(
-            num_workers=setting.workers, use_gpu=setting.gpus > 0, resources_per_worker=resources
+            num_workers=setting.workers,
+            use_gpu=setting.gpus > 0,
+            resources_per_worker=resources,
+            # without a shared disk they need a common one
+            placement_strategy="PACK" if setting.remote is None else "STRICT_PACK",
         ),
         # gloo where a GPU only counts as a slot
         torch_config=TorchConfig(backend="nccl" if setting.gpus and job.config.device == "cuda" else "gloo"),

@@ -18,6 +18,7 @@ from lchp.config import to_flat
 from lchp.errors import ConfigError, RunError
 from lchp.evaluation.metrics import FRAMES, RESULTS, hits, in_top, percent
 from lchp.evaluation.predictions import METRICS, TITLES, read_predictions
+from lchp.files.remote import Storage
 from lchp.files.runs import PREDICTIONS, read_config, read_environment
 from lchp.files.targets import as_path
 from lchp.report.dependence import is_complete, result_of
@@ -88,7 +89,7 @@ class Comparison:
         return self.a - self.b
 
 
-def compared(texts: Sequence[str], storages: Sequence[Path], where: Sequence[str] = ()) -> str:
+def compared(texts: Sequence[str], storages: Sequence[Storage], where: Sequence[str] = ()) -> str:
     """What `--compare` prints: two runs, or two settings of the records in `storages`. Raises an LchpError."""
     if len(texts) != 2:
         raise ConfigError("--compare: expected two results, RUN[:RESULT] RUN[:RESULT], or two settings, FIELD=VALUE")

@@ -20,6 +20,7 @@ import pandas as pd
 from lchp.config import FILES, MEANING_BEFORE, field_types, flatten, from_dict, suggest, to_flat
 from lchp.errors import ConfigError, RunError
 from lchp.evaluation.predictions import TITLES
+from lchp.files.remote import Storage
 from lchp.files.runs import (
     CONFIG,
     KINDS,
@@ -37,6 +38,7 @@ from lchp.files.runs import (
 )
 from lchp.files.schema import Environment, SummaryFields, SweepCell, SweepFields, cell_job, cell_key, is_figure
 from lchp.report.dependence import is_from_file, kinds, result_of, results, title
+from lchp.report.mirrors import local
 
 OF_LINKS = ("boxes", "localizer", "refinement", "stage2")
 """Folders of a store that hold runs: those of links with a result of their own, and what older stores have."""
@@ -124,12 +126,12 @@ class Records:
     notes: tuple[str, ...] = ()
 
 
-def collect(storages: Sequence[Path]) -> Records:
-    """Reads storages; one named twice is read once. Raises RunError where none of them exists."""
-    storages = tuple(dict.fromkeys(Path(s) for s in storages))
-    problems: list[str] = []
+def collect(storages: Sequence[Storage]) -> Records:
+    """Reads storages; one named twice is read once. Raises RunError where none of them exists, and ConfigError for a
+    URL that cannot be read."""
+    places, problems = local(storages)
     there: list[Path] = []
-    for storage in storages:
+    for storage in places:
         if not storage.is_dir():
             problems.append(f"{storage}: no such folder; name the storage of a sweep or a run folder by --storage")
         elif not any(storage.resolve() == other.resolve() for other in there):

@@ -366,7 +366,7 @@ def test_nowhere_to_remember(
     def homeless(_: str) -> str:
         raise RuntimeError("Could not determine home directory.")
 
-    monkeypatch.setattr("lchp.data.content.platformdirs.user_cache_dir", homeless)
+    monkeypatch.setattr("lchp.files.caches.platformdirs.user_cache_dir", homeless)
     dataset, *_ = open_dataset(folder.load(squares_root), config(), show_progress=False)
     assert fingerprint(dataset) == want
     with pytest.raises(DataError, match=r"data\.cache = 'auto': you have no home folder"):

@@ -26,8 +26,10 @@ from lchp.harness.cells import Cell, Job, expand, jobs_of, make_cell, pinned
 from lchp.harness.cluster import Resources
 from lchp.harness.display import Display, weight
 from lchp.harness.grids import SWEEPS, search_space
+from lchp.harness.places import require_new
 from lchp.harness.printout import timing_line
 from lchp.harness.schedule import FINISHED, JobSchedule
+from lchp.harness.stopping import Unfinished
 from lchp.harness.store import DONE, PREDICTED, RESULT, Store
 from lchp.harness.sweep import (
     SWEEP,
@@ -40,7 +42,6 @@ from lchp.harness.sweep import (
     make_plan,
     places_for,
     recorded,
-    require_new,
     write_record,
 )
 from lchp.harness.trial import Setting, run_job
@@ -406,7 +407,7 @@ def test_a_failed_cell_is_named_and_makes_the_exit_status_1(
 
     def one_fails(sweep: Sweep, options: Options, **_: object) -> SweepResult:
         (cell,) = expand(replace(sweep, cells=sweep.cells[:1]))
-        return SweepResult(options.storage, [Outcome(cell, "failed", "training diverged", "diverged", None, None)])
+        return SweepResult(options.folder, [Outcome(cell, "failed", "training diverged", "diverged", None, None)])
 
     monkeypatch.setattr(cli, "run", one_fails)
     assert cli.main("backbones", SWEEPS["backbones"].cells, argv=["--storage", str(tmp_path)]) == 1
@@ -886,7 +887,7 @@ def test_a_new_sweep_in_which_nothing_began_leaves_no_record(tmp_path: Path) -> 
 
     ends(ConfigError)
     assert not (plan.folder / SWEEP).exists()
-    require_new(plan.folder)
+    require_new(plan.folder, None)
     next(iter(plan.schedule.jobs.values())).attempts = 1
     ends(KeyboardInterrupt)
     assert (plan.folder / SWEEP).exists()
@@ -908,7 +909,7 @@ def test_who_waits_for_a_place_is_told_so_and_not_for_ever(tmp_path: Path) -> No
 
     def patience(*, shared: bool) -> Patience:
         now[0] = 0.0
-        return Patience(plan, "1 x (2 CPUs, 0 GPUs)", shared, said.append, lambda: now[0])
+        return Patience(plan, Unfinished(plan.work), "1 x (2 CPUs, 0 GPUs)", shared, said.append, lambda: now[0])
 
     def look(waiting: Patience, *times: float) -> list[str]:
         said.clear()

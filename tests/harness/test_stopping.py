@@ -54,8 +54,10 @@ def test_a_training_writes_a_checkpoint_at_its_steps_end(tmp_path: Path, monkeyp
     state = torch.load(checkpoint, weights_only=True)
     assert state["epoch"] == 0
     assert state["within"] is not None
-    stopping.let_stop(halted.work, [halted.job.name])  # the work folder is free, and the wait over at once
-    stopping.go_on(halted.work)
+    stopping.let_stop(
+        stopping.Unfinished(halted.work), [halted.job.name]
+    )  # the work folder is free, and the wait over at once
+    stopping.go_on(stopping.Unfinished(halted.work))
     assert halted.run() == "done"
     mine, other = halted.published()[0] / runs.PREDICTIONS, straight.published()[0] / runs.PREDICTIONS
     assert mine.read_bytes() == other.read_bytes()
@@ -85,16 +87,16 @@ def test_the_driver_waits_for_work_folders(tmp_path: Path, monkeypatch: pytest.M
     thread = threading.Thread(target=training)
     thread.start()
     held.wait()
-    stopping.let_stop(tmp_path, ["a", "never begun"])
+    stopping.let_stop(stopping.Unfinished(tmp_path), ["a", "never begun"])
     assert free.is_set()
     thread.join()
     monkeypatch.setattr(stopping, "GRACE", 0.2)
     with locked(tmp_path / "a.lock"):
-        stopping.let_stop(tmp_path, ["a"])  # does not end: no wait is without an end
-    stopping.let_stop(tmp_path / "gone", ["a"])
+        stopping.let_stop(stopping.Unfinished(tmp_path), ["a"])  # does not end: no wait is without an end
+    stopping.let_stop(stopping.Unfinished(tmp_path / "gone"), ["a"])
 
 
 def test_nothing_trains_and_nothing_is_waited_for(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    stopping.let_stop(tmp_path, [])
+    stopping.let_stop(stopping.Unfinished(tmp_path), [])
     assert list(tmp_path.iterdir()) == []
     assert capfd.readouterr().err == ""

@@ -31,10 +31,11 @@ class Trial:
     event: Callable[[], object] = lambda: None
     claim: str | None = None
     reports: list[dict[str, Any]] = field(default_factory=list)
+    first: int = 1
 
     def __post_init__(self) -> None:
         self.root = small.make_folder(self.tmp_path / "images")
-        self.config: TrainConfig = pinned(small.config(self.root, first=1, second=1), gpu=False)
+        self.config: TrainConfig = pinned(small.config(self.root, first=self.first, second=1), gpu=False)
         self.job: Job = next(iter(jobs_of(expand(Sweep("s", self.config, [{}]))).values()))
         self.work.mkdir(parents=True)
 

@@ -189,3 +189,61 @@ def test_a_node_killed_mid_sweep_loses_no_cell(root: Path, tmp_path: Path) -> No
     wait_until_gone(process.pid)
     attempts = [j["attempts"] for j in runs.read_json(tmp_path / "results/sweeps/cluster/sweep.json")["jobs"].values()]
     assert max(attempts) >= 2
+
+
+def test_nodes_that_share_no_disk_lose_no_cell(root: Path, tmp_path: Path, one_url: str) -> None:
+    """Two nodes and a driver with nothing in common but a storage behind a URL; one node is killed while it trains."""
+    code = f"""
+    import json, os, shutil, threading, time
+    from pathlib import Path
+    from lchp.harness.cluster import QUIET
+    os.environ.update(QUIET)
+    from ray.cluster_utils import Cluster
+    import small
+    from lchp.files.remote import Remote
+    from lchp.harness import Options, Sweep, grid, run
+    from lchp.harness.attempts import MANIFEST
+
+    machines, storage = Path({str(tmp_path / "machines")!r}), Remote({one_url!r})
+
+    def cache(name):
+        return {{"XDG_CACHE_HOME": str(machines / name)}}
+
+    head = {{"num_cpus": 1, "include_dashboard": False, "env_vars": cache("one")}}
+    nodes = Cluster(initialize_head=True, head_node_args=head)
+    second = nodes.add_node(num_cpus=1, env_vars=cache("two"))
+    nodes.wait_for_nodes()
+    os.environ.update(cache("driver"))
+    sent = []
+
+    def kill():
+        while not sent:
+            begun = {{n: list((machines / n).rglob("work/classifier-*/config.json")) for n in ("one", "two")}}
+            if all(begun.values()):
+                job = begun["two"][0].parent.name
+                manifest = json.loads(storage.read(f"sweeps/cluster/work/{{job}}/{{MANIFEST}}") or b"{{}}")
+                sent.extend([manifest["epochs"]] if manifest.get("epochs", 0) >= 2 else [])
+            time.sleep(0.05)
+        nodes.remove_node(second, allow_graceful=False)
+        shutil.rmtree(machines / "two")
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    base = small.config(Path({str(root)!r}), first=20, second=1)
+    cells = grid({{"initialization.delta": [0.2, 0.4]}})
+    result = run(Sweep("cluster", base, cells), Options(storage, address=nodes.address))
+    print(json.dumps({{"states": [c.state for c in result.cells], "killed": not killer.is_alive()}}))
+    attempts = [j["attempts"] for j in json.loads(storage.read("sweeps/cluster/sweep.json"))["jobs"].values()]
+    assert max(attempts) >= 2, attempts
+    assert [name for name in storage.list("sweeps") if name != "cluster/sweep.json"] == []
+    assert not list((machines / "driver").rglob("*.pt"))
+    nodes.shutdown()
+    """
+    script = tmp_path / "cluster.py"
+    script.write_text(textwrap.dedent(code))
+    paths = [str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    process = start(script, env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)})
+    out, err = process.communicate(timeout=500)
+    assert process.returncode == 0, err
+    assert json.loads(out.splitlines()[-1]) == {"states": ["done"] * 2, "killed": True}
+    wait_until_gone(process.pid)

@@ -13,6 +13,7 @@ from lchp.config import PRESETS, Preset, TrainConfig, as_chosen, override, prese
 from lchp.data import DataSet, load
 from lchp.errors import ConfigError, DataError, LchpError, RunError
 from lchp.evaluation.metrics import FRAMES
+from lchp.files.remote import Storage
 from lchp.files.runs import read_summary
 from lchp.report.dependence import is_complete, results
 from lchp.report.figures.curves import against_iou, over_delta, over_tau, over_threshold, training
@@ -43,7 +44,7 @@ class FigureOptions:
     what these show.
     """
 
-    storages: tuple[Path, ...]
+    storages: tuple[Storage, ...]
     preset: str | None = None
     figures: tuple[FigureName, ...] = ()
     where: tuple[str, ...] = ()

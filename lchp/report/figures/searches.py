@@ -14,11 +14,13 @@ from lchp.report.figures.style import BLUE, COLUMN, GREY, ORANGE, Drawing, style
 
 
 def read_studies(storage: Path) -> list[Any]:
-    """The studies (`optuna.Study`) of a storage, by name; nothing is written. Raises RunError for a database that
-    cannot be read."""
-    path = storage / DATABASE
-    if not path.is_file():
-        return []
+    """The studies (`optuna.Study`) of a storage, by name; nothing is written. Behind a URL each search has a database
+    of its own. Raises RunError for a database that cannot be read."""
+    paths = [storage / DATABASE, *sorted(storage.glob(f"sweeps/*/{DATABASE}"))]
+    return [study for path in paths if path.is_file() for study in _read(path)]
+
+
+def _read(path: Path) -> list[Any]:
     import optuna  # two seconds, which storages without a search need not wait for
 
     uri = f"{path.absolute().as_uri()}?mode=ro"

@@ -20,12 +20,13 @@ from markupsafe import Markup
 
 from lchp.config import PATHS, PRESETS, Preset, field_types, preset, show, to_flat
 from lchp.errors import RunError
+from lchp.files.remote import Remote, Storage
 from lchp.files.runs import read_environment, write_atomically
 from lchp.files.targets import holding, require_file
 from lchp.report.dependence import WITHOUT_EFFECT, is_from_file
 from lchp.report.figures.make import FigureOptions, NotDrawn, draw
 from lchp.report.figures.style import Drawing, rendered
-from lchp.report.flags import Shown
+from lchp.report.flags import Shown, beside
 from lchp.report.page.headline import Headline, make_headline
 from lchp.report.page.trials import Trials, read_trials
 from lchp.report.paper import Paper, read_paper
@@ -52,7 +53,7 @@ class PageOptions:
     records hold; where: FIELD=VALUE as typed, for tables and figures; figures: whether to draw them; data_root: where
     the data lies now, None for where the runs had it."""
 
-    storages: tuple[Path, ...]
+    storages: tuple[Storage, ...]
     out: Path | None = None
     preset: str | None = None
     where: tuple[str, ...] = ()
@@ -120,7 +121,7 @@ def make_page(wanted: PageOptions) -> int:
 
     Raises an LchpError for a user's mistake, and where there is nothing to report.
     """
-    out = require_file(wanted.out or wanted.storages[0] / NAME, "output", holding(MARK), "report of lchp")
+    out = require_file(wanted.out or beside(wanted.storages) / NAME, "output", holding(MARK), "report of lchp")
     paper = read_paper()
     records = collect(wanted.storages)
     require(records, wanted.conditions)
@@ -246,7 +247,8 @@ def _commands(records: Records, wanted: PageOptions) -> tuple[str, ...]:
     alone = rows(records.runs, (place not in held for place in places))
     typed = [as_typed(sweep.command) for sweep in records.sweeps]
     typed += [BY_HAND] if len(alone) else []
-    words = ["lchp", "report", "--storage", *(s.name or str(s) for s in wanted.storages)]
+    named = (str(s) if isinstance(s, Remote) else s.name or str(s) for s in wanted.storages)
+    words = ["lchp", "report", "--storage", *named]
     words += ["--preset", wanted.preset] if wanted.preset else []
     words += [w for condition in wanted.where for w in ("--where", condition)]
     return *dict.fromkeys(typed), shlex.join(words)

@@ -9,6 +9,7 @@ from typing import Any
 
 from lchp.config import PRESETS, Preset, preset
 from lchp.errors import ConfigError, RunError
+from lchp.files.remote import Remote, Storage
 from lchp.files.runs import write_atomically
 from lchp.files.targets import holding, require_file
 from lchp.report.paper import Paper, read_paper
@@ -27,7 +28,7 @@ class TableOptions:
     numbers: of the tables, None for 1-6 and, where the records hold runs for them, 7 and 8; watch: seconds between two
     looks at sweeps that run, None for once."""
 
-    storages: tuple[Path, ...]
+    storages: tuple[Storage, ...]
     out: Path
     preset: str | None = None
     numbers: tuple[int, ...] | None = None
@@ -57,7 +58,7 @@ def make_tables(wanted: TableOptions, *, sleep: Callable[[float], None] = time.s
         try:
             records = collect(wanted.storages)
         except RunError:
-            if wanted.watch is None or any(s.is_dir() for s in wanted.storages):
+            if wanted.watch is None or any(isinstance(s, Remote) or s.is_dir() for s in wanted.storages):
                 raise
             print("waiting: for a sweep to start", file=sys.stderr, flush=True)
             sleep(wanted.watch)
@@ -132,7 +133,7 @@ def _waiting(sweep: SweepRecord) -> str:
     return text if sweep.running() else f"{text}, but nothing runs it here (start it again with --resume)"
 
 
-def render_tables(storage: Path, preset: Preset, numbers: Sequence[int]) -> str:
+def render_tables(storage: Storage, preset: Preset, numbers: Sequence[int]) -> str:
     """Tables of one storage as text, for a sweep that has ended: of those with a figure of ours the sections that have
     one, or all as they are where there is none."""
     made = tables(collect([storage]), preset, read_paper(), numbers)
