@@ -73,11 +73,12 @@ def parse_where(conditions: Sequence[str], option: str = "--where") -> dict[str,
             raise ConfigError(f"{option} {text}: expected FIELD=VALUE, e.g. {option} initialization.attention=features")
         require_field(name, f"{option} {text}")
         try:
-            read = FIELDS[name].parse(value)
+            read: Any = FIELDS[name].parse(value)
         except ConfigError:
             raise ConfigError(f"{option} {text}: expected {FIELDS[name].allowed}") from None
-        is_file = name in FILES and read is not None
-        found[name] = Path(read).name if is_file else _ordered(read) if name == SUBSET else read  # as records have it
+        if name in FILES and read is not None:
+            read = Path(read).name
+        found[name] = _ordered(read) if name == SUBSET else read  # as records have it
     return found
 
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 import logging
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -28,7 +29,7 @@ from lchp.harness.display import Display, weight
 from lchp.harness.grids import SWEEPS, search_space
 from lchp.harness.places import require_new
 from lchp.harness.printout import timing_line
-from lchp.harness.schedule import FINISHED, JobSchedule
+from lchp.harness.schedule import FINISHED, JobSchedule, Progress
 from lchp.harness.stopping import Unfinished
 from lchp.harness.store import DONE, PREDICTED, RESULT, Store
 from lchp.harness.sweep import (
@@ -421,7 +422,11 @@ def test_what_tune_pickles_holds_nothing_of_ours() -> None:
     from lchp.harness.tune import Tracker
 
     lock = threading.RLock()
-    cloudpickle.dumps(Tracker(JobSchedule([]), 0, lambda _: lock.acquire()))
+
+    def changed(_: Progress) -> None:
+        lock.acquire()
+
+    cloudpickle.dumps(Tracker(JobSchedule([]), 0, changed))  # pyright: ignore[reportPrivateImportUsage]
 
 
 def test_delta_tau_begins_with_the_cells_of_its_tables() -> None:
