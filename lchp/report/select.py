@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -73,7 +73,7 @@ def parse_where(conditions: Sequence[str], option: str = "--where") -> dict[str,
             raise ConfigError(f"{option} {text}: expected FIELD=VALUE, e.g. {option} initialization.attention=features")
         require_field(name, f"{option} {text}")
         try:
-            read: Any = FIELDS[name].parse(value)
+            read = cast(Any, FIELDS[name].parse(value))
         except ConfigError:
             raise ConfigError(f"{option} {text}: expected {FIELDS[name].allowed}") from None
         if name in FILES and read is not None:
