@@ -76,9 +76,11 @@ def parse_where(conditions: Sequence[str], option: str = "--where") -> dict[str,
             read = cast(Any, FIELDS[name].parse(value))
         except ConfigError:
             raise ConfigError(f"{option} {text}: expected {FIELDS[name].allowed}") from None
+        # as records have it
         if name in FILES and read is not None:
-            read = Path(read).name
-        found[name] = _ordered(read) if name == SUBSET else read  # as records have it
+            found[name] = Path(read).name
+        else:
+            found[name] = _ordered(read) if name == SUBSET else read
     return found
 
 
