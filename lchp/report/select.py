@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -73,14 +73,11 @@ def parse_where(conditions: Sequence[str], option: str = "--where") -> dict[str,
             raise ConfigError(f"{option} {text}: expected FIELD=VALUE, e.g. {option} initialization.attention=features")
         require_field(name, f"{option} {text}")
         try:
-            read = cast(Any, FIELDS[name].parse(value))
+            read = FIELDS[name].parse(value)
         except ConfigError:
             raise ConfigError(f"{option} {text}: expected {FIELDS[name].allowed}") from None
         # as records have it
-        if name in FILES and read is not None:
-            found[name] = Path(read).name
-        else:
-            found[name] = _ordered(read) if name == SUBSET else read
+        found[name] = _ordered(read) if name == SUBSET else Path(read).name if name in FILES and read else read
     return found
 
 
