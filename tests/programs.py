@@ -1,6 +1,7 @@
 """Sweeps as programs of their own: what tests start, kill and look at."""
 
 import contextlib
+import json
 import os
 import runpy
 import sys
@@ -80,6 +81,19 @@ def start(script: Path, *arguments: str, env: Mapping[str, str] | None = None) -
     environment = dict(os.environ if env is None else env)
     said = [script.parent / f"{time.monotonic_ns()}.{name}" for name in ("out", "err")]
     return Program(killed.start(_run, script, arguments, environment, *said), *said)
+
+
+def run_code(folder: Path, code: str) -> Any:
+    """Runs a program of these lines to its end, which imports what tests import; what its last line of output says,
+    which is JSON. Nothing of it is left."""
+    script = folder / "cluster.py"
+    script.write_text(textwrap.dedent(code))
+    paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    process = start(script, env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)})
+    out, err = process.communicate(timeout=500)
+    assert process.returncode == 0, err
+    wait_until_gone(process.pid)
+    return json.loads(out.splitlines()[-1])
 
 
 def _run(script: Path, arguments: tuple[str, ...], environment: dict[str, str], *said: Path) -> None:

@@ -3,7 +3,6 @@
 Everything in it is data: safetensors and JSON. No file of it is run, and none is a pickle.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -26,6 +25,7 @@ from lchp.deploy.trained import ModuleName, TrainedNetworks, TrainedRun, load_ne
 from lchp.errors import ConfigError, LchpError, RunError, lacked_memory, reason
 from lchp.evaluation.inference import predict_batch
 from lchp.files import runs
+from lchp.files.contents import checksum
 from lchp.files.runs import CONFIG
 from lchp.files.schema import MODEL_FORMAT, MODEL_SCHEMA, MODEL_VERSION, ModelFields, checked
 
@@ -161,7 +161,7 @@ def write_model(
         content = save(tensors, {"versions": json.dumps(_versions(state), sort_keys=True)})
         runs.write_atomically(folder / weights_file(module), lambda file, content=content: file.write(content))
     runs.write_atomically(folder / CARD, lambda file: file.write(card.encode()))
-    lines = [f"{_sha256(path)}  {path.name}\n" for path in sorted(folder.iterdir())]
+    lines = [f"{checksum(path)}  {path.name}\n" for path in sorted(folder.iterdir())]
     runs.write_atomically(folder / SUMS, lambda file: file.write("".join(lines).encode()))
 
 
@@ -227,7 +227,7 @@ def _verify(path: Path, sums: Mapping[str, str], again: str) -> None:
     if path.name not in sums:
         raise RunError(f"{path.with_name(SUMS)}: lacks {path.name}; {again}")
     try:
-        found = _sha256(path)
+        found = checksum(path)
         with path.open("rb") as file:
             pointer = file.read(32).startswith(b"version https://git-lfs")
     except OSError as error:
@@ -244,8 +244,3 @@ def _require_file(path: Path, again: str) -> None:
     except OSError as error:
         said = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror or error})"
         raise RunError(f"{path}: {said}; {again}") from None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""What stands for a file's content in keys."""
+"""What stands for a file's content, in keys and as a checksum."""
 
 import errno
 import hashlib
@@ -18,5 +18,10 @@ def content_hash(path: Path) -> str:
 
 @lru_cache
 def _content_hash(path: Path, *_state: int) -> str:
+    return checksum(path)[:16]
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file, 64 hexadecimal digits. Raises OSError."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -207,13 +207,9 @@ Storage = Remote | Path
 
 def as_storage(place: str | Path | Remote) -> Storage:
     """A storage as a user names it: text with :// is a URL. Raises ConfigError."""
-    return (
-        Remote(place)
-        if isinstance(place, str) and "://" in place
-        else place
-        if isinstance(place, Remote)
-        else Path(place)
-    )
+    if isinstance(place, str) and "://" in place:
+        return Remote(place)
+    return place if isinstance(place, Remote) else Path(place)
 
 
 @lru_cache(16)

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
 from lchp.errors import RunError
+from lchp.files.contents import checksum
 from lchp.files.remote import Remote
 from lchp.files.runs import CHECKPOINTS, DONE, make_folder, unwritable
 
@@ -39,12 +40,6 @@ def checksums(folder: Path) -> dict[str, str]:
         if path.is_file() and path.name != DONE and not path.name.startswith("."):
             found[path.relative_to(folder).as_posix()] = checksum(path)
     return found
-
-
-def checksum(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_read(name: str) -> bool:

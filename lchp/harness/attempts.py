@@ -13,8 +13,9 @@ from pathlib import Path
 
 from lchp.errors import RunError
 from lchp.files import runs
+from lchp.files.contents import checksum
 from lchp.files.remote import Remote
-from lchp.files.results import DamagedError, checksum, download, remove_left
+from lchp.files.results import DamagedError, download, remove_left
 from lchp.training.checkpoints import previous
 
 MANIFEST = "MANIFEST"

@@ -1,6 +1,5 @@
 """A copy of records to publish beside the tables made of them: without what is large, and what is of one machine."""
 
-import hashlib
 import math
 import re
 import shutil
@@ -17,6 +16,7 @@ from lchp.config import PATHS, PLACES, flatten
 from lchp.errors import ConfigError, RunError
 from lchp.evaluation.predictions import read_predictions, summarize
 from lchp.files.filesystem import set_mode
+from lchp.files.results import checksums
 from lchp.files.runs import (
     CONFIG,
     DONE,
@@ -148,8 +148,7 @@ def _keep_run(folder: Path, to: Path, storages: Sequence[Path], *, predictions: 
         write_atomically(
             to / PREDICTIONS, lambda file: pq.write_table(table, file, compression="zstd", compression_level=19)
         )
-    files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(to.iterdir())}
-    write_json(to / DONE, {"key": to.name, "files": files})
+    write_json(to / DONE, {"key": to.name, "files": checksums(to)})
 
 
 def _keep_sweep(folder: Path, to: Path, storage: Path) -> None:

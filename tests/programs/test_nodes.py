@@ -1,13 +1,10 @@
 """A sweep on nodes that share no disk. Slow: Ray notices a lost node after a while."""
 
-import json
-import os
-import textwrap
 from pathlib import Path
 
 import pytest
 import small
-from programs import start, wait_until_gone
+from programs import run_code
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -73,11 +70,4 @@ def test_nodes_that_share_no_disk_lose_no_cell(tmp_path: Path, one_url: str) -> 
     assert not list((machines / "driver").rglob("*.pt"))
     nodes.shutdown()
     """
-    script = tmp_path / "cluster.py"
-    script.write_text(textwrap.dedent(code))
-    paths = [str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    process = start(script, env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)})
-    out, err = process.communicate(timeout=500)
-    assert process.returncode == 0, err
-    assert json.loads(out.splitlines()[-1]) == {"states": ["done"] * 2, "killed": True}
-    wait_until_gone(process.pid)
+    assert run_code(tmp_path, code) == {"states": ["done"] * 2, "killed": True}

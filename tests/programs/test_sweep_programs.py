@@ -1,20 +1,18 @@
 """Sweeps as users start them, with a Ray of their own: killed, interrupted, on clusters. Everything here is slow."""
 
 import contextlib
-import json
 import os
 import random
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import small
-from programs import finished_epochs, lines_of, program, result_of, start, wait_for, wait_until_gone
+from programs import finished_epochs, lines_of, program, result_of, run_code, start, wait_for, wait_until_gone
 
 from lchp.files import runs
 from lchp.harness import Sweep, grid
@@ -178,14 +176,6 @@ def test_a_node_killed_mid_sweep_loses_no_cell(root: Path, tmp_path: Path) -> No
     print(json.dumps({{"states": states, "killed": not killer.is_alive(), "nodes": len(landed)}}))
     nodes.shutdown()
     """
-    script = tmp_path / "cluster.py"
-    script.write_text(textwrap.dedent(code))
-    paths = [str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    process = start(script, env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)})
-    out, err = process.communicate(timeout=500)
-    assert process.returncode == 0, err
-    said = json.loads(out.splitlines()[-1])
-    assert said == {"states": ["done"] * 4, "killed": True, "nodes": 2}
-    wait_until_gone(process.pid)
+    assert run_code(tmp_path, code) == {"states": ["done"] * 4, "killed": True, "nodes": 2}
     attempts = [j["attempts"] for j in runs.read_json(tmp_path / "results/sweeps/cluster/sweep.json")["jobs"].values()]
     assert max(attempts) >= 2
