@@ -31,6 +31,12 @@ LONG = [
 their time, side by side, and the others beside them."""
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """All tests run on the CPU, whose figures they know, but those that are asked for by `-m gpu`."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The order in which pytest-xdist hands out files: whole, since the tests of one share what they train."""
     items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))

@@ -142,7 +142,7 @@ def test_every_way_to_the_host_is_seen(no_sync, way) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU, and `pytest -m gpu`")
 def test_steps_on_a_gpu_do_not_wait() -> None:
     config, nets, x, y = made()
     device = torch.device("cuda")
