@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lchp import __version__
 from lchp.config import TrainConfig
 from lchp.data import DataSet, fingerprint, read, training_fingerprint
 from lchp.data.base import listing
@@ -125,9 +126,10 @@ def held_out_images(image_ids: Sequence[str], share: float, seed: int) -> np.nda
 
 def describe_environment(context: Context) -> dict[str, Any]:
     """What environment.json says before training starts."""
-    names = ("lchp", "torch", "torchvision", "numpy", "pyarrow", "ray", "imaug")
+    names = ("torch", "torchvision", "numpy", "pyarrow", "ray", "imaug")
+    versions = {"lchp": __version__} | {n: v for n in names if (v := _version(n)) is not None}
     return {
-        "versions": {"python": platform.python_version(), **{n: v for n in names if (v := _version(n)) is not None}},
+        "versions": {"python": platform.python_version(), **versions},
         "git_revision": _git_revision(),
         "platform": platform.platform(),
         "device": device_name(context.device),

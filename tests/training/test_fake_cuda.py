@@ -13,11 +13,7 @@ import torch
 from fake_cuda import DEVICE, Autocast, Cuda, Waits
 from stepping import batch_of, step_of, trainings
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorDeviceMismatchError,
-)
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from lchp.baselines import METHODS
 from lchp.baselines.ddt import Descriptors, Transform
@@ -160,8 +156,8 @@ class OnCpu(nn.Module):
 
 
 MISTAKES: dict[str, tuple[Callable[[Tensor], Any], type[BaseException]]] = {
-    "two devices": (lambda box: box + torch.ones(4), FakeTensorDeviceMismatchError),
-    "weights on the CPU": (lambda box: OnCpu()(box), FakeTensorDeviceMismatchError),
+    "two devices": (lambda box: box + torch.ones(4), RuntimeError),
+    "weights on the CPU": (lambda box: OnCpu()(box), RuntimeError),
     "item": (lambda box: box * box.max().item(), DataDependentOutputException),
     "if": (lambda box: box if box.max() > 0 else -box, DataDependentOutputException),
     "mask": (lambda box: box[box[:, 0] > 0], DynamicOutputShapeException),
@@ -180,5 +176,6 @@ def test_a_mistake_in_a_step_is_seen(cuda: Cuda, kind: str, monkeypatch: pytest.
     batch, real = batch_of(config, *images_of(cuda), cuda.take), stages.predict_boxes
     step = step_of(trainings(config, networks_of(cuda, config), BATCH, DEVICE, PRECISION["bf16"])["refinement"], batch)
     monkeypatch.setattr(stages, "predict_boxes", lambda *a: mistake(real(*a)))
-    with pytest.raises(error), cuda.never_waits():
+    of = "(?i)device" if error is RuntimeError else None  # PyTorch has no class for it before 2.12
+    with pytest.raises(error, match=of), cuda.never_waits():
         step()
