@@ -11,7 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from lchp.config import DataConfig, TrainConfig, flatten, from_dict, override, to_dict, to_flat
+from lchp.config import (
+    DataConfig,
+    TrainConfig,
+    flatten,
+    from_dict,
+    override,
+    short_name,
+    show,
+    to_dict,
+    to_flat,
+)
 from lchp.data import fingerprint, load
 from lchp.errors import ConfigError
 from lchp.system.devices import resolve_device, resolve_precision
@@ -269,3 +279,8 @@ def _absolute(path: str | None) -> str | None:
 
 def _absolute_cache(cache_: str) -> str:
     return cache_ if cache_ in ("auto", "off") else str(Path(cache_).expanduser().absolute())
+
+
+def overrides_text(overrides: dict[str, Any]) -> str:
+    """Overrides as text: `delta 0.6, tau 0.9`."""
+    return ", ".join(f"{short_name(k)} {show(v)}" for k, v in overrides.items()) or "base"

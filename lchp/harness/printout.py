@@ -13,9 +13,12 @@ from lchp.data.cache import shown_bytes
 from lchp.errors import LchpError, RunError
 from lchp.evaluation.metrics import METRICS, RESULTS, TITLES, Metric
 from lchp.files import runs
-from lchp.harness.cells import Cell
+from lchp.harness.cells import Cell, overrides_text
 from lchp.harness.limits import cpus
-from lchp.harness.sweep import Outcome, Plan, SweepResult, gpus_per_worker, overrides_text
+from lchp.harness.options import gpus_per_worker
+from lchp.harness.plan import Plan
+from lchp.harness.record import Outcome
+from lchp.harness.sweep import SweepResult
 from lchp.training.chain import KINDS, STAGES, epochs_of, method_of
 from lchp.training.forecast import cache_size, forecast, spoken
 

@@ -14,8 +14,10 @@ from lchp.config import PRESETS, Preset, TrainConfig, masked_as, override, prese
 from lchp.console import guarded, parse, preset_config
 from lchp.errors import ConfigError
 from lchp.harness.cells import Overrides, Sweep
+from lchp.harness.options import Options
+from lchp.harness.plan import make_plan
 from lchp.harness.printout import closing_table, dry_run_text, timing_line
-from lchp.harness.sweep import Options, SweepResult, make_plan, run
+from lchp.harness.sweep import SweepResult, run
 from lchp.system import streams
 
 Cells = Callable[[Preset], Sequence[Overrides]]

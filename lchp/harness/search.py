@@ -27,23 +27,13 @@ from lchp.files import runs
 from lchp.files.schema import cell_key
 from lchp.harness.cells import MAX_CELLS, Cell, Job, Overrides, Sweep, make_cell, pinned
 from lchp.harness.database import DATABASE, open_study
+from lchp.harness.options import Options, gpus_per_worker
 from lchp.harness.places import bring, claimed, require_new
+from lchp.harness.plan import Plan, checked_name, look_up, recorded_cells
+from lchp.harness.record import outcomes_of, recorded
+from lchp.harness.running import Hooks, run_trials
 from lchp.harness.schedule import JobSchedule, Progress
-from lchp.harness.sweep import (
-    Hooks,
-    Options,
-    Plan,
-    SweepResult,
-    checked_name,
-    clear_work,
-    gpus_per_worker,
-    look_up,
-    outcomes_of,
-    recorded,
-    recorded_cells,
-    run_trials,
-    tracked,
-)
+from lchp.harness.sweep import SweepResult, clear_work, tracked
 from lchp.tracking import required
 from lchp.training.chain import KINDS, Kind
 

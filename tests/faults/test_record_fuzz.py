@@ -27,7 +27,7 @@ from lchp.evaluation.predictions import macro_gt_known, read_predictions, summar
 from lchp.files import runs
 from lchp.files.schema import DONE_SCHEMA, ENVIRONMENT_SCHEMA, SUMMARY_SCHEMA, LocalizationByFrame, ResultName, checked
 from lchp.harness import cells
-from lchp.harness.sweep import recorded_cells
+from lchp.harness.plan import recorded_cells
 from lchp.report.figures.images import read_frame
 from lchp.report.page.make import PageOptions, make_page
 from lchp.report.paper import read_paper

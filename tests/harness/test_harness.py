@@ -20,31 +20,23 @@ from lchp.config import OPEN_CHOICES, PRESETS, TrainConfig, alternatives, overri
 from lchp.console import parse
 from lchp.errors import ConfigError, RunError
 from lchp.files.locks import locked
-from lchp.files.runs import write_json
+from lchp.files.runs import SWEEP, write_json
 from lchp.harness import Options, Sweep, grid, main
 from lchp.harness import printout as tables
 from lchp.harness.cells import Cell, Job, expand, jobs_of, make_cell, pinned
 from lchp.harness.cluster import Resources
 from lchp.harness.display import Display, weight
 from lchp.harness.grids import SWEEPS, search_space
+from lchp.harness.patience import Patience
 from lchp.harness.places import require_new
+from lchp.harness.plan import Plan, Timing, _moved, make_plan
 from lchp.harness.printout import timing_line
+from lchp.harness.record import Outcome, recorded, write_record
+from lchp.harness.running import places_for
 from lchp.harness.schedule import FINISHED, JobSchedule, Progress
 from lchp.harness.stopping import Unfinished
 from lchp.harness.store import DONE, PREDICTED, RESULT, Store
-from lchp.harness.sweep import (
-    SWEEP,
-    Outcome,
-    Patience,
-    Plan,
-    SweepResult,
-    Timing,
-    _moved,
-    make_plan,
-    places_for,
-    recorded,
-    write_record,
-)
+from lchp.harness.sweep import SweepResult
 from lchp.harness.trial import Setting, run_job
 from lchp.training.chain import Kind, epochs_of, method_of
 from lchp.training.checkpoints import previous, save_checkpoint
