@@ -11,17 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from lchp.config import (
-    DataConfig,
-    TrainConfig,
-    flatten,
-    from_dict,
-    override,
-    short_name,
-    show,
-    to_dict,
-    to_flat,
-)
+from lchp.config import DataConfig, TrainConfig, flatten, from_dict, override, to_dict, to_flat, values_text
 from lchp.data import fingerprint, load
 from lchp.errors import ConfigError
 from lchp.system.devices import resolve_device, resolve_precision
@@ -283,4 +273,4 @@ def _absolute_cache(cache_: str) -> str:
 
 def overrides_text(overrides: dict[str, Any]) -> str:
     """Overrides as text: `delta 0.6, tau 0.9`."""
-    return ", ".join(f"{short_name(k)} {show(v)}" for k, v in overrides.items()) or "base"
+    return values_text(overrides) or "base"

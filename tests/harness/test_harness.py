@@ -30,7 +30,7 @@ from lchp.harness.grids import SWEEPS, search_space
 from lchp.harness.patience import Patience
 from lchp.harness.places import require_new
 from lchp.harness.plan import Plan, Timing, _moved, make_plan
-from lchp.harness.printout import timing_line
+from lchp.harness.printout import closing_table, timing_line
 from lchp.harness.record import Outcome, recorded, write_record
 from lchp.harness.running import places_for
 from lchp.harness.schedule import FINISHED, JobSchedule, Progress
@@ -898,6 +898,32 @@ def test_the_last_line_tells_no_training_from_none_left(tmp_path: Path) -> None:
     assert timing_line(SweepResult(tmp_path, [])) == "nothing was left to train"
     failed = SweepResult(tmp_path, [], Timing(90, 0, 2))
     assert timing_line(failed) == "1.5 minutes, in which no training was finished"
+
+
+def test_the_closing_table_gives_means_as_tables_do_and_tells_of_what_failed_or_waits(tmp_path: Path) -> None:
+    def known(value: float | None) -> dict[str, Any]:
+        return {"results": {"lchp_r": {"center_crop": {"gt_known": value}}}}
+
+    def cells(overrides: dict[str, Any]) -> list[Cell]:
+        return expand(Sweep("s", preset("parts"), [overrides], range(2)))
+
+    nine, seven, eight = (cells({"refinement.tau": tau}) for tau in (0.9, 0.7, 0.8))
+    outcomes = [
+        *(Outcome(c, "done", None, None, tmp_path, known(v)) for c, v in zip(nine, (60.0, 61.0), strict=True)),
+        Outcome(seven[0], "done", None, None, tmp_path, known(50.0)),
+        Outcome(seven[1], "failed", "training diverged", "diverged", None, None),
+        *(Outcome(c, state, None, None, None, None) for c, state in zip(eight, ("waiting", "running"), strict=True)),
+    ]
+    title, head, _, *rows, failed, last = closing_table(SweepResult(tmp_path, outcomes)).splitlines()
+    assert title == "GT-Known (center_crop, %)"
+    assert head.split() == ["cell", "Pseudo", "Label", "LCHP-I", "LCHP-R"]
+    assert [" ".join(row.split()) for row in rows] == [
+        "tau 0.7 - - 50.00 (1) 1 of 2 done, failed: see below",
+        "tau 0.8 - - - 0 of 2 done",
+        "tau 0.9 - - 60.50 ± 0.71 (2)",
+    ]
+    assert failed == "failed: tau 0.7, seed 1: training diverged"
+    assert last == "1 of 6 cells failed; --resume tries them again"
 
 
 def test_who_waits_for_a_place_is_told_so_and_not_for_ever(tmp_path: Path) -> None:

@@ -350,14 +350,17 @@ def finish(values: Sequence[float], failed: int, boxless: bool, measure: Measure
         return TableCell(FAILED + of, paper=paper)
     if not values:
         return TableCell(NO_BOXES if boxless else NOT_RUN, paper=paper)
-    mean = statistics.fmean(values)
-    sd = statistics.stdev(values) if len(values) > 1 else None
-    digits = measure.digits
-    spread = "" if sd is None else f" ± {sd:.{digits}f}"
-    ours = f"{round(mean, digits) + 0.0:{'+' if measure.signed else ''}.{digits}f}{spread} ({len(values)})"
-    target = number(printed)
+    mean, target, digits = statistics.fmean(values), number(printed), measure.digits
     difference = NOT_GIVEN if target is None else f"{round(mean - target, digits) + 0.0:+.{digits}f}"
-    return TableCell(ours, mean, sd, len(values), paper, difference)
+    sd = statistics.stdev(values) if len(values) > 1 else None
+    return TableCell(mean_text(values, digits, signed=measure.signed), mean, sd, len(values), paper, difference)
+
+
+def mean_text(values: Sequence[float], digits: int = 2, *, signed: bool = False) -> str:
+    """Mean of one value per seed, standard deviation where there are several, and their number: `61.25 ± 0.35 (2)`."""
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    mean = round(statistics.fmean(values), digits) + 0.0
+    return f"{mean:{'+' if signed else ''}.{digits}f}{spread} ({len(values)})"
 
 
 def ranked_rows(rows: Sequence[Row], measures: Sequence[Measure], paper: Paper, table: int) -> tuple[Row, ...]:
