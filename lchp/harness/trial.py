@@ -137,7 +137,7 @@ def run_job(job: Job, setting: Setting, report: Report) -> None:
 
 def reason_of(error: Exception) -> Reason:
     """The code of an error, for records."""
-    from lchp.training.fit import DivergedError
+    from lchp.training.definition import DivergedError
 
     return "diverged" if isinstance(error, DivergedError) else "error"
 
@@ -145,7 +145,7 @@ def reason_of(error: Exception) -> Reason:
 def _train(job: Job, setting: Setting, on_epoch: Report, spent: dict[str, float], stop: Stop) -> list[str]:
     """Returns the names of the jobs whose results are lost; none where the job is done. `spent` receives the training's
     own time, by which the harness is judged."""
-    from lchp.training.fit import Session
+    from lchp.training.definition import Session
     from lchp.training.run import train_links
 
     store = Store(Path(setting.storage), setting.remote)
