@@ -26,7 +26,7 @@ class Figures:
     figure: tuple[FigureName, ...] = ()
     """Figures to draw; all by default, and with --run those that show one run."""
     of_run: Annotated[Path | None, tyro.conf.arg(name="run")] = None
-    """Run folder to show; by default that of the recipe with the lowest seed."""
+    """Run folder to show; by default the recipe's run with the lowest seed."""
     shown: Annotated[Shown, tyro.conf.arg(name="")] = field(default_factory=Shown)
 
     def run(self) -> int:

@@ -170,7 +170,7 @@ def _length(values: Sized) -> int:
 
 def make_cell(base: TrainConfig, overrides: Overrides) -> Cell:
     """One cell. Raises ConfigError for an override that does not fit, and DataError for data that its method cannot
-    take, which else a link late in its chain would say."""
+    take: else a link late in the chain would fail by them."""
     config = override(base, overrides)
     if (found := method_of(config)).boxes == "ddt":
         labels, image_ids, names = _training_images(config.data.name, config.data.root, config.data.skip_bad)
@@ -211,8 +211,8 @@ def jobs_of(
 
 
 def _shared(chain: Chain, link: Link, *, kept_boxes: bool) -> Chain:
-    """The chain up to a link that cells share; whether one of them asks for the kept boxes of LCHP-I, which are a pass
-    over the training images."""
+    """The chain up to a link that cells share. kept_boxes: one of them asks for the boxes of LCHP-I that tau keeps,
+    which take a pass over the training images."""
     shared = chain.until(link.kind)
     if kept_boxes or link.kind != "localizer":
         return shared

@@ -28,7 +28,7 @@ class Options:
     max_concurrent: int = 0
     """Trainings at once; 0: as many as fit."""
     max_failures: int = 2
-    """Times a training is tried again when its worker dies; counted anew whenever it has finished an epoch."""
+    """How often a training is tried again when its worker dies; the count starts anew with every finished epoch."""
     address: str | None = None
     """Ray cluster to run on; $RAY_ADDRESS by default, else this machine."""
     nodes: int = 1
@@ -36,7 +36,7 @@ class Options:
     share: bool = True
     """Train each link (classifier, localizer, ...) once for all cells that need the same."""
     track: tyro.conf.UseAppendAction[tuple[TrackerName, ...]] = ()
-    """Tracker that gets a run of each cell that is done; may be given several times."""
+    """Tracker that gets a run for each finished cell; may be given several times."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "storage", as_storage(self.storage))  # a text will do

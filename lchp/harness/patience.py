@@ -12,17 +12,17 @@ from lchp.harness import stopping
 from lchp.harness.plan import Plan
 
 WORD = 60.0
-"""Seconds in which some training should have begun; if none has, a line says so, and again after twice the time."""
+"""After so many seconds in which no training has begun, a line says so; the next line comes after twice the time."""
 NEVER = 600.0
-"""Seconds after which a sweep ends in which none has begun, where nobody else can hold what it waits for."""
+"""After so many seconds without a training, a sweep ends, where nobody else can hold what it waits for."""
 LISTED = 10.0
 """Seconds between two lists of the trainings that run, where the storage is behind a URL."""
 
 
 @dataclass
 class Patience:
-    """Says so while no training runs, which may be the cluster's being full with others' work; on a Ray of our own,
-    ends what would never begin."""
+    """Says so while no training runs, as on a cluster that is full with others' work. On a Ray of our own, it ends a
+    sweep that would never begin."""
 
     plan: Plan
     works: stopping.Unfinished

@@ -95,7 +95,7 @@ def make_plan(sweep: Sweep, options: Options, *, look_only: bool = False) -> Pla
 
 
 def look_up(plan: Plan, *, look_only: bool = False) -> None:
-    """Marks the jobs whose results are in the store. One that no cell waits for is to rest."""
+    """Marks the jobs whose results are in the store; jobs that no cell waits for rest."""
     jobs = list(plan.schedule.jobs.values())
     with ThreadPoolExecutor(4) as pool:  # checksums release the interpreter's lock
         found = list(pool.map(lambda p: plan.store.find(p.job.kind, p.job.key, look_only=look_only), jobs))
@@ -106,8 +106,8 @@ def look_up(plan: Plan, *, look_only: bool = False) -> None:
 
 
 def recorded_cells(folder: Path, now: TrainConfig) -> list[Cell]:
-    """The cells of a sweep's record; none where there is none. Data and weights are looked for where `now` has them,
-    since they may have moved. Raises RunError for a record that cannot be read."""
+    """The cells of a sweep's record; none where there is none. Data and weights may have moved: their places are those
+    of `now`. Raises RunError for a record that cannot be read."""
     path = folder / SWEEP
     if not path.exists():
         return []

@@ -61,9 +61,9 @@ def cost(plan: Plan) -> str:
 
 
 def estimate(plan: Plan, price_per_hour: float | None = None, trials: int | None = None) -> str:
-    """Time for the waiting trainings, and what they cost at a price for each place: by what trainings of the same
-    networks and data took before in this storage, or else by a few batches, tried here. And the room that the store and
-    the image cache take. trials: of a search, whose mean time is said."""
+    """Time for the waiting trainings, and what they cost at a price for each place: by earlier trainings of the same
+    networks and data in this storage, or else by a few batches, tried here. Also the disk that the store and the image
+    cache take. trials: how many a search has, for their mean time."""
     waiting = [p for p in plan.schedule.jobs.values() if p.state == "waiting"]
     if not waiting:
         return "estimate: nothing to train"

@@ -29,7 +29,7 @@ T = TypeVar("T")
 DRIVER_CPU = 0.01  # a trial that drives Ray Train must ask for little, or drivers starve their own workers
 ROUNDS = 3
 RECORD_EVERY = 20.0
-"""Time between two writings of sweep.json, in times of what one takes: with 1,000 cells that is 0.05 s per writing."""
+"""Time between two writings of sweep.json, as a multiple of what one takes: with 1,000 cells 0.05 s."""
 
 
 @dataclass(frozen=True)

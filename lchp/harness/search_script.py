@@ -94,7 +94,7 @@ def studies(result: SweepResult) -> Path:
 
 
 def closing(spec: Search, result: SweepResult) -> str:
-    """Counts, and the best trial as flags to run it again. What is best the records say, not the study."""
+    """Counts, and the values of the best trial. The records say which is best, not the study."""
     study = open_study(studies(result), spec.name)
     trials = trials_of(study, *TrialState)
     states = [t.state.name.lower() for _, t in trials]

@@ -43,7 +43,7 @@ from lchp.training.checkpoints import previous
 log = logging.getLogger(__name__)
 
 MAX_RESULTS = 100_000
-"""Results of which it is remembered what they hold."""
+"""How many results are remembered with what they hold."""
 RESULT, PREDICTED = (CONFIG, ENVIRONMENT), (PREDICTIONS, SUMMARY)
 """Files that every finished link has, and those of one with a result."""
 

@@ -54,7 +54,8 @@ PASSES = frozenset(
         errno.ETIMEDOUT,
     }
 )
-"""What the system says when trying again may help: a network file system or a memory that is short for a while."""
+"""Errors of the system after which trying again may help: a network file system, or memory that is short for a
+while."""
 
 
 @dataclass(frozen=True)

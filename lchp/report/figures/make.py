@@ -1,4 +1,4 @@
-"""What `lchp figures` does: chooses runs, draws, writes. What cannot be drawn is said, and the rest made."""
+"""What `lchp figures` does: chooses runs, draws, writes. It names what cannot be drawn, and makes the rest."""
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence

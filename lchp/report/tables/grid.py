@@ -1,7 +1,7 @@
 """What a table is made of, and Tables 3-6: ours as mean and deviation over seeds, beside the paper's values.
 
 Every table has a section per data set and evaluation frame. The paper's values stand in the sections of its own frame,
-center_crop, only. What was not run says so; it is never blank and never a zero.
+center_crop, only. A cell that was not run says so; it is never blank and never a zero.
 """
 
 import math
