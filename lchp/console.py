@@ -197,8 +197,8 @@ def _refuse(event: unread.ParseErrorEvent, arguments: list[str]) -> None:
     if not isinstance(event, (unread.BadValue, unread.InvalidChoice, unread.InstantiationFailure)):
         raise ConfigError(f"the options do not go together{more}")
     argument = event.argument
-    if argument is None:
-        raise ConfigError(f"{event.message}{more}")
+    if argument is None:  # only what is built of the values can be wrong then
+        raise ConfigError(f"{getattr(event, 'message', 'the options cannot be read')}{more}")
     option, metavar = argument.display_name(), argument.lowered.metavar
     field = FIELDS.get(option.removeprefix("--").replace("-", "_"))
     if isinstance(event, unread.BadValue):

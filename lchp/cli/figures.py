@@ -14,9 +14,9 @@ from lchp.report.flags import FigureName, Shown, Source
 class Figures:
     """Draw the paper's figures from the records of sweeps and runs, as PNG and PDF with captions.
 
-    lchp figures                                      # of results/, into results/figures
-    lchp figures --storage results/cub --figure grid --pick gained lost --against pseudo_label
-    lchp figures --run RUN --figure panel --image 1234
+        lchp figures                                      # of results/, into results/figures
+        lchp figures --storage results/cub --figure grid --pick gained lost --against pseudo_label
+        lchp figures --run RUN --figure panel --image 1234
     """
 
     source: Annotated[Source, tyro.conf.arg(name="")] = field(default_factory=Source)
@@ -41,5 +41,5 @@ class Figures:
                 refuse(self.shown, (name,), f"goes with --figure {' or '.join(asked)}")
         if not {"gained", "lost"} & {*self.shown.pick}:
             refuse(self.shown, ("against",), "goes with --pick gained or lost")
-        wanted = FigureOptions(source.storage, source.preset, self.figure, source.where, of_run, self.shown)
+        wanted = FigureOptions(source, self.figure, of_run, self.shown)
         return make_figures(wanted, self.output or (source.beside if of_run is None else Path()) / "figures")

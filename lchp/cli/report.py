@@ -14,9 +14,9 @@ from lchp.report.flags import Source
 class ReportPage:
     """Write one HTML page of all that the storages hold: tables, figures, trials, failures, environment.
 
-    lchp report                                       # of results/, into results/report.html
-    lchp report --storage results/cub --output cub.html --where refinement.tau=0.8
-    lchp report --no-figures                          # seconds less
+        lchp report                                       # of results/, into results/report.html
+        lchp report --storage results/cub --output cub.html --where refinement.tau=0.8
+        lchp report --no-figures                          # seconds less
     """
 
     source: Annotated[Source, tyro.conf.arg(name="")] = field(default_factory=Source)
@@ -34,8 +34,4 @@ class ReportPage:
 
         if not self.figures:
             refuse(self, ("data_root",), "does not go with --no-figures")
-        asked = self.source
-        options = PageOptions(
-            asked.storage, self.output, asked.preset, asked.where, figures=self.figures, data_root=self.data_root
-        )
-        return make_page(options)
+        return make_page(PageOptions(self.source, self.output, self.figures, self.data_root))

@@ -14,10 +14,10 @@ from lchp.report.flags import Source
 class Tables:
     """Write the paper's tables from the records of sweeps and runs, beside the paper's values.
 
-    lchp tables                                       # of results/, into results/tables
-    lchp tables --storage results/cub --table 3 --where refinement.tau=0.8
-    lchp tables --watch 30                            # while a sweep runs
-    lchp tables --compare RUN RUN:lchp_i              # two results, on the same test images
+        lchp tables                                       # of results/, into results/tables
+        lchp tables --storage results/cub --table 3 --where refinement.tau=0.8
+        lchp tables --watch 30                            # while a sweep runs
+        lchp tables --compare RUN RUN:lchp_i              # two results, on the same test images
     """
 
     source: Annotated[Source, tyro.conf.arg(name="")] = field(default_factory=Source)
@@ -42,8 +42,5 @@ class Tables:
             refuse(self.source, ("preset",), "does not go with --compare, which prints")
             print(compared(self.compare, self.source.storage, self.source.where))
             return 0
-        source = self.source
-        out = self.output or source.beside / "tables"
-        wanted = {"numbers": tuple(dict.fromkeys(self.table))} if self.table else {}
-        options = TableOptions(source.storage, out, source.preset, where=source.where, watch=self.watch, **wanted)
-        return make_tables(options)
+        numbers = tuple(dict.fromkeys(self.table)) or None
+        return make_tables(TableOptions(self.source, self.output or self.source.beside / "tables", numbers, self.watch))

@@ -29,6 +29,7 @@ from lchp.files.schema import DONE_SCHEMA, ENVIRONMENT_SCHEMA, SUMMARY_SCHEMA, L
 from lchp.harness import cells
 from lchp.harness.plan import recorded_cells
 from lchp.report.figures.images import read_frame
+from lchp.report.flags import Source
 from lchp.report.page.make import PageOptions, make_page
 from lchp.report.paper import read_paper
 from lchp.report.publish import keep
@@ -194,7 +195,7 @@ def test_no_changed_run_stops_what_reads_a_storage(tmp_path: Path, capsys: pytes
     for table in tables(records, PRESETS["cub50_cpu"], read_paper()):
         assert all([to_text(table), *(render(table) for render in FORMATS.values())])
     assert rank_text(rank(records))
-    status = make_page(PageOptions((tmp_path / "runs",), tmp_path / "report.html", figures=False))
+    status = make_page(PageOptions(Source((tmp_path / "runs",)), tmp_path / "report.html", figures=False))
     assert status == 1
     assert named <= set(capsys.readouterr().err.splitlines())
 
