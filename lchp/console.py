@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import inspect
 import logging
 import os
 import signal
@@ -142,11 +143,16 @@ def parse(
         if equals and not value.strip():  # an empty path would be the current folder
             raise ConfigError(f"{option if option.startswith('-') else 'an argument'}: is empty")
     extra = {} if default is None else {"default": default}
-    if about is not None:
-        extra["description"] = about
+    said = about or inspect.getdoc(command) or ""
     with unread.on_parse_error(lambda event: _refuse(event, arguments)):
         value, unknown = tyro.cli(
-            command, args=arguments, prog=program, return_unknown_args=True, registry=PATHS, **extra
+            command,
+            args=arguments,
+            prog=program,
+            description=said.replace("\nlchp ", "\n  lchp "),  # tyro joins lines that begin with a letter
+            return_unknown_args=True,
+            registry=PATHS,
+            **extra,
         )
     if unknown:
         first = unknown[0]

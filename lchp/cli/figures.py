@@ -14,9 +14,9 @@ from lchp.report.flags import FigureName, Shown, Source
 class Figures:
     """Draw the paper's figures from the records of sweeps and runs, as PNG and PDF with captions.
 
-        lchp figures                                      # of results/, into results/figures
-        lchp figures --storage results/cub --figure grid --pick gained lost --against pseudo_label
-        lchp figures --run RUN --figure panel --image 1234
+    lchp figures                                      # of results/, into results/figures
+    lchp figures --storage results/cub --figure grid --pick gained lost --against pseudo_label
+    lchp figures --run RUN --figure panel --image 1234
     """
 
     source: Annotated[Source, tyro.conf.arg(name="")] = field(default_factory=Source)

@@ -14,9 +14,9 @@ from lchp.report.flags import Source
 class ReportPage:
     """Write one HTML page of all that the storages hold: tables, figures, trials, failures, environment.
 
-        lchp report                                       # of results/, into results/report.html
-        lchp report --storage results/cub --output cub.html --where refinement.tau=0.8
-        lchp report --no-figures                          # seconds less
+    lchp report                                       # of results/, into results/report.html
+    lchp report --storage results/cub --output cub.html --where refinement.tau=0.8
+    lchp report --no-figures                          # seconds less
     """
 
     source: Annotated[Source, tyro.conf.arg(name="")] = field(default_factory=Source)

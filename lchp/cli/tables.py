@@ -14,10 +14,10 @@ from lchp.report.flags import Source
 class Tables:
     """Write the paper's tables from the records of sweeps and runs, beside the paper's values.
 
-        lchp tables                                       # of results/, into results/tables
-        lchp tables --storage results/cub --table 3 --where refinement.tau=0.8
-        lchp tables --watch 30                            # while a sweep runs
-        lchp tables --compare RUN RUN:lchp_i              # two results, on the same test images
+    lchp tables                                       # of results/, into results/tables
+    lchp tables --storage results/cub --table 3 --where refinement.tau=0.8
+    lchp tables --watch 30                            # while a sweep runs
+    lchp tables --compare RUN RUN:lchp_i              # two results, on the same test images
     """
 
     source: Annotated[Source, tyro.conf.arg(name="")] = field(default_factory=Source)

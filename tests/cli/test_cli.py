@@ -103,6 +103,13 @@ def test_help(arguments, capsys) -> None:
             assert flag in out
 
 
+def test_each_example_of_help_is_a_line(capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(["figures", "--help"])
+    lines = [line.split("#")[0].strip() for line in capsys.readouterr().out.splitlines()]
+    assert {"lchp figures", "lchp figures --run RUN --figure panel --image 1234"} <= set(lines)
+
+
 def test_python_dash_m() -> None:
     done = subprocess.run([sys.executable, "-m", "lchp", "--help"], check=True, capture_output=True, text=True)
     assert "train" in done.stdout
