@@ -14,11 +14,11 @@ from lchp.method.choice import ROUNDS, Choice, known_by_each, looked_at, parted
 from lchp.method.pseudo_boxes import Snapshots, make_teacher
 from lchp.method.steps import pseudo_boxes
 from lchp.method.view_table import Boxes, ViewTable
-from lchp.training.batches import epoch_order, general_batches, plain_batches
+from lchp.training.batches import general_batches, plain_batches
 from lchp.training.chain import Link
 from lchp.training.definition import Metrics, Training
 from lchp.training.map_boxes import Directions, boxes_config, ddt_trunk, source_of
-from lchp.training.work import Work, chunks_of, epoch_line
+from lchp.training.work import Work, epoch_line, noting
 
 
 def boxes_of(work: Work) -> Boxes:
@@ -102,19 +102,7 @@ def _teacher_boxes(work: Work, link: Link) -> Training:
         mean = 100 * area(boxes).mean()
         return mean, {"pseudo_area": mean}
 
-    return Training(
-        link.stage,
-        link.epochs,
-        len(epoch_order(context, torch.Generator())) * min(context.config.data.batch_size, len(context.images)),
-        {"boxes": table},
-        step,
-        batches,
-        draws="initialization",  # the localizer's views
-        autocast=lambda: context.autocast,
-        ended=table.exchange,
-        describe=lambda m: epoch_line(m, link),
-        chunks=chunks_of(context.config),
-    )
+    return noting(work, link, table, step, batches, draws="initialization")  # the localizer's views
 
 
 def _whole_boxes(work: Work, link: Link) -> Training:
@@ -145,17 +133,7 @@ def _whole_boxes(work: Work, link: Link) -> Training:
         mean = 100 * area(boxes).mean()
         return mean, {"pseudo_area": mean}
 
-    return Training(
-        link.stage,
-        link.epochs,
-        len(context.images),
-        modules,
-        step,
-        batches,
-        autocast=lambda: context.autocast,
-        ended=table.exchange,
-        describe=lambda m: epoch_line(m, link),
-    )
+    return noting(work, link, table, step, batches, modules)
 
 
 def _boxes_of_file(work: Work, link: Link) -> Training:

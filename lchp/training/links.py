@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from types import MappingProxyType
@@ -23,14 +23,14 @@ from lchp.method.pseudo_boxes import update_teacher
 from lchp.method.steps import Labels, freeze_batch_norm, label_views, localizer_step, refinement_step
 from lchp.method.view_table import ViewTable
 from lchp.system import distributed
-from lchp.training.batches import epoch_order, general_batches, strong_batches, taught_batches
+from lchp.training.batches import general_batches, strong_batches, taught_batches
 from lchp.training.box_links import boxes_of, train_boxes, train_choice
 from lchp.training.chain import Chain, Kind, Link
 from lchp.training.context import Context
 from lchp.training.definition import Metrics, Training, epoch_seed
 from lchp.training.measure import validate
 from lchp.training.networks import by_rate
-from lchp.training.work import Work, chunks_of, epoch_line, sgd_training
+from lchp.training.work import Work, epoch_line, noting, sgd_training
 
 log = logging.getLogger(__name__)
 
@@ -129,19 +129,10 @@ def _labels(work: Work, link: Link) -> Training:
         mean = 100 * labels.confidence.mean()
         return mean, {"confidence": mean, "box_area": 100 * area(labels.b).mean()}
 
-    return Training(
-        link.stage,
-        link.epochs,
-        len(epoch_order(context, torch.Generator())) * min(config.data.batch_size, len(context.images)),
-        {"labels": table},
-        step,
-        lambda _epoch, generator, start: strong_batches(context, generator, start),
-        draws="refinement",
-        autocast=lambda: context.autocast,
-        ended=table.exchange,
-        describe=lambda m: epoch_line(m, link),
-        chunks=chunks_of(config),
-    )
+    def batches(_epoch: int, generator: torch.Generator, start: int) -> Iterator[Batch]:
+        return strong_batches(context, generator, start)
+
+    return noting(work, link, table, step, batches, draws="refinement")
 
 
 def _refinement(work: Work, link: Link) -> Training:

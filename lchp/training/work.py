@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 
 from lchp.config import InitializationConfig, RefinementConfig, TrainConfig
 from lchp.method.batch import Batch, Step
+from lchp.method.view_table import ViewTable
 from lchp.training.batches import epoch_order, images_of
 from lchp.training.chain import Chain, Kind, Link
 from lchp.training.context import Context
@@ -49,7 +51,7 @@ def sgd_training(
     return Training(
         link.stage,
         link.epochs,
-        steps * min(config.data.batch_size, len(context.images)),
+        views_per_epoch(context),
         modules,
         step,
         batches,
@@ -62,6 +64,39 @@ def sgd_training(
         images=lambda epoch, step: images_of(context, draws or link.stage, epoch, step),
         chunks=chunks_of(config),
     )
+
+
+def noting(
+    work: Work,
+    link: Link,
+    table: ViewTable,
+    step: Step,
+    batches: Callable[[int, torch.Generator, int], Iterator[Batch]],
+    more: Mapping[str, nn.Module] = MappingProxyType({}),
+    *,
+    draws: str | None = None,
+) -> Training:
+    """What notes values of the training images in a table, and trains nothing. more: further modules to keep; draws:
+    see `Training`, None for whole images, which nothing is drawn for."""
+    context = work.context
+    return Training(
+        link.stage,
+        link.epochs,
+        len(context.images) if draws is None else views_per_epoch(context),
+        {link.kind: table, **more},
+        step,
+        batches,
+        draws=draws,
+        autocast=lambda: context.autocast,
+        ended=table.exchange,
+        describe=lambda m: epoch_line(m, link),
+        chunks=Chunks() if draws is None else chunks_of(context.config),
+    )
+
+
+def views_per_epoch(context: Context) -> int:
+    """Training images that an epoch of views shows."""
+    return len(epoch_order(context, torch.Generator())) * min(context.config.data.batch_size, len(context.images))
 
 
 def chunks_of(config: TrainConfig) -> Chunks:
