@@ -59,7 +59,7 @@ class Evaluate:
                 print(f"  {result}: " + ", ".join(f"{frame} {value:.2f}" for frame, value in frames.items()))
         different = [k for k in computed if recorded.get(k) != computed[k]]
         if different:
-            print(f"lchp: {self.run_folder / SUMMARY} says otherwise of: {', '.join(different)}", file=sys.stderr)
+            print(f"lchp: {self.run_folder / SUMMARY} has other values of {', '.join(different)}", file=sys.stderr)
         elif not self.json:
             print("\nsummary.json says the same")
         return 1 if different else 0

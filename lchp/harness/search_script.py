@@ -75,7 +75,7 @@ def main(
                 f"training images held out; objective: {spec.objective}"
             )
             plan = draft(spec, common.options)
-            print(f"{len(plan.cells)} to come, of which nothing is known yet; of as many drawn at random:")
+            print(f"{len(plan.cells)} trials to come; their values are not known yet. For as many drawn at random:")
             print(f"{counts(plan)}\n{cost(plan)}\n{estimate(plan, common.price_per_hour, len(plan.cells))}")
             return 0
         streams.outlast()

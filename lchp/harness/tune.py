@@ -55,7 +55,7 @@ class LinkSearcher(Searcher):
             self.schedule.failed(name, result["error"], result["reason"])
         elif state == "lost_source":
             lost = result["lost"].split(",")
-            log.warning("the result of %s is damaged or gone: to be made again", " and ".join(lost))
+            log.warning("the result of %s is damaged or gone; it will be made again", " and ".join(lost))
             self.schedule.lost_source(name, lost)
         elif state == "done":
             self.schedule.done(name, facts(result))

@@ -354,7 +354,7 @@ def test_a_search_says_what_its_trials_will_take(
         "3 trials, which share the links that they have in common; 20 % of the training images held out; "
         "objective: unboxed"
     )
-    assert out[1] == "3 to come, of which nothing is known yet; of as many drawn at random:"
+    assert out[1] == "3 trials to come; their values are not known yet. For as many drawn at random:"
     config = preset("parts")
     total = 3 * 3 * (2 * config.initialization.epochs + config.refinement.epochs)
     said = "\n".join(out)
