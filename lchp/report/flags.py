@@ -1,7 +1,8 @@
 """The flags that the commands over records share, and the names that these take."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -56,18 +57,22 @@ class Source:
     """Recipe that tables and figures are about; by default the one that the records follow."""
     where: tyro.conf.UseAppendAction[Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD=VALUE")]] = ()
     """Take only runs with this value of a field, e.g. initialization.attention=features; may be given several times."""
-    conditions: Mapping[str, Any] = field(init=False, default_factory=dict)
-    """`where` as values of fields."""
 
     def __post_init__(self) -> None:
         if not self.storage:
             raise ConfigError("--storage: expected at least one folder")
         if self.preset is not None:
             preset(self.preset)
-        if self.where:
-            from lchp.report.select import parse_where  # pandas, which --help need not wait for
+        _ = self.conditions  # a mistake is said before anything is read
 
-            object.__setattr__(self, "conditions", parse_where(self.where))
+    @cached_property
+    def conditions(self) -> Mapping[str, Any]:
+        """`where` as values of fields. Raises ConfigError."""
+        if not self.where:
+            return {}
+        from lchp.report.select import parse_where  # pandas, which --help need not wait for
+
+        return parse_where(self.where)
 
     @property
     def beside(self) -> Path:

@@ -203,7 +203,7 @@ def test_damaged_predictions(finished: Path, tmp_path: Path, capsys) -> None:
         ("data check parts --threads 2", "--threads: no such option of lchp data check"),
         ("data check parts --workers a", "--workers = 'a': expected a whole number; lchp data check --help"),
         ("tables --table 1 x", "--table = '1 x': expected a whole number; lchp tables --help"),
-        ("tables --storage", "--storage: lacks a value; expected PATH"),
+        ("predict x --run", "--run: lacks a value; expected DIR"),
         ("boxes", "lchp boxes needs IMAGE/FOLDER, --weights FILE, --backbone NAME; lchp boxes --help"),
         ("data download", "lchp data download needs {cub,tiny_imagenet,imagenet}; lchp data download --help"),
         (

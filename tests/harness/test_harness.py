@@ -368,7 +368,7 @@ def test_a_search_says_what_its_trials_will_take(
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--seed", "x"], "--seed"),
+        (["--seed", "x"], "seed = 'x': expected a whole number"),
         (["--seeds", "0"], "--seeds = 0: expected at least 1"),
         (["--limit", "0"], "--limit = 0: expected at least 1"),
         (["--gpus-per-trial", "-1"], "--gpus-per-trial = -1.0: expected at least 0"),
