@@ -91,7 +91,7 @@ class Parsed(HTMLParser):
 
 
 def page_of(storage: Path, **wanted: Any) -> str:
-    asked = PageOptions(Source((storage,)), figures=False, **wanted)
+    asked = PageOptions(Source((storage,), **wanted), figures=False)
     return render(gather(collect([storage]), asked, read_paper())).decode("ascii")
 
 
