@@ -413,7 +413,7 @@ def test_the_records_of_the_analysis_are_read_as_they_were(tmp_path: Path, name:
     """Of three recipes, written before several fields were there: the tables beside them, byte by byte."""
     storage = RECORDS / name
     assert collect([storage]).problems == ()
-    assert make_tables(Tables((storage,), tmp_path)) == 0
+    assert make_tables(Tables(Source((storage,)), tmp_path)) == 0
     same = [
         p.name for p in sorted((storage / "tables").iterdir()) if p.read_bytes() == (tmp_path / p.name).read_bytes()
     ]
@@ -431,7 +431,7 @@ def test_the_records_of_the_analysis_are_read_as_they_were(tmp_path: Path, name:
 def test_the_tables_of_several_storages_are_as_they_were(tmp_path: Path) -> None:
     """As analysis/FINDINGS.md makes them."""
     storages = (RECORDS / "cub50_choices", RECORDS / "cub50_methods")
-    assert make_tables(Tables(storages, tmp_path, preset="cub50_cpu", numbers=(1, 8))) == 0
+    assert make_tables(Tables(Source(storages, "cub50_cpu"), tmp_path, numbers=(1, 8))) == 0
     for name in ("table_1.md", "table_8.md"):
         assert (tmp_path / name).read_bytes() == (RECORDS / "cub50_methods" / "tables" / name).read_bytes()
 
