@@ -34,7 +34,7 @@ from lchp.training.batches import plain_batches
 from lchp.training.chain import STAGES, method_of
 from lchp.training.checkpoints import load_checkpoint
 from lchp.training.context import Context, open_context
-from lchp.training.links import build_classifier
+from lchp.training.networks import build_classifier
 
 
 @dataclass

@@ -46,8 +46,9 @@ from lchp.method.view_table import Boxes, ViewTable
 from lchp.method.views import crop, general_view, sample_general, sample_strong, strong_view
 from lchp.system.devices import autocast, device_name, peak_memory_mb, prepare, resolve_device, resolve_precision
 from lchp.training.chain import chain_of
-from lchp.training.fit import Training, take_step
-from lchp.training.links import build
+from lchp.training.definition import Training
+from lchp.training.fit import take_step
+from lchp.training.networks import build
 
 CUB = 5994
 """Training images of CUB-200-2011."""

@@ -28,7 +28,7 @@ from lchp.files.targets import json_of, require_file
 from lchp.method.batch import Batch
 from lchp.method.definition import Loss
 from lchp.training.chain import chain_of
-from lchp.training.links import build
+from lchp.training.networks import build
 
 
 def step_of(bench: benchmark.Bench, found: Method, loss: Loss) -> Callable[[], Any]:

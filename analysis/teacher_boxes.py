@@ -33,7 +33,7 @@ from lchp.method.pseudo_boxes import make_teacher
 from lchp.training.chain import STAGES, method_of
 from lchp.training.checkpoints import load_checkpoint
 from lchp.training.context import Context, open_context
-from lchp.training.links import build_classifier
+from lchp.training.networks import build_classifier
 
 CHOICES = ("attention", "normalization", "second_pass")
 

@@ -1,24 +1,24 @@
 """What every program of the package is on a terminal: flags read into a dataclass, and faults that are one line."""
 
 import argparse
-import contextlib
 import dataclasses
-import io
+import inspect
 import logging
 import os
-import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from lchp.system import imports  # isort: skip  (before the packages whose failure it explains)
 
 import tyro
+from tyro import _errors as unread  # not public yet, so that pyproject.toml names tyro's version
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from lchp.config import FIELDS, TrainConfig, preset, suggest
+from lchp.config import FIELDS, TrainConfig, described, preset, quoted, suggest
 from lchp.errors import ConfigError, LchpError, is_of_threads, lacked_memory, printable
 from lchp.files.remote import Remote, Storage, as_storage
 from lchp.files.runs import write_atomically
@@ -39,7 +39,7 @@ def _path(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
     return PrimitiveConstructorSpec(
         nargs=1,
         metavar="PATH",
-        instance_from_str=lambda texts: as_path(texts[0]),
+        instance_from_str=lambda texts: as_path(texts[0] or "."),  # [] where an option follows that is refused then
         is_instance=lambda value: isinstance(value, Path),
         str_from_instance=lambda path: [str(path)],
     )
@@ -143,19 +143,17 @@ def parse(
         if equals and not value.strip():  # an empty path would be the current folder
             raise ConfigError(f"{option if option.startswith('-') else 'an argument'}: is empty")
     extra = {} if default is None else {"default": default}
-    if about is not None:
-        extra["description"] = about
-    printed = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-            value, unknown = tyro.cli(
-                command, args=arguments, prog=program, return_unknown_args=True, registry=PATHS, **extra
-            )
-    except SystemExit as stop:
-        if stop.code in (0, None):  # --help
-            print(printed.getvalue(), end="")
-            raise
-        raise ConfigError(_explained(_one_line(printed.getvalue()), program)) from None
+    said = about or inspect.getdoc(command) or ""
+    with unread.on_parse_error(lambda event: _refuse(event, arguments)):
+        value, unknown = tyro.cli(
+            command,
+            args=arguments,
+            prog=program,
+            description=said.replace("\nlchp ", "\n  lchp "),  # tyro joins lines that begin with a letter
+            return_unknown_args=True,
+            registry=PATHS,
+            **extra,
+        )
     if unknown:
         first = unknown[0]
         after = arguments[: arguments.index(first)][-1:] if first in arguments else []
@@ -195,19 +193,40 @@ def refuse(flags: Any, names: Sequence[str], why: str) -> None:
             raise ConfigError(f"--{name.replace('_', '-')} {why}")
 
 
-def _explained(fault: str, program: str) -> str:
-    """tyro's message, and what the option that it names takes; choices in one order, without the None of an option that
-    is left out."""
-    said, _, listed = fault.partition(" Expected one of ")
-    said = said.rstrip(".")
-    named = re.search(r"--([\w.-]+[\w])", said)
-    name = named[1].replace("-", "_") if named else ""
-    if name in FIELDS:
-        return f"{said}; {name} takes {FIELDS[name].allowed}"
-    choices = sorted(set(re.findall(r"'([^']*)'", listed)) - {"None"})
-    if choices:
-        said += f": expected one of {', '.join(choices)}"
-    return f"{said}; {program} --help lists the options"
+def _refuse(event: unread.ParseErrorEvent, arguments: list[str]) -> None:
+    """Raises ConfigError for what tyro cannot read: the option, its value, and what it takes."""
+    more = f"; {event.prog} --help lists the options"
+    if isinstance(event, unread.MissingArgs):
+        needed = [each.arg for each in event.missing_arguments]
+        shown = [f"{'' if a.is_positional() else f'{a.display_name()} '}{a.lowered.metavar}" for a in needed]
+        raise ConfigError(f"{event.prog} needs {', '.join(shown)}{more}")
+    if not isinstance(event, (unread.BadValue, unread.InvalidChoice, unread.InstantiationFailure)):
+        raise ConfigError(f"the options do not go together{more}")
+    argument = event.argument
+    if argument is None:  # only what is built of the values can be wrong then
+        raise ConfigError(f"{getattr(event, 'message', 'the options cannot be read')}{more}")
+    option, metavar = argument.display_name(), argument.lowered.metavar.removeprefix("{None}|")
+    field = FIELDS.get(option.removeprefix("--").replace("-", "_"))
+    if isinstance(event, unread.BadValue):
+        if argument.is_positional():
+            raise ConfigError(f"{event.prog} needs {metavar}{more}")
+        raise ConfigError(f"{option}: lacks a value; expected {field.allowed if field else metavar}")
+    value = event.value if isinstance(event, unread.InvalidChoice) else _after(option, arguments)
+    if field:
+        raise ConfigError(f"{field.name} = {quoted(value)}: expected {field.allowed}")
+    kind = argument.field.type_stripped
+    each = get_args(kind)[0] if get_origin(kind) is tuple else kind
+    raise ConfigError(f"{option} = {quoted(value)}: expected {described(each, (None,))}{more}")
+
+
+def _after(option: str, arguments: list[str]) -> str:
+    """The value of an option where it was typed last."""
+    value = ""
+    for at, text in enumerate(arguments):
+        typed, equals, joined = text.partition("=")
+        if typed.replace("_", "-") == option:
+            value = joined if equals else " ".join(takewhile(lambda t: not t.startswith("--"), arguments[at + 1 :]))
+    return value
 
 
 def _flags(command: Any) -> list[str]:
@@ -223,13 +242,3 @@ def _flags(command: Any) -> list[str]:
             said = next((m.name for m in getattr(annotated, "__metadata__", ()) if getattr(m, "name", None)), name)
             found.append(f"--{said.removesuffix('_folder').replace('_', '-')}")
     return found
-
-
-def _one_line(box: str) -> str:
-    """What tyro says between the first two rules of its message, below or inside of the title, as one line."""
-    sections = re.split("^.*[─-]{20}.*$", box, flags=re.MULTILINE)
-    for section in sections[1:] or sections:
-        text = " ".join(re.sub("[│╭╮╰╯─|]", " ", section).split())
-        if text:
-            return text
-    return "the options could not be read"

@@ -8,7 +8,8 @@ from lchp.config import TrainConfig
 from lchp.files import runs
 from lchp.harness import Options, Sweep
 from lchp.harness.cells import Job, Overrides
-from lchp.harness.sweep import Plan, make_plan, write_record
+from lchp.harness.plan import Plan, make_plan
+from lchp.harness.record import write_record
 from lchp.harness.trial import Setting, run_job
 from lchp.harness.tune import facts
 from lchp.training.chain import Kind, chain_of

@@ -20,7 +20,7 @@ from lchp.method.steps import classifier_step, label_views, localizer_step, refi
 from lchp.method.view_table import ViewTable
 from lchp.method.views import sample_strong
 from lchp.training.chain import chain_of
-from lchp.training.links import build
+from lchp.training.networks import build
 
 FILE = Path(__file__).parent / "golden" / "losses.json"
 STEPS, BATCH, SIZE, CLASSES = 8, 6, 64, 3

@@ -11,8 +11,11 @@ from lchp.config import TrainConfig
 from lchp.method.batch import Batch
 from lchp.method.views import AxisMap, sample_strong
 from lchp.training.chain import Kind, chain_of
-from lchp.training.fit import Training, stepper, take_step
-from lchp.training.links import Networks, Work, training_of
+from lchp.training.definition import Training
+from lchp.training.fit import stepper, take_step
+from lchp.training.links import training_of
+from lchp.training.networks import Networks
+from lchp.training.work import Work
 
 
 def trainings(

@@ -1,52 +1,43 @@
 """torchvision's ImageNet architectures, and where each is cut."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from torch import nn
 
 from lchp.backbones.entry import IMAGENET, SYMMETRIC, Backbone, Role
 
 
-def _inception_v3() -> nn.Module:
-    from torchvision.models import inception_v3
+def _named(name: str, **options: bool) -> Callable[[], nn.Module]:
+    """How torchvision builds a network of its own, without weights."""
 
-    return inception_v3(weights=None, aux_logits=False, transform_input=False, init_weights=True)
+    def build() -> nn.Module:
+        from torchvision import models
+
+        return getattr(models, name)(weights=None, **options)
+
+    return build
+
+
+def _children(net: nn.Module, names: Iterable[str]) -> nn.Module:
+    return nn.Sequential(*map(net.get_submodule, names))
 
 
 def _cut_inception_v3(net: nn.Module, role: Role) -> nn.Module:
     stem = ["Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "maxpool1", "Conv2d_3b_1x1", "Conv2d_4a_3x3", "maxpool2"]
     fine = [f"Mixed_{n}" for n in ("5b", "5c", "5d", "6a", "6b", "6c", "6d", "6e")]
     coarse = [] if role == "classifier" else [f"Mixed_{n}" for n in ("7a", "7b", "7c")]
-    return nn.Sequential(*(net.get_submodule(n) for n in (*stem, *fine, *coarse)))
-
-
-def _resnet50() -> nn.Module:
-    from torchvision.models import resnet50
-
-    return resnet50(weights=None)
+    return _children(net, (*stem, *fine, *coarse))
 
 
 def _cut_resnet50(net: nn.Module, role: Role) -> nn.Module:
     names = ["conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"]
-    return nn.Sequential(*(net.get_submodule(n) for n in (names[:7] if role == "classifier" else names)))
-
-
-def _vgg19_bn() -> nn.Module:
-    from torchvision.models import vgg19_bn
-
-    return vgg19_bn(weights=None)
+    return _children(net, names[:7] if role == "classifier" else names)
 
 
 def _cut_vgg(net: nn.Module, role: Role) -> nn.Module:
     layers = net.get_submodule("features")
     assert isinstance(layers, nn.Sequential)
     return layers[:-1] if role == "classifier" else layers  # the last pooling would make stride 32
-
-
-def _densenet161() -> nn.Module:
-    from torchvision.models import densenet161
-
-    return densenet161(weights=None)
 
 
 def _cut_densenet161(net: nn.Module, role: Role) -> nn.Module:
@@ -58,12 +49,6 @@ def _cut_densenet161(net: nn.Module, role: Role) -> nn.Module:
     names = [n for n, _ in layers.named_children()]
     kept = [layers.get_submodule(n) for n in names[: names.index("transition3")]]
     return nn.Sequential(*kept, layers.get_submodule("transition3.norm"), nn.ReLU(inplace=True))
-
-
-def _mobilenet_v2() -> nn.Module:
-    from torchvision.models import mobilenet_v2
-
-    return mobilenet_v2(weights=None)
 
 
 def _cut_mobilenet_v2(net: nn.Module, role: Role) -> nn.Module:
@@ -82,18 +67,12 @@ def _vgg16() -> nn.Module:
     return nn.ModuleDict({"features": _kaiming(make_layers(cfgs["D"]))})
 
 
-def _googlenet() -> nn.Module:
-    from torchvision.models import googlenet
-
-    return googlenet(weights=None, aux_logits=False, transform_input=False, init_weights=True)
-
-
 def _cut_googlenet(net: nn.Module, role: Role) -> nn.Module:
     """The classifier's after inception4e (stride 16, 832 channels), as CAM's is; the localizer's after inception5b."""
     stem = ["conv1", "maxpool1", "conv2", "conv3", "maxpool2", "inception3a", "inception3b", "maxpool3"]
     fine = [f"inception4{letter}" for letter in "abcde"]
     coarse = [] if role == "classifier" else ["maxpool4", "inception5a", "inception5b"]
-    return nn.Sequential(*(net.get_submodule(n) for n in (*stem, *fine, *coarse)))
+    return _children(net, (*stem, *fine, *coarse))
 
 
 def _with_conv6(build: Callable[[], nn.Module], channels: int) -> Callable[[], nn.Module]:
@@ -127,23 +106,26 @@ def _kaiming(module: nn.Module) -> nn.Module:
     return module
 
 
+INCEPTION = {"aux_logits": False, "transform_input": False, "init_weights": True}
 VGG16 = "VGG16_Weights.IMAGENET1K_V1"
 GOOGLENET = "GoogLeNet_Weights.IMAGENET1K_V1"
 GOOGLENET_HEADS = ("fc.", "aux1.", "aux2.")
 
 TORCHVISION: dict[str, Backbone] = {
     "inception_v3": Backbone(
-        _inception_v3,
+        _named("inception_v3", **INCEPTION),
         _cut_inception_v3,
         SYMMETRIC,
         ("fc.", "AuxLogits."),
         "Inception_V3_Weights.IMAGENET1K_V1",
         head="fc",
     ),
-    "resnet50": Backbone(_resnet50, _cut_resnet50, IMAGENET, ("fc.",), "ResNet50_Weights.IMAGENET1K_V1", head="fc"),
-    "vgg19_bn": Backbone(_vgg19_bn, _cut_vgg, IMAGENET, ("classifier.",), "VGG19_BN_Weights.IMAGENET1K_V1"),
+    "resnet50": Backbone(
+        _named("resnet50"), _cut_resnet50, IMAGENET, ("fc.",), "ResNet50_Weights.IMAGENET1K_V1", head="fc"
+    ),
+    "vgg19_bn": Backbone(_named("vgg19_bn"), _cut_vgg, IMAGENET, ("classifier.",), "VGG19_BN_Weights.IMAGENET1K_V1"),
     "densenet161": Backbone(
-        _densenet161,
+        _named("densenet161"),
         _cut_densenet161,
         IMAGENET,
         ("classifier.",),
@@ -151,7 +133,7 @@ TORCHVISION: dict[str, Backbone] = {
         head="classifier",
     ),
     "mobilenet_v2": Backbone(
-        _mobilenet_v2,
+        _named("mobilenet_v2"),
         _cut_mobilenet_v2,
         IMAGENET,
         ("classifier.",),
@@ -163,9 +145,11 @@ TORCHVISION: dict[str, Backbone] = {
         _with_conv6(_vgg16, 512), _cut_gap(_cut_vgg), IMAGENET, ("classifier.",), VGG16, added=("conv6.",), file="vgg16"
     ),
     # torchvision's weights were ported from TensorFlow, and want its input
-    "googlenet": Backbone(_googlenet, _cut_googlenet, SYMMETRIC, GOOGLENET_HEADS, GOOGLENET, head="fc"),
+    "googlenet": Backbone(
+        _named("googlenet", **INCEPTION), _cut_googlenet, SYMMETRIC, GOOGLENET_HEADS, GOOGLENET, head="fc"
+    ),
     "googlenet_gap": Backbone(
-        _with_conv6(_googlenet, 832),
+        _with_conv6(_named("googlenet", **INCEPTION), 832),
         _cut_gap(_cut_googlenet),
         SYMMETRIC,
         GOOGLENET_HEADS,

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lchp.backbones.spine import Unit, resolutions
-from lchp.baselines.cam import cam
+from lchp.baselines.cam import inner_cam
 from lchp.config import ModelConfig
 from lchp.method.definition import Batch, Method, Scheme
 from lchp.method.networks import Classifier, ClassifierOutput
@@ -96,10 +96,4 @@ def adl_loss(model: nn.Module, batch: Batch, layer: Dropout = LAYER) -> Tensor:
         return F.cross_entropy(model.classifier(batch.images).logits.float(), batch.labels)
 
 
-def adl_map(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """CAM; a ScoreMap."""
-    assert isinstance(model, Adl)
-    return cam(model.classifier, images, labels)
-
-
-METHOD = Method("adl", "ADL", Scheme("adl", adl_loss, Adl), adl_map)
+METHOD = Method("adl", "ADL", Scheme("adl", adl_loss, Adl), inner_cam)

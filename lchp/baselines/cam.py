@@ -34,4 +34,9 @@ def cam(classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     return class_activation_map(classifier(images).features, classifier.linear.weight[labels])
 
 
+def inner_cam(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """CAM of the `classifier` that a method trains with layers of its own; a ScoreMap."""
+    return cam(model.get_submodule("classifier"), images, labels)
+
+
 METHOD = Method("cam", "CAM", PLAIN, cam)

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lchp.backbones.spine import outputs, resolutions
-from lchp.baselines.cam import cam, class_activation_map
+from lchp.baselines.cam import class_activation_map, inner_cam
 from lchp.config import ModelConfig
 from lchp.method.definition import Batch, Method, Scheme, minmax
 from lchp.method.networks import Classifier, ClassifierOutput, Fp32Conv2d
@@ -105,10 +105,4 @@ def csoa_loss(model: nn.Module, batch: Batch) -> Tensor:
     )
 
 
-def csoa_map(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """The classifier's CAM; a ScoreMap."""
-    assert isinstance(model, Csoa)
-    return cam(model.classifier, images, labels)
-
-
-METHOD = Method("csoa", "CSoA", Scheme("csoa", csoa_loss, Csoa, sliced=False), csoa_map)
+METHOD = Method("csoa", "CSoA", Scheme("csoa", csoa_loss, Csoa, sliced=False), inner_cam)

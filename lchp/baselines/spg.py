@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from lchp.backbones.spine import outputs, resolutions
 from lchp.baselines.acol import start
-from lchp.baselines.cam import cam, class_activation_map
+from lchp.baselines.cam import class_activation_map, inner_cam
 from lchp.config import ModelConfig
 from lchp.method.definition import Batch, Method, Scheme, minmax
 from lchp.method.networks import Classifier, ClassifierOutput, Fp32Conv2d
@@ -132,10 +132,4 @@ def spg_loss(model: nn.Module, batch: Batch) -> Tensor:
     )
 
 
-def spg_map(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """A's class map, which is CAM; a ScoreMap."""
-    assert isinstance(model, Spg)
-    return cam(model.classifier, images, labels)
-
-
-METHOD = Method("spg", "SPG", Scheme("spg", spg_loss, Spg, sliced=False), spg_map)
+METHOD = Method("spg", "SPG", Scheme("spg", spg_loss, Spg, sliced=False), inner_cam)

@@ -1,4 +1,4 @@
-"""What `lchp predict` and `lchp boxes` are told alike: what is asked of an image, and where the answers go."""
+"""The options that `lchp predict` and `lchp boxes` share: what is asked of an image, and where the answers go."""
 
 import sys
 from dataclasses import asdict, dataclass
@@ -25,12 +25,12 @@ class Answers:
     pictures: bool = False
     """Also write copies with class and box drawn, into OUTPUT/pictures."""
     several: bool = False
-    """All objects of an image, in place of one box: each region where the map is above its threshold. A run with a
+    """Find all objects of an image, not one box: each region where the map is above its threshold. A run with a
     localizer uses what made its pseudo boxes; LCHP uses its teacher's attention."""
     least_area: float = 0.01
-    """With --several: the share of the image that an object's region covers at least."""
+    """With --several: the least share of the image that an object's region covers."""
     least_confidence: float = 0.0
-    """An image whose box is less confident is written without a box."""
+    """Write an image without a box where the box is less confident."""
     min_confidence: float = 0.0
     """Leave less confident images out of annotations (COCO, YOLO, Label Studio)."""
     batch_size: int = 32

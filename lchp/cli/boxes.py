@@ -26,7 +26,7 @@ FLAGS = {
 
 @contextmanager
 def _as_typed() -> Iterator[None]:
-    """What is wrong with a field is said of the flag that set it."""
+    """Names the flag in place of the field that it set, where an error names the field."""
     try:
         yield
     except ConfigError as fault:
@@ -43,21 +43,20 @@ class OwnBoxes:
     """The classifier with its class head, in torchvision's or timm's parameter names: .safetensors, or torch weights
     (read as data)."""
     backbone: Annotated[str, tyro.conf.arg(metavar="NAME")]
-    """Whose weights they are: resnet50, mobilenet_v2, ..., or timm:NAME."""
+    """Architecture of the weights: resnet50, mobilenet_v2, ..., or timm:NAME."""
     method: str = "layer_cam"
-    """What makes a map of an image: layer_cam, grad_cam, cam, ..."""
+    """Method that makes a map of an image: layer_cam, grad_cam, cam, ..."""
     classes: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """Names of the head's classes, a line each, in its order; by default the folders in FOLDER, where they are as
-    many."""
+    """Names of the head's classes, one per line, in the head's order; by default the names of the folders in FOLDER,
+    where their number is the same."""
     labels: Annotated[Path | None, tyro.conf.arg(metavar="CSV")] = None
-    """Classes of the images, with the header image,label: the map is of that class, and not of the one that the image
-    is taken for."""
+    """Classes of the images, with the header image,label: the map is of that class, not of the predicted one."""
     size: int = 224
-    """Side in px of what the network sees."""
+    """Side of the network's input in px."""
     threshold: float = 0.2
-    """Of the map, stretched to [0, 1]: the box is around what is above."""
+    """Threshold on the map, which is stretched to [0, 1]: the box encloses what is above."""
     component: Literal["largest", "all"] = "largest"
-    """What the box is around: the largest connected component, or all that is above."""
+    """The box encloses the largest connected component, or all that is above the threshold."""
     answers: Annotated[Answers, tyro.conf.arg(name="")] = field(default_factory=Answers)
 
     def run(self) -> int:

@@ -22,14 +22,14 @@ class Evaluate:
     json: bool = False
     """Print JSON instead of the table."""
     macro: bool = False
-    """Also GT-Known averaged over classes instead of images (PSOL's habit)."""
+    """Also print GT-Known averaged over classes instead of images, as PSOL does."""
     classifier: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """Instead: Top-1 and Top-5 Loc of this run's boxes with the classes of that run folder's classifier (PSOL's two
-    networks), also written to second_classifier.json. Reads the test images."""
+    """Compute instead Top-1 and Top-5 Loc of this run's boxes with the classes of that run folder's classifier (PSOL's
+    two networks), and write them to second_classifier.json too. Reads the test images."""
     ten_crop: bool = False
     """With --classifier: average its softmax over ten crops."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """With --classifier: where it runs."""
+    """With --classifier: the device that it runs on."""
 
     def run(self) -> int:
         """Carries the command out; the exit status: 1 if summary.json says otherwise."""
@@ -59,7 +59,7 @@ class Evaluate:
                 print(f"  {result}: " + ", ".join(f"{frame} {value:.2f}" for frame, value in frames.items()))
         different = [k for k in computed if recorded.get(k) != computed[k]]
         if different:
-            print(f"lchp: {self.run_folder / SUMMARY} says otherwise of: {', '.join(different)}", file=sys.stderr)
+            print(f"lchp: {self.run_folder / SUMMARY} has other values of {', '.join(different)}", file=sys.stderr)
         elif not self.json:
             print("\nsummary.json says the same")
         return 1 if different else 0

@@ -11,7 +11,7 @@ from lchp.errors import ConfigError
 
 @dataclass
 class Export:
-    """Write what a run predicts by as one file that runs without lchp: its classifier, with its localizer or map."""
+    """Write one file that predicts as a run does, without lchp: its classifier, with its localizer or map."""
 
     output: Path
     """File to write. An earlier export there is replaced, any other file left alone."""
@@ -20,7 +20,7 @@ class Export:
     model: Annotated[str | None, tyro.conf.arg(metavar="MODEL")] = None
     """In place of --run: a folder that lchp publish wrote, or hf://USER/NAME[@REVISION] of Hugging Face's hub."""
     format: Literal["torchscript", "onnx"] | None = None
-    """By default what the file's name ends in: .onnx, or TorchScript for .pt and .ts."""
+    """Format of the file; by default its name says it: .onnx, or TorchScript for .pt and .ts."""
 
     def run(self) -> int:
         """Carries the command out; the exit status."""

@@ -26,7 +26,7 @@ class Figures:
     figure: tuple[FigureName, ...] = ()
     """Figures to draw; all by default, and with --run those that show one run."""
     of_run: Annotated[Path | None, tyro.conf.arg(name="run")] = None
-    """Run folder to show; by default that of the recipe with the lowest seed."""
+    """Run folder to show; by default the recipe's run with the lowest seed."""
     shown: Annotated[Shown, tyro.conf.arg(name="")] = field(default_factory=Shown)
 
     def run(self) -> int:
@@ -41,5 +41,5 @@ class Figures:
                 refuse(self.shown, (name,), f"goes with --figure {' or '.join(asked)}")
         if not {"gained", "lost"} & {*self.shown.pick}:
             refuse(self.shown, ("against",), "goes with --pick gained or lost")
-        wanted = FigureOptions(source.storage, source.preset, self.figure, source.where, of_run, self.shown)
+        wanted = FigureOptions(source, self.figure, of_run, self.shown)
         return make_figures(wanted, self.output or (source.beside if of_run is None else Path()) / "figures")

@@ -19,10 +19,10 @@ class Publish:
     run_folder: Annotated[Path, tyro.conf.arg(name="run", metavar="DIR")]
     """Run folder; LCHP-R is used, or LCHP-I where stage 2 is not complete; of a method without a localizer, its map."""
     output: Annotated[Path, tyro.conf.arg(metavar="MODEL")]
-    """Folder to write; in place of an earlier model alone."""
+    """Folder to write. An earlier model there is replaced, nothing else."""
     license: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """The model's licence, by its name on Hugging Face's hub: apache-2.0, cc-by-4.0, ... The card says by itself what
-    is known of the licences of data and pretrained weights."""
+    """The model's licence, by its name on Hugging Face's hub: apache-2.0, cc-by-4.0, ... The card also states what is
+    known of the licences of the data and the pretrained weights."""
 
     def run(self) -> int:
         """Carries the command out; the exit status."""

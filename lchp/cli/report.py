@@ -12,7 +12,7 @@ from lchp.report.flags import Source
 
 @dataclass
 class ReportPage:
-    """Write one HTML page of all that some storages hold: tables, figures, trials, failures, environment.
+    """Write one HTML page of all that the storages hold: tables, figures, trials, failures, environment.
 
     lchp report                                       # of results/, into results/report.html
     lchp report --storage results/cub --output cub.html --where refinement.tau=0.8
@@ -26,7 +26,7 @@ class ReportPage:
     figures: bool = True
     """Draw the figures too."""
     data_root: Path | None = None
-    """Where the data set lies, for figures that show images; by default where the run read it."""
+    """Folder of the data set, for figures that show images; by default the one that the run read."""
 
     def run(self) -> int:
         """Carries the command out; the exit status."""
@@ -34,8 +34,4 @@ class ReportPage:
 
         if not self.figures:
             refuse(self, ("data_root",), "does not go with --no-figures")
-        asked = self.source
-        options = PageOptions(
-            asked.storage, self.output, asked.preset, asked.where, figures=self.figures, data_root=self.data_root
-        )
-        return make_page(options)
+        return make_page(PageOptions(self.source, self.output, self.figures, self.data_root))

@@ -37,11 +37,11 @@ class Score:
     masks: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder of OpenImages' masks (dataset/OpenImages in wsolevaluation)."""
     multi_contour: bool = False
-    """The best box of all contours counts, instead of that of the largest (MaxBoxAccV2)."""
+    """Count the best box of all contours, instead of the largest contour's (MaxBoxAccV2)."""
     interval: float = 0.001
     """Step between thresholds (between bins of PxAP)."""
     threshold: float | None = None
-    """Also the accuracy at this threshold, a share of each map's maximum."""
+    """Also print the accuracy at this threshold, a share of each map's maximum."""
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Also write the result to this file, as JSON. An earlier result there is replaced, any other file left alone."""
 

@@ -20,9 +20,9 @@ class ScoreMaps:
     run_folder: Annotated[Path, tyro.conf.arg(name="run", metavar="DIR")]
     """Run folder."""
     output: Annotated[Path, tyro.conf.arg(metavar="DIR")]
-    """Folder to write to; there must be none yet, or an empty one."""
+    """Folder to write to; it must be new or empty."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the classifier runs."""
+    """Device that the classifier runs on."""
 
     def run(self) -> int:
         """Carries the command out; the exit status."""

@@ -17,8 +17,8 @@ from lchp.report.flags import STORAGES, beside
 class MakeTable:
     """Make a table of any fields from the records of sweeps and runs.
 
-    A cell is the mean and the standard deviation over seeds, with their number. What else the runs differ in is named
-    below the table.
+    A cell is the mean and the standard deviation over seeds, with their number. A note below the table names what else
+    the runs differ in.
     """
 
     rows: Annotated[str | None, tyro.conf.arg(metavar="FIELD[,FIELD]")] = None
@@ -26,26 +26,27 @@ class MakeTable:
     columns: Annotated[str, tyro.conf.arg(metavar="FIELD|results|metrics")] = "results"
     """The values of a field; results (Pseudo Label, LCHP-I, LCHP-R); or metrics (GT-Known, Top-1, Top-5, mean IoU)."""
     result: Literal["last", "pseudo_label", "lchp_i", "lchp_r"] = "last"
-    """Result that a cell is of, unless results are the columns; by default each run's last."""
+    """Result that a cell shows, unless results are the columns; by default each run's last."""
     metric: Literal["gt_known", "top1_loc", "top5_loc", "mean_iou"] = "gt_known"
-    """Metric that a cell is of, unless metrics are the columns."""
+    """Metric that a cell shows, unless metrics are the columns."""
     baseline: Annotated[str | None, tyro.conf.arg(metavar="FIELD=VALUE")] = None
     """Show each cell's difference from the cell with this value of a row's or column's field, with a 95 % interval over
     seeds and test images, and p after Holm's correction over the table."""
     figure: bool = False
-    """Also draw it, as PNG and PDF: lines with bands over one field of rows, or with a field as columns a heatmap."""
+    """Also draw the table, as PNG and PDF: lines with bands over one field of rows, or a heatmap where a field is the
+    columns."""
     compare: Annotated[tuple[str, ...], tyro.conf.arg(metavar="A B")] = ()
     """Compare two settings, FIELD=VALUE[,FIELD=VALUE][:RESULT], over all their common seeds, or two runs, RUN[:RESULT],
     instead of making a table."""
     storage: tuple[Remote | Path, ...] = STORAGES
     """Storages of sweeps (folders, or URLs such as s3://BUCKET/PREFIX), folders of run folders, or run folders."""
     where: tyro.conf.UseAppendAction[Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD=VALUE")]] = ()
-    """What the runs must have, e.g. initialization.attention=features; may be given several times."""
+    """Take only runs with this value of a field, e.g. initialization.attention=features; may be given several times."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=("--out",))] = None
     """Folder to write to; tables/ in the first storage by default, or in the current folder where that is a URL."""
 
     def run(self) -> int:
-        """Writes and prints the table; the exit status: 1 where something could not be read."""
+        """Writes and prints the table; the exit status: 1 where a record could not be read."""
         from lchp.report.compare import compared
         from lchp.report.read import collect
         from lchp.report.select import parse_where

@@ -24,13 +24,13 @@ class Tables:
     output: Annotated[Path | None, tyro.conf.arg(aliases=("--out",))] = None
     """Folder to write to; tables/ in the first storage by default, or in the current folder where that is a URL."""
     table: tuple[int, ...] = ()
-    """Numbers of the tables to make; by default 1-6, and where such runs are 7 (the choices the paper leaves open) and
-    8 (score maps)."""
+    """Numbers of the tables to make; by default 1-6, and, where there are runs for them, 7 (the choices the paper
+    leaves open) and 8 (score maps)."""
     watch: float | None = None
     """Look again every so many seconds, until the sweeps in the storages are finished."""
     compare: Annotated[tuple[str, ...], tyro.conf.arg(metavar="A B")] = ()
-    """Compare two results on the same test images instead: RUN[:RESULT] each (pseudo_label, lchp_i, lchp_r; by default
-    a run's last), or FIELD=VALUE each, all their seeds."""
+    """Compare two results on the same test images instead. Each is RUN[:RESULT] (pseudo_label, lchp_i, lchp_r; by
+    default the run's last), or FIELD=VALUE with all its seeds."""
 
     def run(self) -> int:
         """Carries the command out; the exit status."""
@@ -42,8 +42,5 @@ class Tables:
             refuse(self.source, ("preset",), "does not go with --compare, which prints")
             print(compared(self.compare, self.source.storage, self.source.where))
             return 0
-        source = self.source
-        out = self.output or source.beside / "tables"
-        wanted = {"numbers": tuple(dict.fromkeys(self.table))} if self.table else {}
-        options = TableOptions(source.storage, out, source.preset, where=source.where, watch=self.watch, **wanted)
-        return make_tables(options)
+        numbers = tuple(dict.fromkeys(self.table)) or None
+        return make_tables(TableOptions(self.source, self.output or self.source.beside / "tables", numbers, self.watch))

@@ -14,7 +14,7 @@ from lchp.system.interrupt import on_signals
 from lchp.tracking import TrackerName, required
 
 LONG = 3600.0
-"""Seconds of a training without a GPU from which on another recipe is named."""
+"""A forecast on a CPU of more seconds than this names another recipe."""
 ON_A_CPU = {"folder": "folder_cpu", "cub": "cub50_cpu"}
 """A data set's preset for a CPU."""
 
@@ -37,9 +37,9 @@ class Train:
     track: tyro.conf.UseAppendAction[tuple[TrackerName, ...]] = ()
     """Tracker that shows the run while it trains; may be given several times."""
     forecast: bool = True
-    """Say first how long it will take and how much memory and disk, by a few batches that are tried."""
+    """First try a few batches, and say how much time, memory and disk the training will take."""
     dry_run: bool = False
-    """Say that, and stop."""
+    """Print the forecast, and stop."""
 
     def __post_init__(self) -> None:
         self.config = masked_as(self.config, preset(self.preset))
@@ -75,8 +75,8 @@ class Train:
         return 0
 
     def _forecast_if_possible(self) -> str:
-        """What keeps a few batches from being tried keeps training from it too, which says so itself; but for what is
-        the forecast's own, such as a full folder for temporary files."""
+        """The forecast as text, or why there is none. A fault of the forecast alone, such as a full folder for
+        temporary files, does not keep training from starting; training itself refuses all other faults."""
         try:
             return self._forecast()
         except (LchpError, OSError) as fault:

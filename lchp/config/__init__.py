@@ -1,6 +1,6 @@
 """The configuration of one run: frozen dataclasses, one per concern, and the paper's recipes as presets."""
 
-from lchp.config.about import quoted, show, suggest
+from lchp.config.about import described, quoted, show, suggest
 from lchp.config.fields import (
     AUGMENTATIONS,
     AUTO,
@@ -25,6 +25,7 @@ from lchp.config.fields import (
     fields_of,
     short_name,
     to_flat,
+    values_text,
 )
 from lchp.config.presets import PRESETS, Preset, alternatives, preset
 from lchp.config.stored import as_chosen, complete, flatten, from_dict, masked_as, override, to_dict, unique_keys

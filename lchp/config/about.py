@@ -114,7 +114,7 @@ class Field:
     @property
     def allowed(self) -> str:
         """What it takes, in words: `a number, in (0, 1)`."""
-        kind = _described(self.type, self.rule.others if self.rule else ())
+        kind = described(self.type, self.rule.others if self.rule else ())
         return f"{kind}, {self.rule.words}" if self.rule else kind
 
     def read(self, value: Any) -> Any:
@@ -193,16 +193,16 @@ def _typed(value: Any, kind: Any) -> Any:
     raise TypeError
 
 
-def _described(kind: Any, said: tuple[Any, ...] = ()) -> str:
+def described(kind: Any, said: tuple[Any, ...] = ()) -> str:
     """A type in words, without the values that are `said` elsewhere."""
     origin, args = _parts(kind)
     if origin in (Union, UnionType):
         arms = [a for a in args if not (a is NoneType and None in said) and set(get_args(a)).isdisjoint(said)]
-        return " or ".join(map(_described, arms))
+        return " or ".join(map(described, arms))
     if origin is Literal:
         return "one of " + ", ".join(args)
     if origin is tuple:
-        return f"a list of {_described(args[0])}" if args[-1] is Ellipsis else f"{len(args)} values"
+        return f"a list of {described(args[0])}" if args[-1] is Ellipsis else f"{len(args)} values"
     named = {float: "a number", int: "a whole number", bool: "True or False", str: "text", NoneType: "None"}
     return named[kind]
 

@@ -15,7 +15,21 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-from lchp.config.about import CACHE, PATH, POSITIVE, Field, Open, Part, Rule, Since, changes, field_of, quoted, within
+from lchp.config.about import (
+    CACHE,
+    PATH,
+    POSITIVE,
+    Field,
+    Open,
+    Part,
+    Rule,
+    Since,
+    changes,
+    field_of,
+    quoted,
+    show,
+    within,
+)
 from lchp.errors import ConfigError
 
 AUGMENTATIONS = ("scale", "translation", "flip")
@@ -417,6 +431,11 @@ def short_name(name: str) -> str:
     """The last part of a field's name, `delta`; the whole, `refinement.lr`, where other fields have the same."""
     last = name.rpartition(".")[2]
     return last if _LAST[last] == 1 else name
+
+
+def values_text(values: Mapping[str, Any]) -> str:
+    """Values of fields, by dotted name, as text: `delta 0.6, tau 0.9`."""
+    return ", ".join(f"{short_name(name)} {show(value)}" for name, value in values.items())
 
 
 def to_flat(config: TrainConfig) -> dict[str, Any]:

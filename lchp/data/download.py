@@ -76,7 +76,6 @@ def download(
     max_bytes: int = MAX_BYTES,
     timeout: float = 30.0,
     attempts: int = 5,
-    keep_archive: bool = False,
 ) -> Path:
     """Fetches and unpacks a data set into a folder of its own below `target`, and returns that folder.
 
@@ -108,8 +107,7 @@ def download(
         elif fault := _checksum_fault(archive, checksum):  # put there by hand; or else checked before and not unpacked
             raise DataError(f"{archive}: {fault}; move it away and run again")
         _unpack(archive, folder, source.marker, max_bytes)
-        if not keep_archive:
-            archive.unlink()
+        archive.unlink()
     except OSError as error:
         raise DataError(f"{target}: {error.strerror or error}; what has arrived is kept, run again to go on") from error
     log.info("%s is complete", folder)

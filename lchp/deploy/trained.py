@@ -21,8 +21,8 @@ from lchp.method.pseudo_boxes import make_teacher
 from lchp.system.devices import switch_off_tf32
 from lchp.training.chain import STAGES, Kind, kinds_of, method_of
 from lchp.training.checkpoints import load_checkpoint
-from lchp.training.links import build_classifier
 from lchp.training.map_boxes import Directions, PseudoSource, ddt_backbone, ddt_trunk, source_of
+from lchp.training.networks import build_classifier
 
 ModuleName = Literal["classifier", "teacher", "choice", "directions", "trunk", "localizer"]
 """A module with a state of its own. `trunk`: the one whose features DDT goes by, where it is not the classifier's."""

@@ -18,8 +18,10 @@ import lchp.system.imports  # noqa: F401  (before all that it explains)
 from lchp.console import exit_program
 from lchp.harness.cells import Overrides, Sweep, grid
 from lchp.harness.grids import run_named
+from lchp.harness.options import Options
+from lchp.harness.record import Outcome
 from lchp.harness.script import main, paper_tables
-from lchp.harness.sweep import Options, Outcome, SweepResult, run
+from lchp.harness.sweep import SweepResult, run
 
 __all__ = [
     "Options",

@@ -2,7 +2,7 @@
 an epoch at most.
 
 Objects are named by their content, and MANIFEST, the last one written, says which of them are a work folder. So half an
-upload is never used, and until the next one is whole the last one is.
+upload is never used: the last whole one counts.
 """
 
 import json

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from lchp.config import DataConfig, TrainConfig, flatten, from_dict, override, to_dict, to_flat
+from lchp.config import DataConfig, TrainConfig, flatten, from_dict, override, to_dict, to_flat, values_text
 from lchp.data import fingerprint, load
 from lchp.errors import ConfigError
 from lchp.system.devices import resolve_device, resolve_precision
@@ -170,7 +170,7 @@ def _length(values: Sized) -> int:
 
 def make_cell(base: TrainConfig, overrides: Overrides) -> Cell:
     """One cell. Raises ConfigError for an override that does not fit, and DataError for data that its method cannot
-    take, which else a link late in its chain would say."""
+    take: else a link late in the chain would fail by them."""
     config = override(base, overrides)
     if (found := method_of(config)).boxes == "ddt":
         labels, image_ids, names = _training_images(config.data.name, config.data.root, config.data.skip_bad)
@@ -211,8 +211,8 @@ def jobs_of(
 
 
 def _shared(chain: Chain, link: Link, *, kept_boxes: bool) -> Chain:
-    """The chain up to a link that cells share; whether one of them asks for the kept boxes of LCHP-I, which are a pass
-    over the training images."""
+    """The chain up to a link that cells share. kept_boxes: one of them asks for the boxes of LCHP-I that tau keeps,
+    which take a pass over the training images."""
     shared = chain.until(link.kind)
     if kept_boxes or link.kind != "localizer":
         return shared
@@ -269,3 +269,8 @@ def _absolute(path: str | None) -> str | None:
 
 def _absolute_cache(cache_: str) -> str:
     return cache_ if cache_ in ("auto", "off") else str(Path(cache_).expanduser().absolute())
+
+
+def overrides_text(overrides: dict[str, Any]) -> str:
+    """Overrides as text: `delta 0.6, tau 0.9`."""
+    return values_text(overrides) or "base"

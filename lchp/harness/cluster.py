@@ -68,7 +68,7 @@ STARTS = 3
 LEAVING = 10.0
 """Seconds that Ray gets to shut down before it is killed."""
 JOIN = 300.0
-"""Seconds in which the nodes of a cluster come."""
+"""Seconds in which the nodes of a cluster must have joined."""
 KEPT = "finished epochs are kept, go on by --resume"
 STUCK = 3.0
 """Seconds in which a call into Ray must give way once Ray has died; most wait for the dead for a minute."""
@@ -82,7 +82,7 @@ class Resources:
     gpus: float
     nodes: int
     shared: bool = False
-    """Whether it was there before, so that others may use it too."""
+    """Whether the cluster was there before, so that others may use it too."""
 
 
 @contextlib.contextmanager
@@ -247,7 +247,7 @@ def _interruptible(end: _End, *, own: bool, before_leaving: Callable[[], None] =
 
 
 def _leave_ray(folder: Path, *, own: bool) -> None:
-    """Shuts Ray down, in the time it gets for that: where a part of it is dead, it may wait for that for ever."""
+    """Shuts Ray down, within LEAVING: a Ray of which a part is dead may wait for that part for ever."""
     import ray
 
     leaving = threading.Thread(target=ray.shutdown, daemon=True)
@@ -414,7 +414,7 @@ def _guard(folder: Path) -> Iterator[None]:
 
 
 def _with_nodes(nodes: int, address: str | None) -> Resources:
-    """What the cluster has once it has this many nodes."""
+    """The cluster's resources, once it has this many nodes."""
     begin = time.monotonic()
     while True:
         found = _resources(shared=address is not None)

@@ -45,7 +45,7 @@ class Display:
         self.refresh()
 
     def changed(self, progress: Progress) -> None:
-        """A job has news."""
+        """Shows the news of a job."""
         if progress.state in ("done", "failed", "stopped") and progress.job.name not in self.shown and self.show:
             self.shown.add(progress.job.name)
             if progress.state == "failed":
@@ -58,7 +58,7 @@ class Display:
         self.refresh()
 
     def say(self, line: str) -> None:
-        """A line of its own."""
+        """Prints a line above the bar."""
         if self.show:
             tqdm.write(line, file=sys.stderr)
         else:

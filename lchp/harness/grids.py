@@ -4,13 +4,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from inspect import getdoc
-from itertools import combinations
 from typing import TYPE_CHECKING
 
 from lchp.baselines import METHODS
-from lchp.config import AUGMENTATIONS, Preset, alternatives
+from lchp.config import Preset, alternatives
 from lchp.harness.cells import Overrides, grid
 from lchp.harness.script import Cells, Program, main, paper_tables
+from lchp.report.tables.grid import AXES
 from lchp.training.chain import method_of
 
 if TYPE_CHECKING:
@@ -40,10 +40,9 @@ def backbones(preset: Preset) -> list[Overrides]:
     return grid({"model.localizer": preset.localizers})
 
 
-def augmentations(_: Preset) -> list[Overrides]:
+def augmentations(preset: Preset) -> list[Overrides]:
     """The seven non-empty subsets of {scale, translation, flip} as strong view: Table 6."""
-    subsets = [s for size in (1, 2, 3) for s in combinations(AUGMENTATIONS, size)]
-    return [{"refinement.augmentations": list(s)} for s in subsets]
+    return [{"refinement.augmentations": list(s)} for s in AXES[6].values(preset)]
 
 
 def all_tables(preset: Preset) -> list[Overrides]:
@@ -82,8 +81,8 @@ def methods(preset: Preset) -> list[Overrides]:
 
 
 def search_space(preset: Preset, trial: "optuna.Trial") -> Overrides:
-    """Optuna's TPE over delta, tau, alpha, beta, learning rates and augmentation ranges; ASHA stops bad stage-2
-    trainings.
+    """Optuna's TPE over delta, tau, alpha, beta, learning rates and augmentation ranges; ASHA stops refinements that
+    fall behind.
 
     Settings are chosen on a fifth of the training images, held out, by a criterion that reads no box: whether the
     classifier finds its class in the box and not outside, and how small the box is.

@@ -1,4 +1,4 @@
-"""What this process may use of the machine: cores, processes, memory. A host's own figures say more than that."""
+"""What this process may use of the machine: cores, processes, memory. The host may have more."""
 
 import math
 import os

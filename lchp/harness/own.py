@@ -139,7 +139,7 @@ def read_sweep_file(path: Path) -> SweepFile:
         names = "a file NAME.toml, or the name of a sweep (lchp sweep --help lists them)"
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); expected {names}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path}: is no TOML ({error})") from None
+        raise ConfigError(f"{path}: is not TOML ({error})") from None
     try:
         return _sweep_file(said, path.stem)
     except ConfigError as error:

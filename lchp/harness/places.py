@@ -34,8 +34,8 @@ def claimed(folder: Path, remote: Remote | None, *, resume: bool) -> Iterator[Cl
 
 
 def bring(folder: Path, remote: Remote, *, check: bool = False) -> None:
-    """Makes a mirror hold a sweep's record as the storage has it, and what is read of all results. check: whether the
-    storage can be read was not looked at yet. Raises ConfigError, RemoteError."""
+    """Brings a sweep's record, and what reports read of all results, from the storage into its mirror. check: whether
+    the storage can be read was not looked at yet. Raises ConfigError, RemoteError."""
     if check:
         remote.check(write=False)
     for file in (SWEEP, DATABASE):

@@ -13,9 +13,13 @@ from lchp.data.cache import shown_bytes
 from lchp.errors import LchpError, RunError
 from lchp.evaluation.metrics import METRICS, RESULTS, TITLES, Metric
 from lchp.files import runs
-from lchp.harness.cells import Cell
+from lchp.harness.cells import Cell, overrides_text
 from lchp.harness.limits import cpus
-from lchp.harness.sweep import Outcome, Plan, SweepResult, gpus_per_worker, overrides_text
+from lchp.harness.options import gpus_per_worker
+from lchp.harness.plan import Plan
+from lchp.harness.record import Outcome
+from lchp.harness.sweep import SweepResult
+from lchp.report.tables.grid import NOT_GIVEN, mean_text
 from lchp.training.chain import KINDS, STAGES, epochs_of, method_of
 from lchp.training.forecast import cache_size, forecast, spoken
 
@@ -57,9 +61,9 @@ def cost(plan: Plan) -> str:
 
 
 def estimate(plan: Plan, price_per_hour: float | None = None, trials: int | None = None) -> str:
-    """Time for the waiting trainings, and what they cost at a price for each place: by what trainings of the same
-    networks and data took before in this storage, or else by a few batches, tried here. And the room that the store and
-    the image cache take. trials: of a search, whose mean time is said."""
+    """Time for the waiting trainings, and what they cost at a price for each place: by earlier trainings of the same
+    networks and data in this storage, or else by a few batches, tried here. Also the disk that the store and the image
+    cache take. trials: how many a search has, for their mean time."""
     waiting = [p for p in plan.schedule.jobs.values() if p.state == "waiting"]
     if not waiting:
         return "estimate: nothing to train"
@@ -136,13 +140,13 @@ def _trained_before(plan: Plan) -> dict[tuple[Any, ...], tuple[float, int]]:
 
 
 def closing_table(result: SweepResult) -> str:
-    """One row per cell: mean (and deviation) over seeds of each result's GT-Known; and what failed, with its error."""
+    """One row per cell: each result's GT-Known over seeds, as tables print it; and what failed, with its error."""
     rows = []
     for name, cells in _in_order(_by_overrides(result.cells)):
-        done = [c for c in cells if c.state == "done"]
+        done = [c.summary for c in cells if c.state == "done" and c.summary is not None]
         states = "" if len(done) == len(cells) else f"{len(done)} of {len(cells)} {_word(cells)}"
-        rows.append([name, *(spread([known(c, r) for c in done]) for r in RESULTS), len(done), states])
-    head = ["cell", *(TITLES[r] for r in RESULTS), "seeds", ""]
+        rows.append([name, *(_known(done, r) for r in RESULTS), states])
+    head = ["cell", *(TITLES[r] for r in RESULTS), ""]
     if not any(row[-1] for row in rows):
         head, rows = head[:-1], [row[:-1] for row in rows]
     lines = [f"{METRICS['gt_known']} (center_crop, %)", tabulate(rows, head, disable_numparse=True)]
@@ -151,6 +155,12 @@ def closing_table(result: SweepResult) -> str:
     if result.failed:
         lines.append(f"{len(result.failed)} of {len(result.cells)} cells failed; --resume tries them again")
     return "\n".join(lines)
+
+
+def _known(summaries: Sequence[dict[str, Any]], result: str) -> str:
+    """GT-Known in center_crop; images without boxes have none, nor has a run without the result."""
+    values = [v for s in summaries if (v := Metric(result, "center_crop").of(s)) is not None]
+    return mean_text(values) if values else NOT_GIVEN
 
 
 def timing_line(result: SweepResult) -> str:
@@ -166,21 +176,6 @@ def timing_line(result: SweepResult) -> str:
         f"{timing.wall / 60:.1f} minutes: {timing.training / 60:.1f} minutes of training, {timing.places} at once, "
         f"and {timing.overhead:.0f} % on top"
     )
-
-
-def known(cell: Outcome, result: str) -> float | None:
-    """GT-Known in center_crop of a finished cell; None without boxes."""
-    return None if cell.summary is None else Metric(result, "center_crop").of(cell.summary)
-
-
-def spread(values: Sequence[float | None]) -> str:
-    """Mean, and standard deviation where there are several; - where there is none."""
-    there = [v for v in values if v is not None]
-    if not there:
-        return "-"
-    whole = all(isinstance(v, int) for v in there)
-    mean = f"{statistics.mean(there):.0f}" if whole else f"{statistics.mean(there):.2f}"
-    return mean if len(there) < 2 else f"{mean} +- {statistics.stdev(there):.2f}"
 
 
 def _by_overrides(cells: Sequence[Outcome]) -> dict[str, list[Outcome]]:

@@ -35,7 +35,7 @@ class JobSchedule:
     waits, so no job holds a device while it waits for another."""
 
     MAX_LOST = 3
-    """Times that results may turn out damaged before a job that needs them gives up."""
+    """A job fails after it has found damaged results so many times."""
 
     def __init__(self, jobs: Iterable[Job]) -> None:
         self.jobs: dict[str, Progress] = {}
@@ -61,7 +61,7 @@ class JobSchedule:
         return FINISHED
 
     def next_exists(self) -> bool:
-        """Whether any job is still to be run."""
+        """Whether a job waits to be run."""
         return any(p.state == "waiting" for p in self.jobs.values())
 
     def done(self, name: str, facts: dict[str, Any] | None = None, *, found: bool = False) -> None:
@@ -82,7 +82,7 @@ class JobSchedule:
                 needed.update(progress.job.needs)
 
     def finished_epoch(self, name: str, epoch: int) -> None:
-        """A job reports so many finished epochs. One that gets on may lose a worker as often as it likes."""
+        """Notes how many epochs a job has finished. Deaths of its worker are counted from the last one on."""
         progress = self.jobs[name]
         if epoch > progress.epoch:
             progress.epoch, progress.deaths = epoch, 0

@@ -14,14 +14,16 @@ from lchp.config import PRESETS, Preset, TrainConfig, masked_as, override, prese
 from lchp.console import guarded, parse, preset_config
 from lchp.errors import ConfigError
 from lchp.harness.cells import Overrides, Sweep
+from lchp.harness.options import Options
+from lchp.harness.plan import make_plan
 from lchp.harness.printout import closing_table, dry_run_text, timing_line
-from lchp.harness.sweep import Options, SweepResult, make_plan, run
+from lchp.harness.sweep import SweepResult, run
 from lchp.system import streams
 
 Cells = Callable[[Preset], Sequence[Overrides]]
 """What a sweep varies, given the preset with its lists of deltas, taus and localizers."""
 Closing = Callable[[SweepResult, Preset], str]
-"""What a script adds to the closing table, given the preset with the flags' config."""
+"""Text that a script prints below the closing table, given the preset with the flags' config."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,11 @@ class Flags:
     name: str | None = None
     """Name of the sweep's record; the script's own by default."""
     limit: int | None = None
-    """Train only the first N cells, in the order that --dry-run prints (what is worth most comes first)."""
+    """Train only the first N cells in the order that --dry-run prints (the most useful come first)."""
     dry_run: bool = False
-    """Print the cells, what is to be trained, its time and room, and stop."""
+    """Print the cells, the trainings that are left, and their time and disk, and stop."""
     price_per_hour: float | None = None
-    """Of the place that one training takes (a GPU, a machine): --dry-run says what all would cost."""
+    """Price per hour of the place that one training takes (a GPU, a machine): --dry-run says what all would cost."""
 
     def __post_init__(self) -> None:
         self.config = masked_as(self.config, preset(self.preset))

@@ -2,7 +2,7 @@
 
 The objective is measured after every epoch of a refinement on training images that `data.validation` holds out, without
 any box unless the oracle is asked for. The study lies in STORAGE/optuna.db (Optuna's own SQLite storage), results in
-the store: a result that the study could not be told of is told at the next occasion, and never lost.
+the store: a result that the study did not hear of is told to it at the next occasion, and never lost.
 """
 
 import contextlib
@@ -27,23 +27,13 @@ from lchp.files import runs
 from lchp.files.schema import cell_key
 from lchp.harness.cells import MAX_CELLS, Cell, Job, Overrides, Sweep, make_cell, pinned
 from lchp.harness.database import DATABASE, open_study
+from lchp.harness.options import Options, gpus_per_worker
 from lchp.harness.places import bring, claimed, require_new
+from lchp.harness.plan import Plan, checked_name, look_up, recorded_cells
+from lchp.harness.record import outcomes_of, recorded
+from lchp.harness.running import Hooks, run_trials
 from lchp.harness.schedule import JobSchedule, Progress
-from lchp.harness.sweep import (
-    Hooks,
-    Options,
-    Plan,
-    SweepResult,
-    checked_name,
-    clear_work,
-    gpus_per_worker,
-    look_up,
-    outcomes_of,
-    recorded,
-    recorded_cells,
-    run_trials,
-    tracked,
-)
+from lchp.harness.sweep import SweepResult, clear_work, tracked
 from lchp.tracking import required
 from lchp.training.chain import KINDS, Kind
 
@@ -209,8 +199,8 @@ def asha(epochs: int) -> Any:
 class Study:
     """Between an Optuna study and a sweep's schedule.
 
-    Tune calls it and would die of what it raises: the first `fault` is kept, no trial is asked for any more, those that
-    run come to their end, and `close` raises it.
+    Tune calls it, and would die of what it raises. So it keeps the first `fault`, and asks for no more trials; those
+    that run come to their end, and `close` raises it.
     """
 
     plan: Plan
@@ -223,9 +213,9 @@ class Study:
     fault: Exception | None = None
 
     def take_up(self) -> None:
-        """What an earlier start left: it is told of trials whose results came too late for it, and of those that the
-        scheduler had stopped when it could not be told; the others that were left running are asked again with the same
-        values, so that they go on."""
+        """Takes up what an earlier start left. The study hears of trials whose results came too late for it, and of
+        those that the scheduler had stopped when the study could not hear of it. The others that were left running are
+        drawn again, with the same values, so that they go on."""
         store, cells, stopped = self.plan.store, {c.key: c for c in self.plan.cells}, _recorded_as_stopped(self.plan)
         for key, trial in trials_of(self.study, TrialState.RUNNING):
             kind = Path(trial.user_attrs["run"]).parent.name

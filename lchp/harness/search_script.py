@@ -75,7 +75,7 @@ def main(
                 f"training images held out; objective: {spec.objective}"
             )
             plan = draft(spec, common.options)
-            print(f"{len(plan.cells)} to come, of which nothing is known yet; of as many drawn at random:")
+            print(f"{len(plan.cells)} trials to come; their values are not known yet. For as many drawn at random:")
             print(f"{counts(plan)}\n{cost(plan)}\n{estimate(plan, common.price_per_hour, len(plan.cells))}")
             return 0
         streams.outlast()
@@ -94,7 +94,7 @@ def studies(result: SweepResult) -> Path:
 
 
 def closing(spec: Search, result: SweepResult) -> str:
-    """Counts, and the best trial as flags to run it again. What is best the records say, not the study."""
+    """Counts, and the values of the best trial. The records say which is best, not the study."""
     study = open_study(studies(result), spec.name)
     trials = trials_of(study, *TrialState)
     states = [t.state.name.lower() for _, t in trials]

@@ -43,7 +43,7 @@ from lchp.training.checkpoints import previous
 log = logging.getLogger(__name__)
 
 MAX_RESULTS = 100_000
-"""Results of which it is remembered what they hold."""
+"""How many results are remembered with what they hold."""
 RESULT, PREDICTED = (CONFIG, ENVIRONMENT), (PREDICTIONS, SUMMARY)
 """Files that every finished link has, and those of one with a result."""
 
@@ -82,7 +82,7 @@ class Store:
         try:
             there = fetch(remote, name, self.path(kind, key), light=self.light)
         except DamagedError as error:
-            log.warning("%s is damaged (%s): to be trained again", remote.under(name), error)
+            log.warning("%s is damaged (%s); it will be trained again", remote.under(name), error)
             return None
         return self._find(kind, key, look_only=look_only) if there else None
 
@@ -96,7 +96,7 @@ class Store:
                 log.warning("%s: %s not listed in %s: no part of the training", folder, ", ".join(added), DONE)
             return folder
         if look_only:
-            log.warning("%s is damaged (%s): it would be moved aside and trained again", folder, fault)
+            log.warning("%s is damaged (%s); it would be moved aside and trained again", folder, fault)
             return None
         aside = self.storage / "store" / "damaged" / f"{kind}-{key}-{time.time_ns()}"
         try:
@@ -105,7 +105,7 @@ class Store:
                 os.rename(folder, aside)
         except OSError as error:
             raise unwritable(aside, error) from None
-        log.warning("%s is damaged (%s): moved to %s, to be trained again", folder, fault, aside)
+        log.warning("%s is damaged (%s); it was moved to %s, and will be trained again", folder, fault, aside)
         return None
 
     def fetched(self, kind: Kind, key: str) -> Path:

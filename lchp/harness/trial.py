@@ -54,7 +54,8 @@ PASSES = frozenset(
         errno.ETIMEDOUT,
     }
 )
-"""What the system says when trying again may help: a network file system or a memory that is short for a while."""
+"""Errors of the system after which trying again may help: a network file system, or memory that is short for a
+while."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def run_job(job: Job, setting: Setting, report: Report) -> None:
 
 def reason_of(error: Exception) -> Reason:
     """The code of an error, for records."""
-    from lchp.training.fit import DivergedError
+    from lchp.training.definition import DivergedError
 
     return "diverged" if isinstance(error, DivergedError) else "error"
 
@@ -145,7 +146,7 @@ def reason_of(error: Exception) -> Reason:
 def _train(job: Job, setting: Setting, on_epoch: Report, spent: dict[str, float], stop: Stop) -> list[str]:
     """Returns the names of the jobs whose results are lost; none where the job is done. `spent` receives the training's
     own time, by which the harness is judged."""
-    from lchp.training.fit import Session
+    from lchp.training.definition import Session
     from lchp.training.run import train_links
 
     store = Store(Path(setting.storage), setting.remote)

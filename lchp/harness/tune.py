@@ -45,7 +45,7 @@ class LinkSearcher(Searcher):
         return {"name": job.name, "job": json.dumps(job.to_dict()), "setting": self.setting}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Moves the job to its last state; what became of one with an error says `Tracker`, which sees the trial."""
+        """Moves the job to its last state; where it ended by an error, `Tracker` moves it, which sees the trial."""
         name = self.names.pop(trial_id, None)
         if name is None or error:
             return
@@ -55,7 +55,7 @@ class LinkSearcher(Searcher):
             self.schedule.failed(name, result["error"], result["reason"])
         elif state == "lost_source":
             lost = result["lost"].split(",")
-            log.warning("the result of %s is damaged or gone: to be made again", " and ".join(lost))
+            log.warning("the result of %s is damaged or gone; it will be made again", " and ".join(lost))
             self.schedule.lost_source(name, lost)
         elif state == "done":
             self.schedule.done(name, facts(result))
@@ -159,7 +159,7 @@ def facts(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def describe_error(trial: Trial) -> str:
-    """The line that says what a trial died of."""
+    """Why a trial died, in one line."""
     # beside the driver; Trial.get_error looks in the storage, where the file comes only later
     file = trial.error_file
     text = Path(file).read_text(errors="replace") if file and Path(file).exists() else ""

@@ -77,8 +77,9 @@ class Watch:
 
 
 def nodes_of(address: str) -> Callable[[], dict[str, int]]:
-    """What asks the head at HOST:PORT for the states of its nodes by their ids, and waits for ANSWER at most: by a
-    channel of its own, since Ray's clients try again for a minute, and then end the program. Raises grpc.RpcError."""
+    """A function that asks the head at HOST:PORT for the states of its nodes by their ids, and waits for ANSWER at
+    most. It has a channel of its own, since Ray's clients try again for a minute, and then end the program. Raises
+    grpc.RpcError."""
     from ray._private.grpc_utils import init_grpc_channel
     from ray.core.generated.gcs_service_pb2 import GetAllNodeInfoRequest  # pyright: ignore[reportAttributeAccessIssue]
     from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub

@@ -166,7 +166,7 @@ def compare(a: Side, b: Side, *, seed: int = 0) -> tuple[Comparison, ...]:
 
 
 class PairReader:
-    """Reads what runs got on their test images, each file once."""
+    """Reads the figures of runs on their test images, each file once."""
 
     def __init__(self) -> None:
         self.tables: dict[Path, pa.Table] = {}

@@ -1,4 +1,4 @@
-"""What the chain says of a record's config, by dotted name: reports ask it of thousands of rows."""
+"""What the chain knows of a record's config, by dotted name; remembered, since reports ask for thousands of rows."""
 
 from collections.abc import Mapping
 from functools import cache

@@ -1,12 +1,14 @@
-"""What the commands over records are told: the flags that they share, and the names that these take."""
+"""The flags that the commands over records share, and the names that these take."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
+from lchp.config import preset
 from lchp.errors import ConfigError
 from lchp.files.remote import Remote
 
@@ -36,7 +38,7 @@ class Shown:
     image: str | None = None
     """Id of the panel's test image; by default the first that --pick picks."""
     data_root: Path | None = None
-    """Where the data set lies; by default where the run read it."""
+    """Folder of the data set, for figures that show images; by default the one that the run read."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.images <= MOST_IMAGES:
@@ -54,11 +56,23 @@ class Source:
     preset: str | None = None
     """Recipe that tables and figures are about; by default the one that the records follow."""
     where: tyro.conf.UseAppendAction[Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD=VALUE")]] = ()
-    """What the runs must have, e.g. initialization.attention=features; may be given several times."""
+    """Take only runs with this value of a field, e.g. initialization.attention=features; may be given several times."""
 
     def __post_init__(self) -> None:
         if not self.storage:
             raise ConfigError("--storage: expected at least one folder")
+        if self.preset is not None:
+            preset(self.preset)
+        _ = self.conditions  # a mistake is said before anything is read
+
+    @cached_property
+    def conditions(self) -> Mapping[str, Any]:
+        """`where` as values of fields. Raises ConfigError."""
+        if not self.where:
+            return {}
+        from lchp.report.select import parse_where  # pandas, which --help need not wait for
+
+        return parse_where(self.where)
 
     @property
     def beside(self) -> Path:

@@ -45,7 +45,7 @@ def difference(values: np.ndarray, *, seed: int = 0) -> Difference:
     d = np.asarray(values, float)
     (seeds, images), mean = d.shape, float(d.mean())
     if images < 2:
-        raise RunError("one test image in common: no interval can be had")
+        raise RunError("the runs have one test image in common; an interval needs two")
     if not d.any():  # no image and no seed decides anything
         return Difference(0.0, 0.0, 0.0, 1.0, seeds, images)
     if seeds == 1:

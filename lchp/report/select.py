@@ -275,9 +275,11 @@ def _others(chosen: Group | None, groups: Sequence[Group]) -> str:
     return "; ".join(texts[:6]) + more
 
 
-def preset_of(records: Records) -> tuple[str, str]:
-    """The preset whose recipe most runs follow, the tables' axes aside, and a sentence that says so; without such runs
-    the nearest one, and without any run the paper's `cub`."""
+def preset_of(records: Records, asked: str | None = None) -> tuple[str, str]:
+    """The preset that was asked for, or the one whose recipe most runs follow, the tables' axes aside, and a sentence
+    that says so; without such runs the nearest one, and without any run the paper's `cub`."""
+    if asked is not None:
+        return asked, f"preset {asked}"
     runs = canonical(records.runs)
     if runs.empty:
         return "cub", "no finished run: the rows are those of the preset cub"

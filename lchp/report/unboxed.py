@@ -1,4 +1,4 @@
-"""Settings ranked without any box: by how far the classifier goes by what is in them, and by nothing else."""
+"""Settings ranked without ground truth: by how much the classifier relies on what is in the boxes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -13,7 +13,7 @@ from lchp.method.steps import views_of
 from lchp.method.views import AxisMap, StrongParameters, general_view, sample_general, sample_strong
 from lchp.system import distributed
 from lchp.training.context import Context
-from lchp.training.fit import epoch_seed
+from lchp.training.definition import epoch_seed
 
 
 def epoch_order(context: Context, generator: torch.Generator) -> list[list[int]]:

@@ -6,6 +6,7 @@ The file is torch's own zip archive, whose every record carries a CRC-32 that to
 import logging
 import os
 import zipfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from lchp.errors import RunError
 from lchp.files.filesystem import sync
 from lchp.files.runs import write_atomically
+from lchp.training.definition import PartialEpoch, Training
 
 log = logging.getLogger(__name__)
 
@@ -94,3 +96,60 @@ def newest_checkpoint(path: Path, identity: str) -> dict[str, Any] | None:
     if faults:
         raise RunError(f"{'; '.join(faults)}; no checkpoint of this link is intact: start anew in another --output")
     return None
+
+
+def fill(training: Training, path: Path, identity: str) -> None:
+    """Loads the modules of a training that is finished. Raises RunError where it is missing, unfinished, damaged or
+    another config's."""
+    state = load_checkpoint(path, identity)
+    if state["epoch"] < training.epochs:
+        raise RunError(
+            f"{path}: stopped after {state['epoch']} of {training.epochs} epochs; finish it with --resume first"
+        )
+    _fill_modules(training, state, path)
+
+
+def save(training: Training, path: Path, identity: str, epoch: int, within: PartialEpoch | None = None) -> None:
+    """Writes the state after `epoch` whole epochs, and how far the next one has come, if it has begun."""
+    state = {
+        "identity": identity,
+        "stage": training.name,
+        "epoch": epoch,
+        "modules": {k: m.state_dict() for k, m in training.modules.items()},
+        "optimizer": None if training.optimizer is None else training.optimizer.state_dict(),
+        "schedule": None if training.schedule is None else training.schedule.scheduler.state_dict(),
+        "chunks": training.chunks.number,
+        "within": None if within is None else asdict(within),
+    }
+    save_checkpoint(path, state)
+
+
+def restore(training: Training, path: Path, identity: str) -> tuple[int, PartialEpoch | None]:
+    """Loads the newest intact checkpoint into the training; the number of whole epochs, and how far the next one has
+    come (0 and None where there is no checkpoint). Raises RunError."""
+    state = newest_checkpoint(path, identity)
+    if state is None:
+        return 0, None
+    _fill_modules(training, state, path)
+    try:
+        if training.optimizer is not None:
+            training.optimizer.load_state_dict(state["optimizer"])
+        if training.schedule is not None:
+            training.schedule.scheduler.load_state_dict(state["schedule"])
+        training.chunks.number = max(int(state["chunks"]), training.chunks.number)
+        return int(state["epoch"]), None if state["within"] is None else PartialEpoch(**state["within"])
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise _unfit(path, error) from None
+
+
+def _fill_modules(training: Training, state: dict[str, Any], path: Path) -> None:
+    try:
+        for name, module in training.modules.items():
+            module.load_state_dict(state["modules"][name])
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise _unfit(path, error) from None
+
+
+def _unfit(path: Path, error: Exception) -> RunError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return RunError(f"{path}: does not fit this training ({reason[:200]})")

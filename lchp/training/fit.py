@@ -5,32 +5,29 @@ Every random number of an epoch comes from generators seeded by (seed, training,
 epoch goes on exactly as the run that was never stopped.
 """
 
-import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ConstantLR, ExponentialLR, LRScheduler, OneCycleLR
 from tqdm import tqdm
 
-from lchp.errors import LchpError, RunError, lacked_memory
-from lchp.method.batch import Batch, Step, nothing
+from lchp.errors import RunError, lacked_memory
+from lchp.method.batch import Batch
 from lchp.system import distributed
 from lchp.system.interrupt import Stop
-from lchp.training.checkpoints import load_checkpoint, newest_checkpoint, previous, save_checkpoint
+from lchp.training.checkpoints import previous, restore, save
+from lchp.training.definition import DivergedError, Metrics, PartialEpoch, Session, Training, epoch_seed
 
 log = logging.getLogger(__name__)
 
-Metrics = dict[str, Any]
+log = logging.getLogger(__name__)
 
 _LOOK_EVERY = 100
 """Steps between two looks at the losses."""
@@ -38,94 +35,6 @@ _NAMED = 8
 """Images that a message names."""
 _SAVE_EVERY = 600.0
 """Seconds of an epoch between two checkpoints; an epoch of ImageNet takes hours."""
-
-
-class DivergedError(LchpError):
-    """A loss became infinite or not a number."""
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """A scheduler and whether it steps after every batch or after every epoch."""
-
-    scheduler: LRScheduler
-    per_step: bool
-
-
-@dataclass
-class Chunks:
-    """In how many parts a batch of `batch` images goes through the networks, one after the other, before the optimizer
-    steps. batch None: it must stay whole."""
-
-    number: int = 1
-    batch: int | None = None
-
-
-@dataclass(frozen=True)
-class PartialEpoch:
-    """How far an epoch has come: finished steps, sums of their metrics, learning rates at its start, seconds so far,
-    and the states of torch's generators."""
-
-    steps: int
-    sums: dict[str, Tensor]
-    rates: dict[str, float]
-    seconds: float
-    generators: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Training:
-    """What `fit` runs: one network trained by one optimizer, or (without a network) something computed by epochs.
-
-    modules: what a checkpoint holds, by name; step(network, batch, epoch) returns the loss that is minimised and
-    scalars, still on the device, each of which is averaged over the epoch. batches(epoch, generator, start) yields what
-    step takes, from batch number `start` of the epoch on, the same as without that. `first`: epochs before it are
-    passed over; `draws`: the name that the generators' seeds go by, `name` by default; `size` = images per epoch, for
-    the progress bar. updated() follows every step of the optimizer, ended(epoch) every epoch before it is measured.
-    evaluate() measures what is to be recorded with an epoch, and judge(metrics) may refuse to go on. finish() changes
-    the modules after the last epoch, before its checkpoint is written. images(epoch, step): the ids of a step's
-    images, for messages. chunks: in how many parts a batch may go through the network.
-    """
-
-    name: str
-    epochs: int
-    size: int
-    modules: Mapping[str, nn.Module]
-    step: Step
-    batches: Callable[[int, torch.Generator, int], Iterable[Batch]]
-    network: str | None = None
-    optimizer: Optimizer | None = None
-    schedule: Schedule | None = None
-    first: int = 0
-    steps_per_epoch: int = 1
-    draws: str | None = None
-    autocast: Callable[[], AbstractContextManager[None]] = nullcontext
-    updated: Callable[[], object] = nothing
-    ended: Callable[[int], object] = nothing
-    images: Callable[[int, int], Sequence[str]] | None = None
-    describe: Callable[[Metrics], str] = str
-    evaluate: Callable[[], dict[str, float]] = dict
-    judge: Callable[[Metrics], object] = nothing
-    finish: Callable[[], object] = nothing
-    chunks: Chunks = field(default_factory=Chunks)
-
-
-@dataclass(frozen=True)
-class Session:
-    """How trainings are gone about; none of it changes a result.
-
-    record: gets an epoch's metrics just before its checkpoint is written, so that no finished epoch lacks them after a
-    crash; on_epoch: gets them after it. resume: go on from the newest intact checkpoint, in the middle of an epoch
-    where that was written there. stop: where it is asked, a checkpoint is written at the end of the step and
-    Interrupted is raised (with one worker).
-    """
-
-    seed: int
-    resume: bool = False
-    record: Callable[[Metrics], object] = nothing
-    on_epoch: Callable[[Metrics], object] = nothing
-    show_progress: bool = True
-    stop: Stop | None = None
 
 
 class _Step(nn.Module):
@@ -140,22 +49,6 @@ class _Step(nn.Module):
 
     def forward(self, batch: Batch, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
         return self.step(self.network, batch, epoch)
-
-
-def make_schedule(optimizer: Optimizer, kind: str, *, decay: float, epochs: int, steps_per_epoch: int) -> Schedule:
-    """The learning-rate schedules by name, over the optimizer's own rates as the (maximal) rates."""
-    if kind == "onecycle":
-        top = [group["lr"] for group in optimizer.param_groups]
-        total = epochs * steps_per_epoch
-        return Schedule(OneCycleLR(optimizer, top, total_steps=total, cycle_momentum=False), per_step=True)
-    if kind == "exponential":
-        return Schedule(ExponentialLR(optimizer, decay), per_step=False)
-    return Schedule(ConstantLR(optimizer, 1.0), per_step=False)
-
-
-def epoch_seed(seed: int, stage: str, epoch: int) -> int:
-    """The seed of an epoch's generators."""
-    return int.from_bytes(hashlib.sha256(f"{seed} {stage} {epoch}".encode()).digest()[:6], "big")
 
 
 def fit(training: Training, session: Session, checkpoint: Path, identity: str) -> None:
@@ -419,60 +312,3 @@ def _refuse_infinite(training: Training, epoch: int, last: int, losses: list[Ten
         f"{training.name}, epoch {epoch + 1}: loss is {values[bad]} at step {step + 1}; training diverged, lower the "
         f"learning rate{named}{more}"
     )
-
-
-def fill(training: Training, path: Path, identity: str) -> None:
-    """Loads the modules of a training that is finished. Raises RunError where it is missing, unfinished, damaged or
-    another config's."""
-    state = load_checkpoint(path, identity)
-    if state["epoch"] < training.epochs:
-        raise RunError(
-            f"{path}: stopped after {state['epoch']} of {training.epochs} epochs; finish it with --resume first"
-        )
-    _fill_modules(training, state, path)
-
-
-def save(training: Training, path: Path, identity: str, epoch: int, within: "PartialEpoch | None" = None) -> None:
-    """Writes the state after `epoch` whole epochs, and how far the next one has come, if it has begun."""
-    state = {
-        "identity": identity,
-        "stage": training.name,
-        "epoch": epoch,
-        "modules": {k: m.state_dict() for k, m in training.modules.items()},
-        "optimizer": None if training.optimizer is None else training.optimizer.state_dict(),
-        "schedule": None if training.schedule is None else training.schedule.scheduler.state_dict(),
-        "chunks": training.chunks.number,
-        "within": None if within is None else asdict(within),
-    }
-    save_checkpoint(path, state)
-
-
-def restore(training: Training, path: Path, identity: str) -> "tuple[int, PartialEpoch | None]":
-    """Loads the newest intact checkpoint into the training; the number of whole epochs, and how far the next one has
-    come (0 and None where there is no checkpoint). Raises RunError."""
-    state = newest_checkpoint(path, identity)
-    if state is None:
-        return 0, None
-    _fill_modules(training, state, path)
-    try:
-        if training.optimizer is not None:
-            training.optimizer.load_state_dict(state["optimizer"])
-        if training.schedule is not None:
-            training.schedule.scheduler.load_state_dict(state["schedule"])
-        training.chunks.number = max(int(state["chunks"]), training.chunks.number)
-        return int(state["epoch"]), None if state["within"] is None else PartialEpoch(**state["within"])
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise _unfit(path, error) from None
-
-
-def _fill_modules(training: Training, state: dict[str, Any], path: Path) -> None:
-    try:
-        for name, module in training.modules.items():
-            module.load_state_dict(state["modules"][name])
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise _unfit(path, error) from None
-
-
-def _unfit(path: Path, error: Exception) -> RunError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return RunError(f"{path}: does not fit this training ({reason[:200]})")

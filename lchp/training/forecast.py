@@ -21,7 +21,7 @@ from lchp.method.choice import looked_at
 from lchp.system.devices import forget_peak_memory, peak_memory_mb, prepare, resolve_device, resolve_precision
 from lchp.training.chain import Kind, chain_of
 from lchp.training.context import Context
-from lchp.training.links import build
+from lchp.training.networks import build
 from lchp.training.tried import Counts, tried_links
 
 BATCHES = 3

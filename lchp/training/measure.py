@@ -23,7 +23,7 @@ from lchp.method.steps import predict_boxes
 from lchp.system import distributed
 from lchp.training.batches import plain_batches
 from lchp.training.context import Context
-from lchp.training.fit import DivergedError
+from lchp.training.definition import DivergedError
 
 MAP_INTERVAL = 0.001
 """Between the thresholds of a score map, wsolevaluation's."""

@@ -31,6 +31,7 @@ from lchp.tracking import TrackerName, required
 from lchp.tracking.feed import Picture, Subject
 from lchp.tracking.follow import Followers, followed
 from lchp.tracking.samples import layers_of, sample_grid, shown_images
+from lchp.training.box_links import pseudo_source
 from lchp.training.chain import (
     RECIPE_VERSION,
     Chain,
@@ -44,12 +45,16 @@ from lchp.training.chain import (
     stage1_kinds,
     taken_kinds,
 )
+from lchp.training.checkpoints import fill
 from lchp.training.context import Context, describe_environment, open_context
-from lchp.training.fit import Metrics, Session, fill, fit
-from lchp.training.links import Work, build, pseudo_source, require_whole_batches, training_of
+from lchp.training.definition import Metrics, Session
+from lchp.training.fit import fit
+from lchp.training.links import require_whole_batches, training_of
 from lchp.training.map_boxes import map_source, require_every_class
 from lchp.training.measure import given_boxes, kept_boxes, known_kept, predictions_of, stage2_gain, summary_of, validate
+from lchp.training.networks import build
 from lchp.training.own_classifier import start_from
+from lchp.training.work import Work
 
 log = logging.getLogger(__name__)
 

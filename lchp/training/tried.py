@@ -16,11 +16,14 @@ from lchp.method.pseudo_boxes import Snapshots
 from lchp.method.view_table import ViewTable
 from lchp.training.chain import Chain, Kind, Link
 from lchp.training.context import Context
-from lchp.training.fit import Metrics, Session, fit
-from lchp.training.links import STATISTICS_BATCHES, Work, build, settle_statistics, training_of
+from lchp.training.definition import Metrics, Session
+from lchp.training.fit import fit
+from lchp.training.links import STATISTICS_BATCHES, settle_statistics, training_of
 from lchp.training.map_boxes import map_source
 from lchp.training.measure import kept_boxes, predictions_of, stage2_gain, summary_of, validate
+from lchp.training.networks import build
 from lchp.training.run import models_of
+from lchp.training.work import Work
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from lchp.report.paper import Paper
 from lchp.report.read import collect
 from lchp.report.tables.methods import recipe_table
 from lchp.training.chain import chain_of, config_until, kinds_of, label, results_of
-from lchp.training.fit import Session
+from lchp.training.definition import Session
 from lchp.training.run import Result, train, train_links
 
 CPU = torch.device("cpu")

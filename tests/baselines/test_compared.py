@@ -37,8 +37,9 @@ from lchp.report.read import collect, result_of
 from lchp.training import links, map_boxes
 from lchp.training.chain import Chain, Kind, chain_of, depends_on, epochs_of, label
 from lchp.training.context import held_out_images, open_context
-from lchp.training.fit import Session
-from lchp.training.links import build_classifier, by_rate, require_whole_batches
+from lchp.training.definition import Session
+from lchp.training.links import require_whole_batches
+from lchp.training.networks import build_classifier, by_rate
 from lchp.training.run import Result, train, train_links
 
 COMPARED = [name for name, method in METHODS.items() if not method.complete]

@@ -15,10 +15,10 @@ from lchp.backbones import backbone as backbone_of
 from lchp.backbones.spine import outputs, resolutions
 from lchp.baselines import METHODS, Batch
 from lchp.baselines.acol import DELTA, Acol, acol_loss, acol_map, erase
-from lchp.baselines.adl import DROP_RATE, Adl, Dropout, adl_loss, adl_map, positions
-from lchp.baselines.cam import PLAIN, cam
+from lchp.baselines.adl import DROP_RATE, Adl, Dropout, adl_loss, positions
+from lchp.baselines.cam import PLAIN, cam, inner_cam
 from lchp.baselines.csoa import MARGIN, augmentation_loss, confidence_segmentation, segmentation_loss
-from lchp.baselines.spg import LEAST_FOREGROUND, RELATIVE, Spg, guidance, guided, spg_loss, spg_map
+from lchp.baselines.spg import LEAST_FOREGROUND, RELATIVE, Spg, guidance, guided, spg_loss
 from lchp.config import ModelConfig
 from lchp.method.definition import minmax
 from lchp.method.networks import Classifier
@@ -256,7 +256,7 @@ def test_adl_is_plain_in_inference_mode() -> None:
     model, given = make("adl").eval(), batch()
     assert isinstance(model, Adl)
     assert torch.equal(model(given.images).logits, model.classifier(given.images).logits)
-    assert torch.equal(adl_map(model, given.images, given.labels), cam(model.classifier, given.images, given.labels))
+    assert torch.equal(inner_cam(model, given.images, given.labels), cam(model.classifier, given.images, given.labels))
 
 
 def test_adl_at_drop_rate_0_is_plain_but_for_the_importance_map() -> None:
@@ -351,7 +351,7 @@ def test_spgs_guidance_teaches_the_branches_and_not_their_teachers() -> None:
 def test_spgs_classifier_is_plain() -> None:
     model, given = make("spg").eval(), batch()
     assert isinstance(model, Spg)
-    assert torch.equal(spg_map(model, given.images, given.labels), cam(model.classifier, given.images, given.labels))
+    assert torch.equal(inner_cam(model, given.images, given.labels), cam(model.classifier, given.images, given.labels))
     assert isinstance(model.classifier, Classifier)
     assert spg_loss(model, given) > PLAIN.loss(model.classifier, given)
 

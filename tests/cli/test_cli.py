@@ -103,6 +103,13 @@ def test_help(arguments, capsys) -> None:
             assert flag in out
 
 
+def test_each_example_of_help_is_a_line(capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(["figures", "--help"])
+    lines = [line.split("#")[0].strip() for line in capsys.readouterr().out.splitlines()]
+    assert {"lchp figures", "lchp figures --run RUN --figure panel --image 1234"} <= set(lines)
+
+
 def test_python_dash_m() -> None:
     done = subprocess.run([sys.executable, "-m", "lchp", "--help"], check=True, capture_output=True, text=True)
     assert "train" in done.stdout
@@ -185,9 +192,33 @@ def test_damaged_predictions(finished: Path, tmp_path: Path, capsys) -> None:
     assert "damaged" in mistake(capsys, "evaluate", "--run", str(tmp_path))
 
 
-def test_choices_are_in_one_order_and_without_none(capsys) -> None:
-    said = mistake(capsys, "score", "--dataset", "birds")
-    assert "'birds' for argument '--dataset': expected one of CUB, ILSVRC, OpenImages; lchp score --help" in said
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            "score --dataset birds",
+            "--dataset = 'birds': expected one of CUB, ILSVRC, OpenImages; lchp score --help lists",
+        ),
+        ("predict x --weights_only", "--weights_only: no such option of lchp predict"),
+        ("data check parts --threads 2", "--threads: no such option of lchp data check"),
+        ("data check parts --workers a", "--workers = 'a': expected a whole number; lchp data check --help"),
+        ("tables --table 1 x", "--table = '1 x': expected a whole number; lchp tables --help"),
+        ("predict x --run", "--run: lacks a value; expected DIR"),
+        ("boxes", "lchp boxes needs IMAGE/FOLDER, --weights FILE, --backbone NAME; lchp boxes --help"),
+        ("data download", "lchp data download needs {cub,tiny_imagenet,imagenet}; lchp data download --help"),
+        (
+            "sweep delta_tau --gpus-per-trial=a",
+            "--gpus-per-trial = 'a': expected a number; lchp sweep delta_tau --help",
+        ),
+        ("sweep delta_tau --track none", "--track = 'none': expected one of mlflow, wandb, tensorboard; lchp sweep"),
+    ],
+)
+def test_an_option_that_cannot_be_read_is_named_with_its_value_and_what_it_takes(
+    arguments: str, said: str, capsys
+) -> None:
+    assert main(arguments.split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.removeprefix("lchp: ").startswith(f"error: {said}")
 
 
 def test_output_that_cannot_be_written(root: Path, tmp_path: Path, capsys) -> None:

@@ -361,12 +361,16 @@ def test_the_command_line_says_the_same(capsys: pytest.CaptureFixture[str]) -> N
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--seed", "1.5"], ["--seed", "'1.5'", "seed takes a whole number, in 0..2^31-1"]),
-        (["--seed"], ["Missing value", "--seed", "seed takes a whole number"]),
-        (["--initialization.delta", "high"], ["'high'", "initialization.delta takes a number, in (0, 1)"]),
-        (["--refinement.scale", "1.2"], ["--refinement.scale", "refinement.scale takes 2 values, two factors"]),
-        (["--refinement.augmentations", "blur"], ["'blur'", "refinement.augmentations takes a list of one of scale"]),
-        (["--data.name", "birds"], ["'birds'", "data.name takes one of parts, cub"]),
+        (["--seed", "1.5"], ["seed = '1.5': expected a whole number, in 0..2^31-1"]),
+        (["--seed=7", "--seed=x"], ["seed = 'x': expected a whole number"]),
+        (["--seed"], ["--seed: lacks a value; expected a whole number, in 0..2^31-1"]),
+        (["--initialization.delta", "high"], ["initialization.delta = 'high': expected a number, in (0, 1)"]),
+        (["--refinement.scale", "1.2"], ["refinement.scale", "expected 2 values, two factors"]),
+        (
+            ["--refinement.augmentations", "blur"],
+            ["refinement.augmentations = 'blur': expected a list of one of scale"],
+        ),
+        (["--data.name", "birds"], ["data.name = 'birds': expected one of parts, cub"]),
         (["--model.pretrained", "yes"], ["yes: not expected after --model.pretrained"]),
         (["--preset", "cub", "--data.name", "parts"], ["data.resize = 512: expected 72", "--preset parts"]),
         (["--data.name", "folder", "--data.root", "x", "--data.resize", "73"], ["data.image_size = 64", "even"]),

@@ -19,7 +19,7 @@ from squares import small_values, write_images
 
 from lchp.config import TrainConfig, field_types, from_dict, override, preset, to_dict, to_flat
 from lchp.errors import ConfigError, LchpError
-from lchp.training.fit import DivergedError
+from lchp.training.definition import DivergedError
 from lchp.training.run import train
 
 MORE = os.environ.get("LCHP_FUZZ_EXAMPLES")

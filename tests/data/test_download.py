@@ -126,12 +126,12 @@ def test_fetches_and_unpacks(site: Site, tmp_path: Path, caplog: pytest.LogCaptu
     assert len(site.ranges) == 1
 
 
-def test_fetches_a_zip_and_keeps_it(site: Site, tmp_path: Path) -> None:
+def test_fetches_a_zip_by_its_md5(site: Site, tmp_path: Path) -> None:
     site.content = tiny_zip()
     md5 = "md5:" + hashlib.md5(site.content).hexdigest().upper()
-    folder = fetch(site, tmp_path, "tiny_imagenet", keep_archive=True, checksum=md5)
+    folder = fetch(site, tmp_path, "tiny_imagenet", checksum=md5)
     assert (folder / "wnids.txt").is_file()
-    assert leftovers(tmp_path) == ["tiny-imagenet-200", "tiny-imagenet-200.zip"]
+    assert leftovers(tmp_path) == ["tiny-imagenet-200"]
 
 
 def test_goes_on_after_lost_connections(site: Site, tmp_path: Path) -> None:

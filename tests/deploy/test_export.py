@@ -25,8 +25,8 @@ from lchp.files.runs import Kind
 from lchp.method.networks import Classifier, Localizer
 from lchp.method.pseudo_boxes import enclosing_boxes
 from lchp.method.regions import largest_component_boxes
-from lchp.training.links import build_classifier
 from lchp.training.map_boxes import Directions, source_of
+from lchp.training.networks import build_classifier
 
 pytestmark = pytest.mark.usefixtures("quick_starts")
 

@@ -23,7 +23,7 @@ from lchp.errors import ConfigError, DataError, LchpError
 from lchp.files.runs import read_metrics
 from lchp.training.chain import chain_of, kinds_of
 from lchp.training.forecast import forecast
-from lchp.training.links import by_rate
+from lchp.training.networks import by_rate
 from lchp.training.run import Result, train
 
 NAMES = ["c2", "other", "c0", "c1"]
@@ -113,7 +113,7 @@ def test_it_can_be_trained_further_at_one_rate(place: Path, tmp_path: Path) -> N
     torch.testing.assert_close(weights_of(run)["linear.weight"], own["classifier.1.weight"], rtol=0, atol=1e-6)
     assert [line["stage"] for line in read_metrics(run)] == ["initialization", "boxes"]
     from lchp.baselines import METHODS
-    from lchp.training.links import build_classifier
+    from lchp.training.networks import build_classifier
 
     assert len(by_rate(build_classifier(config, METHODS["cam"], 3), config, METHODS["cam"])) == 1
 

@@ -34,7 +34,7 @@ from lchp.files import runs
 from lchp.method.networks import Localizer
 from lchp.report.figures.panel import follow
 from lchp.training.chain import Kind
-from lchp.training.fit import Session
+from lchp.training.definition import Session
 from lchp.training.run import train, train_links
 
 CPU = torch.device("cpu")

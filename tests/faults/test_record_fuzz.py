@@ -27,8 +27,9 @@ from lchp.evaluation.predictions import macro_gt_known, read_predictions, summar
 from lchp.files import runs
 from lchp.files.schema import DONE_SCHEMA, ENVIRONMENT_SCHEMA, SUMMARY_SCHEMA, LocalizationByFrame, ResultName, checked
 from lchp.harness import cells
-from lchp.harness.sweep import recorded_cells
+from lchp.harness.plan import recorded_cells
 from lchp.report.figures.images import read_frame
+from lchp.report.flags import Source
 from lchp.report.page.make import PageOptions, make_page
 from lchp.report.paper import read_paper
 from lchp.report.publish import keep
@@ -194,7 +195,7 @@ def test_no_changed_run_stops_what_reads_a_storage(tmp_path: Path, capsys: pytes
     for table in tables(records, PRESETS["cub50_cpu"], read_paper()):
         assert all([to_text(table), *(render(table) for render in FORMATS.values())])
     assert rank_text(rank(records))
-    status = make_page(PageOptions((tmp_path / "runs",), tmp_path / "report.html", figures=False))
+    status = make_page(PageOptions(Source((tmp_path / "runs",)), tmp_path / "report.html", figures=False))
     assert status == 1
     assert named <= set(capsys.readouterr().err.splitlines())
 
@@ -412,7 +413,7 @@ def test_the_records_of_the_analysis_are_read_as_they_were(tmp_path: Path, name:
     """Of three recipes, written before several fields were there: the tables beside them, byte by byte."""
     storage = RECORDS / name
     assert collect([storage]).problems == ()
-    assert make_tables(Tables((storage,), tmp_path)) == 0
+    assert make_tables(Tables(Source((storage,)), tmp_path)) == 0
     same = [
         p.name for p in sorted((storage / "tables").iterdir()) if p.read_bytes() == (tmp_path / p.name).read_bytes()
     ]
@@ -430,7 +431,7 @@ def test_the_records_of_the_analysis_are_read_as_they_were(tmp_path: Path, name:
 def test_the_tables_of_several_storages_are_as_they_were(tmp_path: Path) -> None:
     """As analysis/FINDINGS.md makes them."""
     storages = (RECORDS / "cub50_choices", RECORDS / "cub50_methods")
-    assert make_tables(Tables(storages, tmp_path, preset="cub50_cpu", numbers=(1, 8))) == 0
+    assert make_tables(Tables(Source(storages, "cub50_cpu"), tmp_path, numbers=(1, 8))) == 0
     for name in ("table_1.md", "table_8.md"):
         assert (tmp_path / name).read_bytes() == (RECORDS / "cub50_methods" / "tables" / name).read_bytes()
 

@@ -15,8 +15,8 @@ from lchp.config import override, preset
 from lchp.errors import ConfigError
 from lchp.harness.cells import expand
 from lchp.harness.own import read_sweep_file
+from lchp.harness.plan import checked_name
 from lchp.harness.script import Flags
-from lchp.harness.sweep import checked_name
 
 WHOLE: dict[str, Any] = {
     "name": "mine",

@@ -21,7 +21,8 @@ from lchp.files import runs
 from lchp.method.batch import Batch
 from lchp.training import fit as loop
 from lchp.training.checkpoints import load_checkpoint
-from lchp.training.fit import Chunks, DivergedError, Session, Training, epoch_seed, fit, make_schedule
+from lchp.training.definition import Chunks, DivergedError, Session, Training, epoch_seed, make_schedule
+from lchp.training.fit import fit
 
 
 def files(folder: Path) -> list[str]:

@@ -20,31 +20,23 @@ from lchp.config import OPEN_CHOICES, PRESETS, TrainConfig, alternatives, overri
 from lchp.console import parse
 from lchp.errors import ConfigError, RunError
 from lchp.files.locks import locked
-from lchp.files.runs import write_json
+from lchp.files.runs import SWEEP, write_json
 from lchp.harness import Options, Sweep, grid, main
 from lchp.harness import printout as tables
 from lchp.harness.cells import Cell, Job, expand, jobs_of, make_cell, pinned
 from lchp.harness.cluster import Resources
 from lchp.harness.display import Display, weight
 from lchp.harness.grids import SWEEPS, search_space
+from lchp.harness.patience import Patience
 from lchp.harness.places import require_new
-from lchp.harness.printout import timing_line
+from lchp.harness.plan import Plan, Timing, _moved, make_plan
+from lchp.harness.printout import closing_table, timing_line
+from lchp.harness.record import Outcome, recorded, write_record
+from lchp.harness.running import places_for
 from lchp.harness.schedule import FINISHED, JobSchedule, Progress
 from lchp.harness.stopping import Unfinished
 from lchp.harness.store import DONE, PREDICTED, RESULT, Store
-from lchp.harness.sweep import (
-    SWEEP,
-    Outcome,
-    Patience,
-    Plan,
-    SweepResult,
-    Timing,
-    _moved,
-    make_plan,
-    places_for,
-    recorded,
-    write_record,
-)
+from lchp.harness.sweep import SweepResult
 from lchp.harness.trial import Setting, run_job
 from lchp.training.chain import Kind, epochs_of, method_of
 from lchp.training.checkpoints import previous, save_checkpoint
@@ -362,7 +354,7 @@ def test_a_search_says_what_its_trials_will_take(
         "3 trials, which share the links that they have in common; 20 % of the training images held out; "
         "objective: unboxed"
     )
-    assert out[1] == "3 to come, of which nothing is known yet; of as many drawn at random:"
+    assert out[1] == "3 trials to come; their values are not known yet. For as many drawn at random:"
     config = preset("parts")
     total = 3 * 3 * (2 * config.initialization.epochs + config.refinement.epochs)
     said = "\n".join(out)
@@ -376,7 +368,7 @@ def test_a_search_says_what_its_trials_will_take(
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--seed", "x"], "--seed"),
+        (["--seed", "x"], "seed = 'x': expected a whole number"),
         (["--seeds", "0"], "--seeds = 0: expected at least 1"),
         (["--limit", "0"], "--limit = 0: expected at least 1"),
         (["--gpus-per-trial", "-1"], "--gpus-per-trial = -1.0: expected at least 0"),
@@ -906,6 +898,32 @@ def test_the_last_line_tells_no_training_from_none_left(tmp_path: Path) -> None:
     assert timing_line(SweepResult(tmp_path, [])) == "nothing was left to train"
     failed = SweepResult(tmp_path, [], Timing(90, 0, 2))
     assert timing_line(failed) == "1.5 minutes, in which no training was finished"
+
+
+def test_the_closing_table_gives_means_as_tables_do_and_tells_of_what_failed_or_waits(tmp_path: Path) -> None:
+    def known(value: float | None) -> dict[str, Any]:
+        return {"results": {"lchp_r": {"center_crop": {"gt_known": value}}}}
+
+    def cells(overrides: dict[str, Any]) -> list[Cell]:
+        return expand(Sweep("s", preset("parts"), [overrides], range(2)))
+
+    nine, seven, eight = (cells({"refinement.tau": tau}) for tau in (0.9, 0.7, 0.8))
+    outcomes = [
+        *(Outcome(c, "done", None, None, tmp_path, known(v)) for c, v in zip(nine, (60.0, 61.0), strict=True)),
+        Outcome(seven[0], "done", None, None, tmp_path, known(50.0)),
+        Outcome(seven[1], "failed", "training diverged", "diverged", None, None),
+        *(Outcome(c, state, None, None, None, None) for c, state in zip(eight, ("waiting", "running"), strict=True)),
+    ]
+    title, head, _, *rows, failed, last = closing_table(SweepResult(tmp_path, outcomes)).splitlines()
+    assert title == "GT-Known (center_crop, %)"
+    assert head.split() == ["cell", "Pseudo", "Label", "LCHP-I", "LCHP-R"]
+    assert [" ".join(row.split()) for row in rows] == [
+        "tau 0.7 - - 50.00 (1) 1 of 2 done, failed: see below",
+        "tau 0.8 - - - 0 of 2 done",
+        "tau 0.9 - - 60.50 ± 0.71 (2)",
+    ]
+    assert failed == "failed: tau 0.7, seed 1: training diverged"
+    assert last == "1 of 6 cells failed; --resume tries them again"
 
 
 def test_who_waits_for_a_place_is_told_so_and_not_for_ever(tmp_path: Path) -> None:

@@ -24,8 +24,10 @@ from lchp.files.locks import locked
 from lchp.harness import Options, Sweep, SweepResult, grid, run
 from lchp.harness.cells import Cell
 from lchp.harness.cluster import cluster
+from lchp.harness.plan import Plan, make_plan
+from lchp.harness.record import outcomes_of
+from lchp.harness.running import Hooks
 from lchp.harness.store import Store
-from lchp.harness.sweep import Hooks, Plan, make_plan, outcomes_of
 from lchp.training.chain import Kind
 from lchp.training.run import train
 

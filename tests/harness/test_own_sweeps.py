@@ -9,10 +9,9 @@ import tomli_w
 from lchp.cli import main
 from lchp.errors import ConfigError
 from lchp.harness import own
-from lchp.harness.cells import Sweep
+from lchp.harness.cells import Sweep, overrides_text
 from lchp.harness.own import read_grid, read_sweep_file
 from lchp.harness.script import Flags
-from lchp.harness.sweep import overrides_text
 
 
 @pytest.fixture

@@ -22,9 +22,11 @@ from lchp.harness import search as searching
 from lchp.harness.attempts import MANIFEST, Attempt
 from lchp.harness.database import open_study
 from lchp.harness.places import claimed
+from lchp.harness.plan import Plan, make_plan
+from lchp.harness.record import write_record
+from lchp.harness.running import Hooks
 from lchp.harness.search import Search, search
 from lchp.harness.store import DONE, PREDICTED, RESULT, Store
-from lchp.harness.sweep import Hooks, Plan, make_plan, write_record
 from lchp.harness.trial import Setting, run_job
 from lchp.report.figures.searches import read_studies
 from lchp.report.mirrors import local

@@ -20,11 +20,15 @@ from lchp.harness import database
 from lchp.harness import search as searching
 from lchp.harness.cells import Job, Sweep
 from lchp.harness.database import DATABASE, Database, open_study
+from lchp.harness.options import Options
+from lchp.harness.plan import Plan, recorded_cells
+from lchp.harness.record import outcomes_of, recorded
+from lchp.harness.running import Hooks
 from lchp.harness.schedule import FINISHED, JobSchedule
 from lchp.harness.search import Search, Study, search
 from lchp.harness.search_script import closing
 from lchp.harness.store import PREDICTED, RESULT, Store
-from lchp.harness.sweep import Hooks, Options, Plan, SweepResult, outcomes_of, recorded, recorded_cells
+from lchp.harness.sweep import SweepResult
 from lchp.training.chain import STAGES
 
 BASE = override(preset("parts"), {"data.validation": 0.2})

@@ -16,7 +16,8 @@ from lchp.config import TrainConfig, override
 from lchp.files import runs
 from lchp.harness import store as storage_module
 from lchp.harness.cells import Job, Overrides, make_cell, pinned
-from lchp.harness.sweep import Plan, outcomes_of
+from lchp.harness.plan import Plan
+from lchp.harness.record import outcomes_of
 from lchp.training import run as training
 from lchp.training.run import train
 

@@ -12,9 +12,11 @@ from lchp.config import preset
 from lchp.errors import RunError
 from lchp.files import runs
 from lchp.files.locks import LOCK, locked
-from lchp.harness import Options, Sweep, sweep
+from lchp.harness import Options, Sweep, running
 from lchp.harness.cluster import Resources
-from lchp.harness.sweep import make_plan, run_trials, write_record
+from lchp.harness.plan import make_plan
+from lchp.harness.record import write_record
+from lchp.harness.running import run_trials
 
 
 class FakeTuner:
@@ -51,7 +53,7 @@ def test_a_fault_of_the_driver_ends_the_sweep_without_a_traceback_of_tune(
     from ray import tune
 
     monkeypatch.setattr(tune, "Tuner", FakeTuner)
-    monkeypatch.setattr(sweep, "cluster", lambda *_, **__: nullcontext(Resources(1, 0, 1)))
+    monkeypatch.setattr(running, "cluster", lambda *_, **__: nullcontext(Resources(1, 0, 1)))
     options, folder = Options(tmp_path / "results"), tmp_path / "results" / "sweeps" / "s"
     runs.make_folder(folder)
     with locked(folder / LOCK) as claim:

@@ -14,6 +14,7 @@ from report_records import analysis_script, seal, store, write_run, write_sweep
 
 from lchp.config import override, preset
 from lchp.files.runs import append_metrics, read_json, write_json
+from lchp.report.flags import Source
 from lchp.report.page.make import PageOptions, gather, render
 from lchp.report.paper import read_paper
 from lchp.report.read import clean, collect
@@ -95,7 +96,7 @@ class Elements(HTMLParser):
 
 
 def page_of(storage: Path) -> str:
-    asked = PageOptions((storage,), figures=False)
+    asked = PageOptions(Source((storage,)), figures=False)
     return render(gather(collect([storage]), asked, read_paper())).decode("ascii")
 
 

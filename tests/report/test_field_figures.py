@@ -16,6 +16,7 @@ from lchp.report.figures.fields import field_figures, figure_of
 from lchp.report.figures.make import FigureOptions, NotDrawn, draw, make_figures
 from lchp.report.figures.searches import read_studies, search_figure
 from lchp.report.figures.style import rendered
+from lchp.report.flags import Source
 from lchp.report.paper import read_paper
 from lchp.report.read import collect
 from lchp.report.tables.cells import FieldTable
@@ -140,7 +141,7 @@ def test_a_damaged_database_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"optuna.db: its studies cannot be read"):
         read_studies(storage)
     records = collect([storage])
-    (found,) = draw(FigureOptions((storage,), "parts", ("search",)), records, PARTS, read_paper())
+    (found,) = draw(FigureOptions(Source((storage,), "parts"), ("search",)), records, PARTS, read_paper())
     assert isinstance(found, NotDrawn)
     assert "cannot be read" in found.reason
     assert "\n" not in found.reason
@@ -154,6 +155,6 @@ def test_the_commands_draw_them(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert {"alpha_by_results.png", "alpha_by_results.pdf"} <= {p.name for p in (tmp_path / "tables").iterdir()}
     assert main(["table", "--rows", f"{ALPHA},seed", "--storage", str(tmp_path), "--figure"]) == 2
     assert "--figure draws one field of rows; name a second one by --columns" in capsys.readouterr().err
-    wanted = FigureOptions((tmp_path,), "parts", ("fields", "search"))
+    wanted = FigureOptions(Source((tmp_path,), "parts"), ("fields", "search"))
     assert make_figures(wanted, tmp_path / "out") == 0
     assert {p.stem for p in (tmp_path / "out").iterdir()} == {"alpha_by_results", "search_mine"}

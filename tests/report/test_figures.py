@@ -33,7 +33,7 @@ from lchp.report.figures.make import FigureOptions, Material, make_figures
 from lchp.report.figures.panel import follow, panel
 from lchp.report.figures.run_files import config_of, metrics_of
 from lchp.report.figures.style import CURVES, Drawing, rendered
-from lchp.report.flags import Shown
+from lchp.report.flags import Shown, Source
 from lchp.report.paper import read_paper
 from lchp.report.read import collect
 from lchp.report.tables.numbers import table
@@ -402,17 +402,17 @@ def test_the_same_records_give_the_same_bytes(storage: Path) -> None:
 
 def test_the_recipes_lowest_seed_is_shown(storage: Path, tmp_path: Path) -> None:
     def shown(wanted: FigureOptions) -> Material:
-        return Material(wanted, collect(wanted.storages), PARTS, read_paper())
+        return Material(wanted, collect(wanted.source.storage), PARTS, read_paper())
 
-    material = shown(FigureOptions((storage,)))
+    material = shown(FigureOptions(Source((storage,))))
     assert material.rows["seed"].tolist() == [0, 1]
     assert (material.config.initialization.delta, material.config.refinement.tau) == (0.5, 0.9)
     assert "No run of the recipe" not in material.about
-    where = shown(FigureOptions((storage,), where=("refinement.tau=0.5",)))
+    where = shown(FigureOptions(Source((storage,), where=("refinement.tau=0.5",))))
     assert where.config.refinement.tau == 0.5
     assert "No run of the recipe" not in where.about
     write_run(tmp_path / "run", override(preset("parts"), {"refinement.tau": 0.6}))
-    assert "differs by refinement.tau 0.6" in shown(FigureOptions((tmp_path,))).about
+    assert "differs by refinement.tau 0.6" in shown(FigureOptions(Source((tmp_path,)))).about
 
 
 # the command
@@ -458,7 +458,7 @@ def test_data_that_moved_can_be_named(run_copy: Path, squares_root: Path, tmp_pa
     config = json.loads((run_copy / "config.json").read_text())
     config["data"]["root"] = "/nowhere"
     (run_copy / "config.json").write_text(json.dumps(config))
-    wanted = FigureOptions((), run=run_copy, figures=("grid",), shown=Shown(images=1, data_root=squares_root))
+    wanted = FigureOptions(Source(), run=run_copy, figures=("grid",), shown=Shown(images=1, data_root=squares_root))
     assert make_figures(wanted, tmp_path / "out") == 0
 
 
@@ -498,9 +498,11 @@ def test_mistakes_are_one_line(script: ModuleType, storage: Path, arguments: lis
 
 def test_an_unknown_image_and_a_sweeps_figure_of_one_run_are_mistakes(squares_run: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--image nothing"):
-        make_figures(FigureOptions((), run=squares_run, figures=("panel",), shown=Shown(image="nothing")), tmp_path)
+        make_figures(
+            FigureOptions(Source(), run=squares_run, figures=("panel",), shown=Shown(image="nothing")), tmp_path
+        )
     with pytest.raises(ConfigError, match="name their --storage"):
-        FigureOptions((), run=squares_run, figures=("delta",))
+        FigureOptions(Source(), run=squares_run, figures=("delta",))
 
 
 def test_a_drawing_is_named_and_described(squares_run: Path) -> None:
@@ -531,7 +533,7 @@ def test_a_compared_methods_run_is_drawn_with_the_results_it_has(
     train(
         override(squares_config, {"method.name": name, "tensorboard": True, "refinement.tau": 0.0, **more}), output=run
     )
-    assert make_figures(FigureOptions((), run=run), tmp_path / "figures") == 0
+    assert make_figures(FigureOptions(Source(), run=run), tmp_path / "figures") == 0
     made = {path.stem: path.read_text() for path in (tmp_path / "figures").glob("*.txt")}
     assert set(made) == {"iou", "confidence", "training", "grid_random_center_crop"}
     assert all(said in caption for caption in made.values())
@@ -548,7 +550,7 @@ def test_a_compared_methods_run_is_drawn_with_the_results_it_has(
     stages = [line["stage"] for line in metrics_of(run) if line["stage"] != "initialization"]
     assert all(f"{stage}/boxes".encode() in events for stage in stages)
     capsys.readouterr()
-    assert make_figures(FigureOptions((), run=run, figures=("panel",)), tmp_path / "none") == 1
+    assert make_figures(FigureOptions(Source(), run=run, figures=("panel",)), tmp_path / "none") == 1
     assert "the panel shows LCHP's own stages" in capsys.readouterr().err
     predicted = read_frame(run, "center_crop")
     assert predicted.last == RESULTS[results - 1]

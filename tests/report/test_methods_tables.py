@@ -161,7 +161,8 @@ def test_other_runs_of_a_row_are_named(tmp_path: Path, paper: Paper) -> None:
 
 def test_a_sweep_s_record_names_the_rows(tmp_path: Path, squares_config: TrainConfig) -> None:
     from lchp.harness import Options, Sweep
-    from lchp.harness.sweep import make_plan, write_record
+    from lchp.harness.plan import make_plan
+    from lchp.harness.record import write_record
 
     cells: list[dict[str, Any]] = [{}, {"method.name": "cam"}, {"method.name": "cam", "method.localizer": True}]
     plan = make_plan(Sweep("methods", squares_config, cells, range(1)), Options(storage=tmp_path))

@@ -8,6 +8,7 @@ import pytest
 from report_records import analysis_script, known, store, write_run, write_sweep
 
 from lchp.config import OPEN_CHOICES, PRESETS, override, preset
+from lchp.report.flags import Source
 from lchp.report.page.make import PageOptions, gather
 from lchp.report.paper import read_paper
 from lchp.report.read import collect
@@ -178,7 +179,7 @@ def test_it_is_made_where_an_alternative_was_run(tmp_path: Path) -> None:
     run(storage, 0, 64.0, {LABELLER: "frozen"})
     records = collect([storage])
     assert [t.number for t in tables(records, PARTS, paper)] == [1, 2, 3, 4, 5, 6, 7]
-    page = gather(records, PageOptions((storage,), figures=False), paper)
+    page = gather(records, PageOptions(Source((storage,)), figures=False), paper)
     assert [(t.number, t.empty) for t in page.tables][-1] == (7, False)
     assert "Table 7." in render_tables(storage, PARTS, (7,))
     around = choose_around(records, PARTS, tuple(OPEN_CHOICES))

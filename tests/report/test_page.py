@@ -27,6 +27,7 @@ from report_records import (
 from lchp.config import PRESETS, field_types, override, preset
 from lchp.data import DATASETS, wsol
 from lchp.files.runs import append_metrics, read_json, write_json
+from lchp.report.flags import Source
 from lchp.report.page import trials
 from lchp.report.page.make import PageOptions, gather, make_page, render
 from lchp.report.page.trials import duration, loss_and_shares, sparkline
@@ -90,7 +91,7 @@ class Parsed(HTMLParser):
 
 
 def page_of(storage: Path, **wanted: Any) -> str:
-    asked = PageOptions((storage,), figures=False, **wanted)
+    asked = PageOptions(Source((storage,), **wanted), figures=False)
     return render(gather(collect([storage]), asked, read_paper())).decode("ascii")
 
 
@@ -336,7 +337,7 @@ def test_runs_without_boxes(tmp_path: Path) -> None:
 def test_a_storage_of_failed_cells_makes_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = preset("parts")
     write_sweep(tmp_path, [({}, base, "failed", "no GPU")], base)
-    assert make_page(PageOptions((tmp_path,))) == 1  # no finished run
+    assert make_page(PageOptions(Source((tmp_path,)))) == 1  # no finished run
     parsed = Parsed((tmp_path / "report.html").read_text())
     assert "No finished trial of LCHP on parts (embedded, synthetic): the tables show" in parsed.text
     assert parsed.tables["failed-cells"][1][:3] == ["the preset's recipe", "0", "no GPU"]
@@ -346,7 +347,7 @@ def test_a_storage_of_failed_cells_makes_a_page(tmp_path: Path, capsys: pytest.C
 
 def test_figures_are_embedded(grid_storage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "new" / "page.html"
-    assert make_page(PageOptions((grid_storage,), out)) == 1  # a damaged run folder
+    assert make_page(PageOptions(Source((grid_storage,)), out)) == 1  # a damaged run folder
     parsed = Parsed(out.read_text())
     images = {a["alt"]: a["src"] for a in parsed.named("img")}
     assert len(images) == 5  # delta, tau, localizer, augmentations, training; the grid has no predictions
@@ -439,9 +440,9 @@ def test_a_data_set_without_a_preset_has_its_place(
     """In the tables' messages and on the page, with which of its splits was the test split."""
     store(tmp_path, override(PRESETS["cub"].config, {"data.name": name}))
     store(tmp_path, override(PRESETS["cub"].config, {"data.name": name, "method.name": "cam"}), {"pseudo_label": 50.0})
-    assert make_tables(Tables((tmp_path,), tmp_path / "tables")) == 0
+    assert make_tables(Tables(Source((tmp_path,)), tmp_path / "tables")) == 0
     assert f"2 runs on {name}: not in Tables 3-6, which are of cub; no preset is of {name}" in capsys.readouterr().err
-    assert make_page(PageOptions((tmp_path,), figures=False)) == 0
+    assert make_page(PageOptions(Source((tmp_path,)), figures=False)) == 0
     text = (tmp_path / "report.html").read_text()
     assert f"wsolevaluation ({wsol.SPLITS['val' if name == 'wsol_fullsup' else 'test']})" in text
 

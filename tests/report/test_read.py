@@ -258,7 +258,8 @@ def test_the_harness_writes_the_record_that_is_read() -> None:
 def test_the_first_failed_link_says_why_and_what_a_cell_lacks(tmp_path: Path, squares_config: TrainConfig) -> None:
     """By reason codes, whatever the errors say; as the harness writes them."""
     from lchp.harness import Options, Sweep
-    from lchp.harness.sweep import make_plan, write_record
+    from lchp.harness.plan import make_plan
+    from lchp.harness.record import write_record
 
     frozen = {"refinement.labeller": "frozen"}
     plain = {name: value for name, value in to_flat(TrainConfig()).items() if name.startswith("evaluation.")}

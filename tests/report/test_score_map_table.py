@@ -6,6 +6,7 @@ from typing import Any
 from report_records import analysis_script, store, write_sweep
 
 from lchp.config import PRESETS, override, preset
+from lchp.report.flags import Source
 from lchp.report.page.make import PageOptions, gather
 from lchp.report.paper import read_paper
 from lchp.report.read import collect
@@ -95,7 +96,7 @@ def test_it_is_made_where_score_maps_were_scored(tmp_path: Path) -> None:
     run(tmp_path, "CAM", scores(70.0))
     records = collect([tmp_path])
     assert [t.number for t in tables(records, PARTS, paper)] == [1, 2, 3, 4, 5, 6, 8]
-    page = gather(records, PageOptions((tmp_path,), figures=False), paper)
+    page = gather(records, PageOptions(Source((tmp_path,)), figures=False), paper)
     assert [(t.number, t.empty) for t in page.tables][-1] == (8, False)
     assert main(["--storage", str(tmp_path), "--table", "8", "--out", str(tmp_path / "out")]) == 0
     assert "70.0000" in (tmp_path / "out" / "table_8.csv").read_text()

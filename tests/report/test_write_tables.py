@@ -11,6 +11,7 @@ from report_records import ANALYSIS, analysis_script, store, write_grid, write_p
 
 from lchp.config import PRESETS, override, preset
 from lchp.console import guarded
+from lchp.report.flags import Source
 from lchp.report.tables.write import TableOptions, make_tables, render_tables
 
 SCRIPT = ANALYSIS / "make_tables.py"
@@ -132,7 +133,7 @@ def test_watch_ends_when_the_sweeps_have_ended(tmp_path: Path, capsys: pytest.Ca
             record["cells"][1]["state"] = "done"
             path.write_text(json.dumps(record))
 
-    wanted = TableOptions((tmp_path,), tmp_path / "tables", numbers=(3,), watch=30)
+    wanted = TableOptions(Source((tmp_path,)), tmp_path / "tables", numbers=(3,), watch=30)
     assert make_tables(wanted, sleep=sleep) == 0
     out, err = capsys.readouterr()
     assert slept == [30, 30]
@@ -150,7 +151,7 @@ def test_watch_ends_with_ctrl_c(tmp_path: Path, capsys: pytest.CaptureFixture[st
     def sleep(_: float) -> None:
         raise KeyboardInterrupt
 
-    wanted = TableOptions((tmp_path,), tmp_path / "tables", numbers=(3,), watch=30)
+    wanted = TableOptions(Source((tmp_path,)), tmp_path / "tables", numbers=(3,), watch=30)
     assert guarded(lambda: make_tables(wanted, sleep=sleep)) == 130
     err = capsys.readouterr().err
     assert "waiting: for a sweep to start" in err

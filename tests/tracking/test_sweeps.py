@@ -16,7 +16,8 @@ from lchp.files import runs
 from lchp.harness import Options, Sweep, run
 from lchp.harness import tracked as cells_of
 from lchp.harness.cells import pinned
-from lchp.harness.sweep import Plan, SweepResult, tracked
+from lchp.harness.plan import Plan
+from lchp.harness.sweep import SweepResult, tracked
 from lchp.tracking import to_tensorboard
 from lchp.tracking.feed import Subject, history
 from lchp.training.run import train

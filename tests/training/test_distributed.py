@@ -15,7 +15,8 @@ from lchp.config import override, to_dict
 from lchp.errors import ConfigError
 from lchp.method.batch import Batch
 from lchp.system import distributed
-from lchp.training.fit import Training, stepper, take_step
+from lchp.training.definition import Training
+from lchp.training.fit import stepper, take_step
 
 
 @pytest.fixture(scope="module")

@@ -29,8 +29,8 @@ from lchp.method import steps as stages
 from lchp.method.networks import Classifier, Localizer
 from lchp.method.pseudo_boxes import make_teacher
 from lchp.method.steps import pseudo_boxes
-from lchp.training.links import Networks
 from lchp.training.map_boxes import map_source, of_map
+from lchp.training.networks import Networks
 
 CLASSES, BATCH, SIZE = 5, 4, 448
 PRECISION: dict[str, Any] = {"bf16": Autocast(), "fp32": nullcontext()}

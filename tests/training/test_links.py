@@ -14,8 +14,8 @@ from lchp.method.steps import pseudo_boxes
 from lchp.training.batches import epoch_order, general_batches
 from lchp.training.chain import chain_of
 from lchp.training.context import open_context
-from lchp.training.fit import epoch_seed, make_schedule
-from lchp.training.links import build
+from lchp.training.definition import epoch_seed, make_schedule
+from lchp.training.networks import build
 from lchp.training.run import train
 
 

@@ -21,7 +21,7 @@ from lchp.method.views import strong_view
 from lchp.system.devices import autocast
 from lchp.training import batches as views
 from lchp.training.chain import Kind, chain_of
-from lchp.training.links import Networks, build
+from lchp.training.networks import Networks, build
 
 TO_HOST = ("cpu", "numpy", "tolist", "item", "__bool__", "__float__", "__int__", "__index__", "__contains__")
 """Methods of a tensor that bring its values to the host."""

@@ -22,15 +22,16 @@ from lchp.evaluation.predictions import read_predictions, summarize
 from lchp.files import runs
 from lchp.files.locks import HeldError
 from lchp.system.interrupt import Interrupted, Stop
+from lchp.training import box_links, links
 from lchp.training import fit as loop
-from lchp.training import links
 from lchp.training import run as training_run
 from lchp.training.batches import epoch_order
 from lchp.training.chain import STAGES, chain_of, epochs_of
 from lchp.training.context import Context, open_context
-from lchp.training.fit import DivergedError, epoch_seed
-from lchp.training.links import Networks, build, settle_statistics
+from lchp.training.definition import DivergedError, epoch_seed
+from lchp.training.links import settle_statistics
 from lchp.training.measure import known_kept
+from lchp.training.networks import Networks, build
 from lchp.training.run import Result, train
 
 CHAINS: dict[str, dict[str, Any]] = {
@@ -538,7 +539,7 @@ def test_boxes_and_labels_that_are_not_finite_are_named_by_their_link(
             at[2].new_zeros(len(at[2]), 4), *[at[2].new_full((len(at[2]),), torch.nan)] * 2
         ),
     }
-    monkeypatch.setattr(links, part, broken[part])
+    monkeypatch.setattr(links if part == "label_views" else box_links, part, broken[part])
     with pytest.raises(DivergedError, match=f"{said}; training diverged"):
         train(small_config(root, CHAINS["psol refined"]), output=tmp_path / "run")
 

@@ -351,7 +351,7 @@ def _measured(ax: Axes, curve: Points, mark: Mark, label: str, markevery: int = 
 
 
 def _level(ax: Axes, runs: pd.DataFrame, column: str, mark: Mark, label: str) -> None:
-    """What does not depend on the axis: a line at the mean over seeds, and its band."""
+    """Draws what does not depend on the axis: a line at the mean over seeds, and its band."""
     values = runs.drop_duplicates("seed")[column].dropna().to_numpy(float)
     if len(values):
         ax.axhline(values.mean(), color=mark.colour, linestyle=mark.line, label=label)

@@ -1,19 +1,18 @@
-"""What `lchp figures` does: chooses runs, draws, writes. What cannot be drawn is said, and the rest made."""
+"""What `lchp figures` does: chooses runs, draws, writes. It names what cannot be drawn, and makes the rest."""
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import pandas as pd
 
-from lchp.config import PRESETS, Preset, TrainConfig, as_chosen, override, preset, suggest
+from lchp.config import PRESETS, Preset, TrainConfig, as_chosen, override, suggest
 from lchp.data import DataSet, load
 from lchp.errors import ConfigError, DataError, LchpError, RunError
 from lchp.evaluation.metrics import FRAMES
-from lchp.files.remote import Storage
 from lchp.files.runs import read_summary
 from lchp.report.dependence import is_complete, results
 from lchp.report.figures.curves import against_iou, over_delta, over_tau, over_threshold, training
@@ -24,10 +23,10 @@ from lchp.report.figures.panel import follow, panel
 from lchp.report.figures.run_files import config_of, metrics_of
 from lchp.report.figures.searches import read_studies, search_figure
 from lchp.report.figures.style import Drawing, save
-from lchp.report.flags import FigureName, Pick, Shown
+from lchp.report.flags import FigureName, Pick, Shown, Source
 from lchp.report.paper import Paper, read_paper
 from lchp.report.read import METHOD, OF_COMPARED, Records, collect
-from lchp.report.select import choose, differences, parse_where, place, preset_of, show
+from lchp.report.select import choose, differences, place, preset_of, show
 from lchp.report.tables.grid import DATA
 
 NAMES: tuple[FigureName, ...] = get_args(FigureName)
@@ -39,25 +38,18 @@ OF_SWEEPS: tuple[FigureName, ...] = ("delta", "tau", "fields", "search")
 class FigureOptions:
     """What to draw, from what. Raises ConfigError for what does not fit.
 
-    storages: to read; preset: recipe and grid, None for what the records hold; figures: by name, empty for all; where:
-    FIELD=VALUE as typed; run: the run folder of the figures that show one, None for the recipe's lowest seed; shown:
-    what these show.
+    figures: by name, empty for all; run: the run folder of the figures that show one, None for the recipe's lowest
+    seed; shown: what these show.
     """
 
-    storages: tuple[Storage, ...]
-    preset: str | None = None
+    source: Source
     figures: tuple[FigureName, ...] = ()
-    where: tuple[str, ...] = ()
     run: Path | None = None
     shown: Shown = field(default_factory=Shown)
-    conditions: Mapping[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
-        if self.preset is not None:
-            preset(self.preset)
         if self.run is not None and set(self.figures) & set(OF_SWEEPS):
             raise ConfigError(f"--run: figures {' and '.join(OF_SWEEPS)} show many runs; name their --storage instead")
-        object.__setattr__(self, "conditions", parse_where(self.where))
 
     @property
     def names(self) -> tuple[FigureName, ...]:
@@ -82,9 +74,9 @@ class Material:
         to it; or the run that was named. Raises RunError where there is no run."""
         if self.wanted.run is not None:
             return self.records.runs
-        group = choose(self.records, self.recipe, None, self.wanted.conditions).group
+        group = choose(self.records, self.recipe, None, self.wanted.source.conditions).group
         if group is None:
-            that = " with what --where says" if self.wanted.conditions else ""
+            that = " with what --where says" if self.wanted.source.conditions else ""
             raise RunError(f"no finished run of LCHP on {self.recipe.config.data.name}{that} in the storages")
         return group.runs.sort_values("seed", kind="stable")
 
@@ -127,7 +119,9 @@ class Material:
         if not is_complete(row):
             method = f"{row[METHOD]} ({', '.join(OF_COMPARED[r] for r in results(row))})"
         away = differences(row, self.recipe.config) if self.wanted.run is None else {}
-        other = "; ".join(f"{name} {show(value)}" for name, value in away.items() if name not in self.wanted.conditions)
+        other = "; ".join(
+            f"{name} {show(value)}" for name, value in away.items() if name not in self.wanted.source.conditions
+        )
         text = f"{DATA[row['data.name']]}, {row['classes']} classes, {method}, lchp {versions}."
         return text + (f" No run of the recipe itself was there; this one differs by {other}." if other else "")
 
@@ -167,8 +161,8 @@ def _iou(material: Material) -> Drawing:
 
 
 FIGURES: Mapping[FigureName, Callable[[Material], Drawing]] = {
-    "delta": lambda m: over_delta(m.records, m.recipe, m.paper, m.wanted.conditions),
-    "tau": lambda m: over_tau(m.records, m.recipe, m.paper, m.wanted.conditions),
+    "delta": lambda m: over_delta(m.records, m.recipe, m.paper, m.wanted.source.conditions),
+    "tau": lambda m: over_tau(m.records, m.recipe, m.paper, m.wanted.source.conditions),
     "iou": _iou,
     "confidence": lambda m: against_iou(m.predicted, m.config.refinement.tau, m.about),
     "training": lambda m: training(metrics_of(m.run), m.about),
@@ -210,7 +204,7 @@ def draw(wanted: FigureOptions, records: Records, recipe: Preset, paper: Paper) 
 def _tasks(material: Material, name: FigureName) -> dict[str, Callable[[], Drawing]]:
     """What draws the figures of a name. Raises RunError for a search's database that cannot be read."""
     if name == "fields":
-        there = field_figures(material.records, material.recipe, material.wanted.conditions)
+        there = field_figures(material.records, material.recipe, material.wanted.source.conditions)
         return {f"fields, {title}": task for title, task in there}
     if name == "search":
         studies = [study for storage in material.records.storages for study in read_studies(storage)]
@@ -229,12 +223,12 @@ def make_figures(wanted: FigureOptions, out: Path) -> int:
     paper = read_paper()
     if wanted.run is not None and not wanted.run.is_dir():
         raise RunError(f"--run {wanted.run}: no such run folder")
-    records = collect(wanted.storages if wanted.run is None else (wanted.run,))
+    records = collect(wanted.source.storage if wanted.run is None else (wanted.run,))
     if wanted.run is not None and len(records.runs) != 1:
         raise RunError(
             "; ".join(records.problems) or f"{wanted.run}: holds {len(records.runs)} runs; name one by --run"
         )
-    name, why = (wanted.preset, f"preset {wanted.preset}") if wanted.preset else preset_of(records)
+    name, why = preset_of(records, wanted.source.preset)
     print(why)
     _say(records.problems)
     _say(records.notes)

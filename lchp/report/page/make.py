@@ -11,27 +11,27 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
-from lchp.config import PATHS, PRESETS, Preset, field_types, preset, show, to_flat
+from lchp.config import PATHS, PRESETS, Preset, field_types, show, to_flat
 from lchp.errors import RunError
-from lchp.files.remote import Remote, Storage
+from lchp.files.remote import Remote
 from lchp.files.runs import read_environment, write_atomically
 from lchp.files.targets import holding, require_file
 from lchp.report.dependence import WITHOUT_EFFECT, is_from_file
 from lchp.report.figures.make import FigureOptions, NotDrawn, draw
 from lchp.report.figures.style import Drawing, rendered
-from lchp.report.flags import Shown, beside
+from lchp.report.flags import Shown, Source
 from lchp.report.page.headline import Headline, make_headline
 from lchp.report.page.trials import Trials, read_trials
 from lchp.report.paper import Paper, read_paper
 from lchp.report.read import Records, collect
-from lchp.report.select import differences, parse_where, preset_of, require, rows
+from lchp.report.select import differences, preset_of, require, rows
 from lchp.report.tables.grid import BY_HAND, DATA, Table, as_typed
 from lchp.report.tables.numbers import tables
 from lchp.report.tables.render import to_html
@@ -49,22 +49,13 @@ CONTROL = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), 127) if ch
 
 @dataclass(frozen=True)
 class PageOptions:
-    """storages: to read; out: file to write, None for report.html in the first storage; preset: None for what the
-    records hold; where: FIELD=VALUE as typed, for tables and figures; figures: whether to draw them; data_root: where
+    """out: file to write, None for report.html in the first storage; figures: whether to draw them; data_root: where
     the data lies now, None for where the runs had it."""
 
-    storages: tuple[Storage, ...]
+    source: Source
     out: Path | None = None
-    preset: str | None = None
-    where: tuple[str, ...] = ()
     figures: bool = True
     data_root: Path | None = None
-    conditions: Mapping[str, Any] = field(init=False)
-
-    def __post_init__(self) -> None:
-        if self.preset is not None:
-            preset(self.preset)
-        object.__setattr__(self, "conditions", parse_where(self.where))
 
 
 @dataclass(frozen=True)
@@ -121,10 +112,10 @@ def make_page(wanted: PageOptions) -> int:
 
     Raises an LchpError for a user's mistake, and where there is nothing to report.
     """
-    out = require_file(wanted.out or beside(wanted.storages) / NAME, "output", holding(MARK), "report of lchp")
+    out = require_file(wanted.out or wanted.source.beside / NAME, "output", holding(MARK), "report of lchp")
     paper = read_paper()
-    records = collect(wanted.storages)
-    require(records, wanted.conditions)
+    records = collect(wanted.source.storage)
+    require(records, wanted.source.conditions)
     if records.runs.empty and records.failures.empty and not records.sweeps:
         more = f"; and {len(records.problems) - 3} more problems" if len(records.problems) > 3 else ""
         raise RunError(f"nothing to report: {'; '.join(records.problems[:3])}{more}")
@@ -146,12 +137,12 @@ def gather(records: Records, wanted: PageOptions, paper: Paper) -> Page:
     """Everything on the page. Raises ConfigError for a mistake in what was asked for."""
     name, why = _preset(records, wanted)
     recipe = PRESETS[name]
-    made = tables(records, recipe, paper, where=wanted.conditions)
+    made = tables(records, recipe, paper, where=wanted.source.conditions)
     drawn = _draw(records, wanted, recipe, paper)
     trials = read_trials(records, recipe)
     return Page(
         records,
-        make_headline(records, name, made, wanted.conditions, trials),
+        make_headline(records, name, made, wanted.source.conditions, trials),
         why,
         made,
         tuple(d for d in drawn if isinstance(d, Drawing)),
@@ -167,12 +158,10 @@ def gather(records: Records, wanted: PageOptions, paper: Paper) -> Page:
 
 def _preset(records: Records, wanted: PageOptions) -> tuple[str, str]:
     """Its name, and a sentence that says why."""
-    if wanted.preset:
-        return wanted.preset, f"preset {wanted.preset}"
-    if records.runs.empty and len(records.failures):
+    if records.runs.empty and len(records.failures) and wanted.source.preset is None:
         name, _ = preset_of(replace(records, runs=records.failures))
         return name, f"preset {name}: no finished run; its recipe is the nearest to the failed cells'"
-    return preset_of(records)
+    return preset_of(records, wanted.source.preset)
 
 
 def render(page: Page) -> bytes:
@@ -205,7 +194,7 @@ def _asset(env: jinja2.Environment, name: str) -> str:
 def _draw(records: Records, wanted: PageOptions, recipe: Preset, paper: Paper) -> Sequence[Drawing | NotDrawn]:
     if not wanted.figures:
         return []
-    asked = FigureOptions(wanted.storages, wanted.preset, where=wanted.where, shown=Shown(data_root=wanted.data_root))
+    asked = FigureOptions(wanted.source, shown=Shown(data_root=wanted.data_root))
     return list(draw(asked, records, recipe, paper))
 
 
@@ -247,10 +236,10 @@ def _commands(records: Records, wanted: PageOptions) -> tuple[str, ...]:
     alone = rows(records.runs, (place not in held for place in places))
     typed = [as_typed(sweep.command) for sweep in records.sweeps]
     typed += [BY_HAND] if len(alone) else []
-    named = (str(s) if isinstance(s, Remote) else s.name or str(s) for s in wanted.storages)
+    named = (str(s) if isinstance(s, Remote) else s.name or str(s) for s in wanted.source.storage)
     words = ["lchp", "report", "--storage", *named]
-    words += ["--preset", wanted.preset] if wanted.preset else []
-    words += [w for condition in wanted.where for w in ("--where", condition)]
+    words += ["--preset", wanted.source.preset] if wanted.source.preset else []
+    words += [w for condition in wanted.source.where for w in ("--where", condition)]
     return *dict.fromkeys(typed), shlex.join(words)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from lchp.config import short_name
+from lchp.config import short_name, values_text
 from lchp.errors import ConfigError, RunError
 from lchp.evaluation.metrics import FRAMES, METRICS, RESULTS, TITLES
 from lchp.report.dependence import counts, is_complete, result_of, results
@@ -96,7 +96,7 @@ class CellRuns:
     @property
     def label(self) -> str:
         """Its values, for a note."""
-        return ", ".join(f"{short_name(n)} {show(v)}" for n, v in self.values.items())
+        return values_text(self.values)
 
     def _maps(self) -> bool:
         """Whether all are score maps' boxes, which no training makes."""

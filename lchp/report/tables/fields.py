@@ -140,7 +140,7 @@ def _settings_of(cell: CellRuns, other: CellRuns) -> tuple[tuple[Group, Group], 
     a, b = (alike or pairs)[0]
     names = away(a, b)
     if FINGERPRINT in names:
-        raise RunError("it and the baseline are of other images")
+        raise RunError("its runs and the baseline's have different test images")
     each = ", ".join(f"{n} {show(a.base[n])} ({show(b.base[n])})" for n in names)
     said = [f"{cell.label} differs from the baseline, in brackets, also in {each}"] if each else []
     return (a, b), said + [f"the difference of {cell.label} is of the one setting that both have"] * (len(pairs) > 1)

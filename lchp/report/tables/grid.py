@@ -1,7 +1,7 @@
 """What a table is made of, and Tables 3-6: ours as mean and deviation over seeds, beside the paper's values.
 
 Every table has a section per data set and evaluation frame. The paper's values stand in the sections of its own frame,
-center_crop, only. What was not run says so; it is never blank and never a zero.
+center_crop, only. A cell that was not run says so; it is never blank and never a zero.
 """
 
 import math
@@ -350,14 +350,17 @@ def finish(values: Sequence[float], failed: int, boxless: bool, measure: Measure
         return TableCell(FAILED + of, paper=paper)
     if not values:
         return TableCell(NO_BOXES if boxless else NOT_RUN, paper=paper)
-    mean = statistics.fmean(values)
-    sd = statistics.stdev(values) if len(values) > 1 else None
-    digits = measure.digits
-    spread = "" if sd is None else f" ± {sd:.{digits}f}"
-    ours = f"{round(mean, digits) + 0.0:{'+' if measure.signed else ''}.{digits}f}{spread} ({len(values)})"
-    target = number(printed)
+    mean, target, digits = statistics.fmean(values), number(printed), measure.digits
     difference = NOT_GIVEN if target is None else f"{round(mean - target, digits) + 0.0:+.{digits}f}"
-    return TableCell(ours, mean, sd, len(values), paper, difference)
+    sd = statistics.stdev(values) if len(values) > 1 else None
+    return TableCell(mean_text(values, digits, signed=measure.signed), mean, sd, len(values), paper, difference)
+
+
+def mean_text(values: Sequence[float], digits: int = 2, *, signed: bool = False) -> str:
+    """Mean of one value per seed, standard deviation where there are several, and their number: `61.25 ± 0.35 (2)`."""
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    mean = round(statistics.fmean(values), digits) + 0.0
+    return f"{mean:{'+' if signed else ''}.{digits}f}{spread} ({len(values)})"
 
 
 def ranked_rows(rows: Sequence[Row], measures: Sequence[Measure], paper: Paper, table: int) -> tuple[Row, ...]:

@@ -2,19 +2,19 @@
 
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from lchp.config import PRESETS, Preset, preset
+from lchp.config import PRESETS, Preset
 from lchp.errors import ConfigError, RunError
 from lchp.files.remote import Remote, Storage
 from lchp.files.runs import write_atomically
 from lchp.files.targets import holding, require_file
+from lchp.report.flags import Source
 from lchp.report.paper import Paper, read_paper
 from lchp.report.read import Records, SweepRecord, collect
-from lchp.report.select import parse_where, preset_of, require
+from lchp.report.select import preset_of, require
 from lchp.report.tables.grid import Table
 from lchp.report.tables.numbers import check, tables
 from lchp.report.tables.render import DOCUMENT_MARK, FORMATS, MARKS, latex_document, to_text
@@ -24,26 +24,19 @@ DOCUMENT = "tables.tex"
 
 @dataclass(frozen=True)
 class TableOptions:
-    """storages: to read; out: folder to write to; preset: None for what the records hold; where: FIELD=VALUE as typed;
-    numbers: of the tables, None for 1-6 and, where the records hold runs for them, 7 and 8; watch: seconds between two
-    looks at sweeps that run, None for once."""
+    """out: folder to write to; numbers: of the tables, None for 1-6 and, where the records hold runs for them, 7 and 8;
+    watch: seconds between two looks at sweeps that run, None for once."""
 
-    storages: tuple[Storage, ...]
+    source: Source
     out: Path
-    preset: str | None = None
     numbers: tuple[int, ...] | None = None
-    where: tuple[str, ...] = ()
     watch: float | None = None
-    conditions: Mapping[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
-        if self.preset is not None:
-            preset(self.preset)
         for number in self.numbers or ():
             check(number)
         if self.watch is not None and not 0 < self.watch <= 86400:
             raise ConfigError(f"--watch {self.watch:g}: expected seconds, more than 0 and a day at most")
-        object.__setattr__(self, "conditions", parse_where(self.where))
 
 
 def make_tables(wanted: TableOptions, *, sleep: Callable[[float], None] = time.sleep) -> int:
@@ -56,9 +49,9 @@ def make_tables(wanted: TableOptions, *, sleep: Callable[[float], None] = time.s
     shown: tuple[str, list[str]] | None = None
     while True:
         try:
-            records = collect(wanted.storages)
+            records = collect(wanted.source.storage)
         except RunError:
-            if wanted.watch is None or any(isinstance(s, Remote) or s.is_dir() for s in wanted.storages):
+            if wanted.watch is None or any(isinstance(s, Remote) or s.is_dir() for s in wanted.source.storage):
                 raise
             print("waiting: for a sweep to start", file=sys.stderr, flush=True)
             sleep(wanted.watch)
@@ -82,9 +75,9 @@ def make_tables(wanted: TableOptions, *, sleep: Callable[[float], None] = time.s
 def _made(records: Records, wanted: TableOptions, paper: Paper) -> tuple[str, list[str]]:
     """Writes the tables; what is to be printed, and what is to be said of the records."""
     if wanted.watch is None:
-        require(records, wanted.conditions)
-    name, why = (wanted.preset, f"preset {wanted.preset}") if wanted.preset else preset_of(records)
-    made = tables(records, PRESETS[name], paper, wanted.numbers, wanted.conditions)
+        require(records, wanted.source.conditions)
+    name, why = preset_of(records, wanted.source.preset)
+    made = tables(records, PRESETS[name], paper, wanted.numbers, wanted.source.conditions)
     write_tables(made, wanted.out)
     said = [*records.problems, *_other_data(records, PRESETS[name]), *records.notes]
     formats = ", ".join(f".{suffix}" for suffix in FORMATS)
