@@ -25,7 +25,8 @@ from lchp.training.run import train
 
 LONG = [
     *("test_harness_ray", "test_sweep_programs", "test_nodes"),
-    *("test_run", "test_backbones", "test_sharing", "test_export", "test_faults", "test_search", "test_fake_cuda"),
+    *("test_faults", "test_export", "test_run", "test_backbones", "test_sharing"),
+    *("test_own_classifier", "test_search", "test_figures", "test_disk", "test_fake_cuda"),
 ]
 """The files that take longest, in the order in which they are begun: the first three, which start Ray and wait half of
 their time, side by side, and the others beside them."""
