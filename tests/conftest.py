@@ -76,6 +76,14 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def coarse_figures() -> Iterator[None]:
+    """A pixel of a figure's file is asked for by no test: at 300 of them an inch, most of a figure's time is theirs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lchp.report.figures.style.DPI", 60)
+        yield
+
+
 def _absent(message: str) -> NoReturn:
     if os.environ.get("LCHP_REQUIRE_DATA"):
         pytest.fail(f"{message}; LCHP_REQUIRE_DATA is set")
