@@ -25,7 +25,8 @@ from lchp.training.run import train
 
 LONG = [
     *("test_harness_ray", "test_sweep_programs", "test_nodes"),
-    *("test_run", "test_backbones", "test_sharing", "test_export", "test_faults", "test_search", "test_fake_cuda"),
+    *("test_faults", "test_export", "test_run", "test_backbones", "test_sharing"),
+    *("test_own_classifier", "test_search", "test_figures", "test_disk", "test_fake_cuda"),
 ]
 """The files that take longest, in the order in which they are begun: the first three, which start Ray and wait half of
 their time, side by side, and the others beside them."""
@@ -78,6 +79,14 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What is remembered of the tests' images does not go into the user's cache folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("caches")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def coarse_figures() -> Iterator[None]:
+    """A pixel of a figure's file is asked for by no test: at 300 of them an inch, most of a figure's time is theirs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lchp.report.figures.style.DPI", 60)
         yield
 
 

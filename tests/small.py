@@ -34,6 +34,8 @@ def flags(root: Path, *, first: int = 2, second: int = 3) -> dict[str, object]:
         "data.name": "folder",
         "data.root": str(root),
         "data.cache": str(root / ".cache"),
+        "data.resize": 36,
+        "data.image_size": 32,
         "data.batch_size": 8,
         "initialization.epochs": first,
         "initialization.localizer_start": 0,

@@ -91,7 +91,7 @@ def refusal(error: Exception, names: Any) -> str:
     return said
 
 
-@fuzz(1000)
+@fuzz(400)
 @given(VALUES)
 def test_any_values_are_refused_by_name_or_make_a_config_that_round_trips(values) -> None:
     said = set()

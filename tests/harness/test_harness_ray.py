@@ -340,7 +340,8 @@ def test_search_without_boxes_stops_bad_trials_and_keeps_an_optuna_study(
 
     bare = tmp_path / "bare"
     shutil.copytree(root, bare, ignore=shutil.ignore_patterns("boxes.csv", ".cache"))
-    base = override(small.config(bare, first=1, second=4), {"evaluation.confidence": 0.1, "data.validation": 0.3})
+    values = {"evaluation.confidence": 0.1, "data.validation": 0.3, "data.resize": 72, "data.image_size": 64}
+    base = override(small.config(bare, first=1, second=4), values)
     spec = Search("s", base, space, trials=3)
     result = search(spec, Options(tmp_path, max_concurrent=1))
     assert len(result.cells) == 3

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import small
-from programs import finished_epochs, lines_of, program, result_of, run_code, start, wait_for, wait_until_gone
+from programs import finished_epochs, lines_of, program, result_of, start, wait_for, wait_until_gone
 
 from lchp.files import runs
 from lchp.harness import Sweep, grid
@@ -135,47 +135,3 @@ def test_a_part_of_ray_that_dies_ends_the_sweep_with_one_line(root: Path, tmp_pa
     assert lines[0].endswith("finished epochs are kept, go on by --resume")
     wait_until_gone(process.pid)
     assert len(runs.read_json(storage / "sweeps" / "grid" / "sweep.json")["cells"]) == 4
-
-
-def test_a_node_killed_mid_sweep_loses_no_cell(root: Path, tmp_path: Path) -> None:
-    """Two nodes on this machine, one of which is killed while it trains."""
-    code = f"""
-    import json, sys, threading, time
-    from pathlib import Path
-    from lchp.harness.cluster import QUIET
-    import os
-    os.environ.update(QUIET)
-    from ray.cluster_utils import Cluster
-    import small
-    from lchp.harness import Options, Sweep, grid, run
-
-    storage = Path({str(tmp_path / "results")!r})
-    nodes = Cluster(initialize_head=True, head_node_args={{"num_cpus": 1, "include_dashboard": False}})
-    second = nodes.add_node(num_cpus=1)
-    nodes.wait_for_nodes()
-    landed = set()
-
-    def kill():
-        lock = None
-        while not lock:
-            for path in storage.glob("sweeps/cluster/work/classifier-*/checkpoints/initialization.pt"):
-                pid = (path.parent.parent.with_name(path.parent.parent.name + ".lock")).read_text().split()[1]
-                parent = Path(f"/proc/{{pid}}/stat").read_text().rpartition(")")[2].split()[1]
-                landed.add(parent)
-                if len(landed) == 2:
-                    lock = path
-            time.sleep(0.01)
-        nodes.remove_node(second, allow_graceful=False)
-
-    killer = threading.Thread(target=kill, daemon=True)
-    killer.start()
-    base = small.config(Path({str(root)!r}), first=30, second=2)
-    cells = grid({{"initialization.delta": [0.2, 0.4], "refinement.tau": [0.0, 0.2]}})
-    result = run(Sweep("cluster", base, cells), Options(storage, address=nodes.address))
-    states = [c.state for c in result.cells]
-    print(json.dumps({{"states": states, "killed": not killer.is_alive(), "nodes": len(landed)}}))
-    nodes.shutdown()
-    """
-    assert run_code(tmp_path, code) == {"states": ["done"] * 4, "killed": True, "nodes": 2}
-    attempts = [j["attempts"] for j in runs.read_json(tmp_path / "results/sweeps/cluster/sweep.json")["jobs"].values()]
-    assert max(attempts) >= 2

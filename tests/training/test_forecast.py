@@ -83,10 +83,10 @@ def test_the_cache_is_as_large_as_it_will_be(tmp_path: Path) -> None:
 def test_what_is_chosen_is_tried_too_and_counted_by_the_images_that_it_looks_at() -> None:
     """Also where the choice comes after more epochs than are tried."""
     values = {"initialization.delta": "auto", "initialization.mask_delta": 0.5, "initialization.auto_after": 4}
-    config = override(preset("parts"), values | {"threads": 1})
+    config = override(preset("parts"), values | {"data.batch_size": 8, "threads": 1})
     found = {link.kind: link for link in forecast(config).links}
-    assert found["choice"].steps == 384 // 32
-    assert found["localizer"].steps == 3000 // 32
+    assert found["choice"].steps == 384 // 8
+    assert found["localizer"].steps == 3000 // 8
     assert found["choice"].seconds < found["classifier"].seconds
 
 
