@@ -205,7 +205,7 @@ def _refuse(event: unread.ParseErrorEvent, arguments: list[str]) -> None:
     argument = event.argument
     if argument is None:  # only what is built of the values can be wrong then
         raise ConfigError(f"{getattr(event, 'message', 'the options cannot be read')}{more}")
-    option, metavar = argument.display_name(), argument.lowered.metavar.removeprefix("{None}|")
+    option, metavar = argument.display_name(), (argument.lowered.metavar or "").removeprefix("{None}|")
     field = FIELDS.get(option.removeprefix("--").replace("-", "_"))
     if isinstance(event, unread.BadValue):
         if argument.is_positional():
