@@ -120,7 +120,7 @@ def run_job(job: Job, setting: Setting, report: Report) -> None:
 
     try:
         setting = setting.here()
-        with told_to_stop(setting.works, job.name, alone=distributed.size() == 1) as told:
+        with told_to_stop(setting.works, job.name, first=distributed.rank() == 0) as told:
             lost = _train(job, setting, on_epoch, spent, told.stop)
     except Interrupted:
         if not told.stop.asked:

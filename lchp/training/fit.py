@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ _LOOK_EVERY = 100
 """Steps between two looks at the losses."""
 _NAMED = 8
 """Images that a message names."""
+_AGREE_EVERY = 10
+"""Steps between two looks of several workers at whether a checkpoint is due."""
 _SAVE_EVERY = 600.0
 """Seconds of an epoch between two checkpoints; an epoch of ImageNet takes hours."""
 
@@ -64,13 +66,28 @@ class Chunks:
 @dataclass(frozen=True)
 class PartialEpoch:
     """How far an epoch has come: finished steps, sums of their metrics, learning rates at its start, seconds so far,
-    and the states of torch's generators."""
+    and the states of torch's generators. others: `sums` and `generators` of the workers after the first."""
 
     steps: int
     sums: dict[str, Tensor]
     rates: dict[str, float]
     seconds: float
     generators: dict[str, Any]
+    others: list[dict[str, Any]] = field(default_factory=list)
+
+    def gathered(self) -> "PartialEpoch":
+        """This worker's made that of all workers."""
+        sums = {name: total.cpu() for name, total in self.sums.items()}
+        first, *others = distributed.collected([{"sums": sums, "generators": self.generators}])
+        return replace(self, **first, others=others)
+
+    def own(self) -> "PartialEpoch":
+        """That of all workers made this worker's. Where their number was another one, it has the mean of their sums."""
+        found = [{"sums": self.sums, "generators": self.generators}, *self.others]
+        mine = found[distributed.rank() % len(found)]
+        if len(found) != distributed.size():
+            mine["sums"] = {n: torch.stack([f["sums"][n] for f in found]).mean(0) for n in self.sums}
+        return replace(self, **mine, others=[])
 
 
 @dataclass(frozen=True)
@@ -116,8 +133,8 @@ class Session:
 
     record: gets an epoch's metrics just before its checkpoint is written, so that no finished epoch lacks them after a
     crash; on_epoch: gets them after it. resume: go on from the newest intact checkpoint, in the middle of an epoch
-    where that was written there. stop: where it is asked, a checkpoint is written at the end of the step and
-    Interrupted is raised (with one worker).
+    where that was written there. stop: where it is asked, a checkpoint is written at the end of the step (of
+    one in ten, with several workers, of which the first is asked) and Interrupted is raised.
     """
 
     seed: int
@@ -240,17 +257,26 @@ Keep = Callable[[Callable[[], PartialEpoch]], None]
 
 def _keeper(training: Training, checkpoint: Path, identity: str, epoch: int, stop: Stop | None) -> Keep | None:
     """What is called after every step with a way to tell how far the epoch has come: it writes a checkpoint where one
-    is due, and answers who asked to stop. None with several workers, which would have to agree on the step."""
-    if distributed.size() > 1:
+    is due, and answers who asked to stop. None where several workers share out what is no training, whose steps may
+    differ in number."""
+    several = distributed.size() > 1
+    if several and training.network is None:
         return None
-    last = time.monotonic()
+    last, steps = time.monotonic(), 0
+
+    def due() -> bool:
+        return (stop is not None and stop.asked) or time.monotonic() - last >= _SAVE_EVERY
 
     def keep(partial: Callable[[], PartialEpoch]) -> None:
-        nonlocal last
-        asked = stop is not None and stop.asked
-        if not asked and time.monotonic() - last < _SAVE_EVERY:
+        nonlocal last, steps
+        steps += 1
+        if (several and steps % _AGREE_EVERY) or not distributed.from_first(due):
             return
-        save(training, checkpoint, identity, epoch, partial())
+        if several:
+            training.ended(epoch)  # what each has noted, all know
+        found = partial().gathered()
+        if distributed.rank() == 0:
+            save(training, checkpoint, identity, epoch, found)
         last = time.monotonic()
         if stop is not None:
             stop.answer()
@@ -460,7 +486,7 @@ def restore(training: Training, path: Path, identity: str) -> "tuple[int, Partia
         if training.schedule is not None:
             training.schedule.scheduler.load_state_dict(state["schedule"])
         training.chunks.number = max(int(state["chunks"]), training.chunks.number)
-        return int(state["epoch"]), None if state["within"] is None else PartialEpoch(**state["within"])
+        return int(state["epoch"]), None if state["within"] is None else PartialEpoch(**state["within"]).own()
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise _unfit(path, error) from None
 
