@@ -14,8 +14,8 @@ from torch.multiprocessing.spawn import start_processes
 
 from lchp.config import override, to_dict
 from lchp.errors import ConfigError
-from lchp.method.batch import Batch
 from lchp.files import runs
+from lchp.method.batch import Batch
 from lchp.system import distributed
 from lchp.system.interrupt import Interrupted, Stop
 from lchp.training import fit
@@ -141,7 +141,7 @@ def train_in(run: Path, values: dict[str, Any], **how: Any) -> Any:
 
 
 def stop_in(run: Path, values: dict[str, Any]) -> list[int]:
-    """Where a run stops that is asked to after its first step, and looks every second: whole epochs, and steps."""
+    """Where a run stops that is asked to after its first step, and looks every two: whole epochs, and steps."""
     keeper, stop = fit._keeper, Stop()
 
     def asking(*given: Any) -> Any:
@@ -155,10 +155,11 @@ def stop_in(run: Path, values: dict[str, Any]) -> list[int]:
 
         return after_step
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fit, "_keeper", asking)
         patch.setattr(fit, "_AGREE_EVERY", 2)
-        train_in(run, values, stop=stop)
+        with pytest.raises(Interrupted):
+            train_in(run, values, stop=stop)
     distributed.barrier()
     state = load_checkpoint(run / "checkpoints" / "initialization.pt")
     if distributed.rank() == 0:  # for one worker to go on with
