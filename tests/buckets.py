@@ -1,5 +1,5 @@
-"""Storages behind URLs: a folder by file://, and buckets of moto's S3 server on 127.0.0.1 where that can be started;
-and machines that share no disk."""
+"""Storages behind URLs: a folder by file:// and by fsspec's local://, and buckets of moto's S3 server on 127.0.0.1,
+where that can be started; and machines that share no disk."""
 
 import os
 import shutil
@@ -40,12 +40,12 @@ def s3_server() -> Iterator[str]:
         process.wait()
 
 
-@pytest.fixture(params=["file", "s3"])
+@pytest.fixture(params=["file", "local", "s3"])
 def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """An empty storage behind a URL, of either kind."""
+    """An empty storage behind a URL, of each kind."""
     if request.param == "s3":
         return bucket(request.getfixturevalue("s3_server"), tmp_path, monkeypatch)
-    return folder(tmp_path)
+    return folder(tmp_path, request.param)
 
 
 @pytest.fixture
@@ -54,10 +54,10 @@ def one_url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
     return folder(tmp_path) if MOTO is None else bucket(request.getfixturevalue("s3_server"), tmp_path, monkeypatch)
 
 
-def folder(tmp_path: Path) -> str:
+def folder(tmp_path: Path, scheme: str = "file") -> str:
     """The URL of a new folder."""
     (tmp_path / "bucket").mkdir()
-    return f"file://{tmp_path / 'bucket'}"
+    return f"{scheme}://{tmp_path / 'bucket'}"
 
 
 def bucket(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
-from lchp.errors import ConfigError, RunError
+from lchp.errors import ConfigError, LchpError, RunError
 from lchp.files.caches import user_cache
 from lchp.files.runs import make_folder, write_atomically
 
@@ -56,7 +56,8 @@ class Remote:
     def __post_init__(self) -> None:
         try:
             parts = urlsplit(self.url)
-            secret = parts.username or parts.password
+            # abfs://CONTAINER@ACCOUNT and sftp://USER@HOST are no secrets
+            secret = parts.password or (parts.username if parts.scheme == "s3" else None)
         except ValueError as error:
             raise ConfigError(f"--storage {self.url}: is no URL ({error})") from None
         if secret:  # they would be written into records
@@ -97,16 +98,17 @@ class Remote:
         def ask() -> None:
             try:
                 system, base = _system(self.url)
+                made = write and (_of_objects(system) or not _in_bucket(base))  # fsspec would make a bucket, too
+                if not made and not _there(system, base) and not _there(system, _bucket(base)):
+                    raise FileNotFoundError(f"there is no {_bucket(base)}")
                 if not write:
-                    if not _there(system, base) and not _there(system, _bucket(system, base)):
-                        raise FileNotFoundError(f"there is no {_bucket(system, base)}")
                     return
                 probe = f"{base}/.lchp-{socket.gethostname()}-{time.time_ns()}"
                 _write(system, probe, b"lchp")
                 with system.open_input_stream(probe) as stream:
                     stream.read()
                 system.delete_file(probe)
-            except (OSError, ValueError, NotImplementedError, ConfigError) as error:
+            except Exception as error:  # each client of fsspec has its own
                 fault.append(error)
 
         asking = threading.Thread(target=ask, daemon=True)
@@ -194,7 +196,9 @@ class Remote:
             try:
                 system, base = _system(self.url)
                 return call(system, f"{base}/{name}" if name else base)
-            except OSError as error:
+            except LchpError:
+                raise
+            except Exception as error:  # each client of fsspec has its own
                 if pause is None:
                     raise RemoteError(f"{self.under(name)}: cannot be {done} ({_why(error)}); {AGAIN}") from None
                 time.sleep(pause)
@@ -226,13 +230,28 @@ def _system(url: str) -> tuple[Any, str]:
         except ValueError as error:
             if "Unrecognized filesystem type" not in str(error):
                 raise
-            import fsspec
-
-            inner, base = fsspec.core.url_to_fs(url)
+            inner, base = _of_fsspec(url)
             system = PyFileSystem(FSSpecHandler(inner))
     except (ValueError, NotImplementedError, ImportError) as error:
         raise ConfigError(f"--storage {url}: {_why(error)}") from None
     return system, base.rstrip("/")
+
+
+def _of_fsspec(url: str) -> tuple[Any, str]:
+    """fsspec's file system of a URL, and the path in it. Raises ConfigError, ImportError, OSError, ValueError."""
+    import fsspec
+
+    try:
+        system, base = fsspec.core.url_to_fs(url)
+    except (ImportError, OSError, ValueError):
+        raise
+    except Exception as error:  # of its class, which is made of the URL
+        raise ConfigError(f"--storage {url}: {_why(error)}") from None
+    if (listed := getattr(system, "dircache", None)) is not None:
+        listed.use_listings_cache = False  # of what other machines write it hears nothing
+    if "memory" in system.protocol:
+        raise ConfigError(f"--storage {url}: lies in the memory of one process, and a sweep has several")
+    return system, base
 
 
 def _there(system: Any, base: str) -> bool:
@@ -241,8 +260,14 @@ def _there(system: Any, base: str) -> bool:
     return system.get_file_info(base).type != FileType.NotFound
 
 
-def _bucket(system: Any, base: str) -> str:
-    return base.partition("/")[0] if _of_objects(system) else base
+def _bucket(base: str) -> str:
+    """The bucket of a path in a store; of a path elsewhere the path itself."""
+    return base.partition("/")[0] if _in_bucket(base) else base
+
+
+def _in_bucket(base: str) -> bool:
+    """Whether a path begins with a bucket, and not with a file system's root or a server."""
+    return not base.startswith("/") and "://" not in base
 
 
 def _of_objects(system: Any) -> bool:
@@ -263,6 +288,8 @@ def _make_parent(system: Any, path: str) -> None:
 
 def _why(error: BaseException) -> str:
     """What a client of a store says, on one line."""
+    if isinstance(error, NotImplementedError):
+        return "it is of a kind that can only be read"
     said = (str(error) or type(error).__name__).splitlines()[0]
     meaning = next((text for word, text in _KNOWN if word in said), None)
     said = said if len(said) <= 200 else f"{said[:200]}..."

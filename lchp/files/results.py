@@ -78,14 +78,14 @@ def _agree(remote: Remote, name: str) -> bool:
     return bool(files) and files.keys() <= there.keys() and same
 
 
-def is_whole(remote: Remote, name: str, folder: Path) -> bool:
-    """Whether the objects of a result are the files of a run folder; of checkpoints the size alone is looked at.
-    Raises RemoteError."""
+def is_whole(remote: Remote, name: str, folder: Path, *, checkpoints: bool = False) -> bool:
+    """Whether the objects of a result are the files of a run folder; of checkpoints the size alone is looked at, but
+    where `checkpoints` says otherwise. Raises RemoteError."""
     sizes, files = remote.list(name), json.loads((folder / DONE).read_bytes())["files"]
     if any(sizes.get(file) != (folder / file).stat().st_size for file in (*files, DONE)):
         return False
-    small = [DONE, *filter(is_read, files)]
-    return all(remote.read(f"{name}/{file}") == (folder / file).read_bytes() for file in small)
+    looked_at = [DONE, *(file for file in files if checkpoints or is_read(file))]
+    return all(remote.read(f"{name}/{file}") == (folder / file).read_bytes() for file in looked_at)
 
 
 def fetch(remote: Remote, name: str, target: Path, *, light: bool) -> bool:
@@ -162,13 +162,29 @@ def _listed(content: bytes, name: str) -> dict[str, str]:
     return files
 
 
+def _has_sizes(folder: Path, sizes: Mapping[str, int]) -> bool:
+    """Whether the objects of the store, of these sizes, may be the files of a result in a mirror."""
+    name = "/".join(folder.parts[-2:])
+    try:
+        files = _listed((folder / DONE).read_bytes(), name)
+        return all(
+            sizes.get(f"{name}/{file}") == (folder / file).stat().st_size
+            if is_read(file)
+            else f"{name}/{file}" in sizes
+            for file in (*files, DONE)
+        )
+    except (OSError, DamagedError):
+        return False
+
+
 def bring_all(remote: Remote, mirror: Path) -> list[str]:
-    """Makes a mirror hold what reports read of every result, and nothing that the storage does not hold any more.
-    Returns a line for each damaged one. Raises RemoteError."""
-    there = {PurePosixPath(name).parts[:2] for name in remote.list("store") if PurePosixPath(name).name == DONE}
+    """Makes a mirror hold what reports read of every result, and nothing that the storage does not hold any more, or
+    in another size. Returns a line for each damaged one. Raises RemoteError."""
+    sizes = remote.list("store")
+    there = {PurePosixPath(name).parts[:2] for name in sizes if PurePosixPath(name).name == DONE}
     kept = {result for result in there if len(result) == 2 and ".." not in result}
     for folder in (mirror / "store").glob("[!.]*/[!.]*"):
-        if folder.parts[-2:] not in kept:
+        if folder.parts[-2:] not in kept or not _has_sizes(folder, sizes):
             shutil.rmtree(folder, ignore_errors=True)
 
     def bring(result: tuple[str, ...]) -> Iterable[str]:

@@ -1,16 +1,18 @@
 """Where a sweep's record lies and who may write it: a folder, or this machine's mirror of a storage behind a URL."""
 
 import contextlib
+import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from lchp.errors import RunError
 from lchp.files import runs
-from lchp.files.locks import LOCK, Claim, locked
-from lchp.files.marks import RemoteClaim, marked
+from lchp.files.locks import LOCK, Claim, HeldError, locked
+from lchp.files.marks import RemoteClaim, held_by, marked
 from lchp.files.remote import Remote
-from lchp.files.results import bring_all
-from lchp.files.runs import DATABASE, SWEEP
+from lchp.files.results import AT_ONCE, bring_all
+from lchp.files.runs import DATABASE, SWEEP, TRACKERS
 
 WORK = "work"
 
@@ -24,9 +26,15 @@ def claimed(folder: Path, remote: Remote | None, *, resume: bool) -> Iterator[Cl
         remote.check(write=True)
     runs.make_folder(folder)
     with contextlib.ExitStack() as held:
-        claim = held.enter_context(locked(folder / LOCK))
+        mark = f"{name_of(folder)}/{LOCK}"
+        try:
+            claim = held.enter_context(locked(folder / LOCK))
+        except HeldError:
+            if remote is None:
+                raise
+            raise held_by(remote, mark, (folder / LOCK).read_text(errors="replace")) from None
         if remote is not None:
-            claim = held.enter_context(marked(remote, f"{name_of(folder)}/{LOCK}", claim))
+            claim = held.enter_context(marked(remote, mark, claim))
             bring(folder, remote)
         if not resume:
             require_new(folder, remote)
@@ -40,6 +48,8 @@ def bring(folder: Path, remote: Remote, *, check: bool = False) -> None:
         remote.check(write=False)
     for file in (SWEEP, DATABASE):
         remote.bring(f"{name_of(folder)}/{file}", folder / file)
+    if not (folder / SWEEP).exists():  # notes of another sweep, then, which is gone
+        shutil.rmtree(folder / TRACKERS, ignore_errors=True)
     bring_all(remote, folder.parents[1])
 
 
@@ -50,6 +60,25 @@ def send(folder: Path, remote: Remote) -> None:
             remote.upload(folder / file, f"{name_of(folder)}/{file}")
         else:
             remote.remove(f"{name_of(folder)}/{file}")
+
+
+def bring_notes(folder: Path, remote: Remote) -> None:
+    """Makes a mirror hold what trackers have of a sweep. Notes that could not be uploaded stay. Raises RemoteError."""
+    name = f"{name_of(folder)}/{TRACKERS}"
+    there = [file for file in remote.list(name) if "/" not in file and file.endswith(".json")]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        list(pool.map(lambda file: remote.bring(f"{name}/{file}", folder / TRACKERS / file), there))
+
+
+def send_notes(folder: Path, remote: Remote, notes: Path) -> None:
+    """Uploads what a tracker has of a cell, so that another machine goes on with its run; of a cell that is done, first
+    what it wrote into the sweep's folder (TensorBoard's events). Raises RemoteError, RunError."""
+    sent = runs.read_json(notes)
+    written = folder / sent["run"]
+    if sent["done"] and written.is_dir():
+        for file in sorted(written.iterdir()):
+            remote.upload(file, f"{name_of(folder)}/{file.relative_to(folder).as_posix()}")
+    remote.upload(notes, f"{name_of(folder)}/{TRACKERS}/{notes.name}")
 
 
 def name_of(folder: Path) -> str:

@@ -75,7 +75,7 @@ def run_trials(plan: Plan, hooks: Hooks | None = None, *, show_progress: bool) -
         options.address,
         nodes=options.nodes,
         dashboard=setting.wrapper == "ray_train" and hooks.scheduler is not None,
-        before_leaving=lambda: stopping.let_stop(works, _training(plan) if setting.workers == 1 else ()),
+        before_leaving=lambda: stopping.let_stop(works, _training(plan)),
     ) as resources:
         at_once = places_for(setting, options, resources)
         display.open()

@@ -77,10 +77,10 @@ class Unfinished:
 
 
 @contextlib.contextmanager
-def told_to_stop(work: Unfinished, job: str, *, alone: bool) -> Iterator[Told]:
+def told_to_stop(work: Unfinished, job: str, *, first: bool) -> Iterator[Told]:
     """Looks for the driver's mark in `work` while the block runs. A training answers at its step's end; in the midst of
-    all else (a prediction, a report) this process ends. alone: there is one worker; several, which would have to agree
-    on the step, do not look."""
+    all else (a prediction, a report) this process ends. first: of several workers the first one looks, and agrees with
+    the others on the step; when it ends, nobody waits for the others, which end with the sweep."""
     told, over = Told(), threading.Event()
 
     def look() -> None:
@@ -100,13 +100,13 @@ def told_to_stop(work: Unfinished, job: str, *, alone: bool) -> Iterator[Told]:
                 _end()
 
     looking = threading.Thread(target=look, name="told to stop", daemon=True)
-    if alone:
+    if first:
         looking.start()
     try:
         yield told
     finally:
         over.set()
-        if alone:
+        if first:
             looking.join()
 
 

@@ -61,13 +61,18 @@ class Store:
         """Where a result lives once it is published."""
         return self.storage / "store" / kind / key
 
-    def find(self, kind: Kind, key: str, *, look_only: bool = False) -> Path | None:
+    def find(self, kind: Kind, key: str, *, look_only: bool = False, mistrust: bool = False) -> Path | None:
         """The run folder of a finished training, checksums verified. A damaged one is moved aside, with a warning;
-        `look_only` leaves it where it is. One behind a URL is fetched; a damaged one stays until it is replaced."""
+        `look_only` leaves it where it is. One behind a URL is fetched; a damaged one stays until it is replaced.
+        mistrust: others may have found it damaged there, so that even checkpoints are compared."""
         found = self._find(kind, key, look_only=look_only)
-        return found if self.remote is None else self._agreed(self.remote, kind, key, found, look_only=look_only)
+        if self.remote is None:
+            return found
+        return self._agreed(self.remote, kind, key, found, look_only=look_only, mistrust=mistrust)
 
-    def _agreed(self, remote: Remote, kind: Kind, key: str, found: Path | None, *, look_only: bool) -> Path | None:
+    def _agreed(
+        self, remote: Remote, kind: Kind, key: str, found: Path | None, *, look_only: bool, mistrust: bool
+    ) -> Path | None:
         """What the mirror has (`found`) and what the storage has, made one. Raises RemoteError."""
         name = f"store/{kind}/{key}"
         if found is not None and self.light:
@@ -76,7 +81,8 @@ class Store:
             shutil.rmtree(found, ignore_errors=True)  # removed from the storage
             return None
         if found is not None:
-            if not look_only and not is_whole(remote, name, found):  # an upload failed, or what is there is damaged
+            # an upload failed, or what is there is damaged
+            if not look_only and not is_whole(remote, name, found, checkpoints=mistrust):
                 put(remote, name, found)
             return found
         try:

@@ -83,6 +83,8 @@ def tracked(plan: Plan) -> Iterator[Callable[[Progress], None]]:
         yield lambda _: None
         return
     check = plan.claim.check if plan.claim is not None else lambda: None
+    if plan.store.remote is not None:
+        places.bring_notes(plan.folder, plan.store.remote)
     with cells_sent(tuple(dict.fromkeys(plan.options.track)), plan.folder, plan.store, check) as sender:
 
         def send(job: str | None = None) -> None:

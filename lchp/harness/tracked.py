@@ -3,8 +3,10 @@ a cell's run has the curves of all of its own, from the store."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -12,6 +14,7 @@ from lchp.config import DataConfig, TrainConfig
 from lchp.data import DataSet, load
 from lchp.files import runs
 from lchp.harness.cells import Cell
+from lchp.harness.places import send_notes
 from lchp.harness.store import Store
 from lchp.report.figures.images import read_frame, read_pixels
 from lchp.tracking import TrackerName, client_of
@@ -19,7 +22,7 @@ from lchp.tracking.feed import Feed, Picture, Subject
 from lchp.tracking.follow import END, HURRY, START
 from lchp.tracking.samples import FRAME, sample_grid, shown_images
 from lchp.tracking.sender import Sender
-from lchp.training.chain import label
+from lchp.training.chain import Kind, label
 
 
 class CellSender:
@@ -57,8 +60,13 @@ class CellSender:
             self._store.fetched(link.kind, cell.key),
             self._folder / runs.TRACKERS / f"{tracker}-{cell.key}.json",
         )
+        for kind, place in runs.read_environment(run).get("links", {}).items():  # whose curves are read, too
+            if place["run"] is not None:
+                self._store.fetched(cast("Kind", kind), Path(place["run"]).name)
         tags = {"method": label(cell.config), "key": cell.key}
         subject = Subject(run, name, self._folder.name, cell.config, tags, notes, self._folder, self._check)
+        if (remote := self._store.remote) is not None:
+            subject = replace(subject, noted=partial(send_notes, self._folder, remote, notes))
         feed = Feed(tracker, subject)
         try:
             if (sent := feed.sent()) is None or not sent["done"]:

@@ -121,7 +121,7 @@ def run_job(job: Job, setting: Setting, report: Report) -> None:
 
     try:
         setting = setting.here()
-        with told_to_stop(setting.works, job.name, alone=distributed.size() == 1) as told:
+        with told_to_stop(setting.works, job.name, first=distributed.rank() == 0) as told:
             lost = _train(job, setting, on_epoch, spent, told.stop)
     except Interrupted:
         if not told.stop.asked:
@@ -159,7 +159,8 @@ def _train(job: Job, setting: Setting, on_epoch: Report, spent: dict[str, float]
             held.enter_context(_held(work.with_name(f"{work.name}.lock")))
             setting.works.begin(job.name)
             held.callback(setting.works.end, job.name)
-        if distributed.from_first(lambda: store.find(job.kind, job.key)) is not None:
+        # it was not there, or somebody found it damaged
+        if distributed.from_first(lambda: store.find(job.kind, job.key, mistrust=True)) is not None:
             return []
         there: dict[Kind, Path | None] = distributed.from_first(
             lambda: {kind: store.find(kind, key) for kind, key in job.sources.items()}

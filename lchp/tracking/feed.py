@@ -47,7 +47,7 @@ class Subject:
 
     run: its folder; name, group: what it and its sweep are called there; tags: more to find it by; notes: the file that
     says what has been sent; place: the folder for what the tracker writes on this machine; check: raises RunError where
-    the folder of `notes` is no longer ours.
+    the folder of `notes` is no longer ours; noted: called whenever `notes` has news.
     """
 
     run: Path
@@ -58,6 +58,7 @@ class Subject:
     notes: Path
     place: Path
     check: Callable[[], object]
+    noted: Callable[[], object] = lambda: None
 
 
 class TrackerRun(Protocol):
@@ -140,6 +141,7 @@ class Feed:
         self.subject.check()
         self.subject.notes.parent.mkdir(exist_ok=True)  # not those above it: the disk may be gone
         runs.write_json(self.subject.notes, sent, parents=False)
+        self.subject.noted()
 
 
 def history(run: Path) -> list[dict[str, Any]]:

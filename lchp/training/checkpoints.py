@@ -137,7 +137,7 @@ def restore(training: Training, path: Path, identity: str) -> tuple[int, Partial
         if training.schedule is not None:
             training.schedule.scheduler.load_state_dict(state["schedule"])
         training.chunks.number = max(int(state["chunks"]), training.chunks.number)
-        return int(state["epoch"]), None if state["within"] is None else PartialEpoch(**state["within"])
+        return int(state["epoch"]), None if state["within"] is None else PartialEpoch(**state["within"]).own()
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise _unfit(path, error) from None
 

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import ConstantLR, ExponentialLR, LRScheduler, One
 
 from lchp.errors import LchpError
 from lchp.method.batch import Batch, Step, nothing
+from lchp.system import distributed
 from lchp.system.interrupt import Stop
 
 Metrics = dict[str, Any]
@@ -42,13 +43,28 @@ class Chunks:
 @dataclass(frozen=True)
 class PartialEpoch:
     """How far an epoch has come: finished steps, sums of their metrics, learning rates at its start, seconds so far,
-    and the states of torch's generators."""
+    and the states of torch's generators. others: `sums` and `generators` of the workers after the first."""
 
     steps: int
     sums: dict[str, Tensor]
     rates: dict[str, float]
     seconds: float
     generators: dict[str, Any]
+    others: list[dict[str, Any]] = field(default_factory=list)
+
+    def gathered(self) -> "PartialEpoch":
+        """This worker's made that of all workers."""
+        sums = {name: total.cpu() for name, total in self.sums.items()}
+        first, *others = distributed.collected([{"sums": sums, "generators": self.generators}])
+        return replace(self, **first, others=others)
+
+    def own(self) -> "PartialEpoch":
+        """That of all workers made this worker's. Where their number was another one, it has the mean of their sums."""
+        found = [{"sums": self.sums, "generators": self.generators}, *self.others]
+        mine = found[distributed.rank() % len(found)]
+        if len(found) != distributed.size():
+            mine["sums"] = {n: torch.stack([f["sums"][n] for f in found]).mean(0) for n in self.sums}
+        return replace(self, **mine, others=[])
 
 
 @dataclass(frozen=True)
@@ -94,8 +110,8 @@ class Session:
 
     record: gets an epoch's metrics just before its checkpoint is written, so that no finished epoch lacks them after a
     crash; on_epoch: gets them after it. resume: go on from the newest intact checkpoint, in the middle of an epoch
-    where that was written there. stop: where it is asked, a checkpoint is written at the end of the step and
-    Interrupted is raised (with one worker).
+    where that was written there. stop: where it is asked, a checkpoint is written at the end of the step (of
+    one in ten, with several workers, of which the first is asked) and Interrupted is raised.
     """
 
     seed: int

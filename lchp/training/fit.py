@@ -33,6 +33,8 @@ _LOOK_EVERY = 100
 """Steps between two looks at the losses."""
 _NAMED = 8
 """Images that a message names."""
+_AGREE_EVERY = 10
+"""Steps between two looks of several workers at whether a checkpoint is due."""
 _SAVE_EVERY = 600.0
 """Seconds of an epoch between two checkpoints; an epoch of ImageNet takes hours."""
 
@@ -133,17 +135,26 @@ Keep = Callable[[Callable[[], PartialEpoch]], None]
 
 def _keeper(training: Training, checkpoint: Path, identity: str, epoch: int, stop: Stop | None) -> Keep | None:
     """What is called after every step with a way to tell how far the epoch has come: it writes a checkpoint where one
-    is due, and answers who asked to stop. None with several workers, which would have to agree on the step."""
-    if distributed.size() > 1:
+    is due, and answers who asked to stop. None where several workers share out what is no training, whose steps may
+    differ in number."""
+    several = distributed.size() > 1
+    if several and training.network is None:
         return None
-    last = time.monotonic()
+    last, steps = time.monotonic(), 0
+
+    def due() -> bool:
+        return (stop is not None and stop.asked) or time.monotonic() - last >= _SAVE_EVERY
 
     def keep(partial: Callable[[], PartialEpoch]) -> None:
-        nonlocal last
-        asked = stop is not None and stop.asked
-        if not asked and time.monotonic() - last < _SAVE_EVERY:
+        nonlocal last, steps
+        steps += 1
+        if (several and steps % _AGREE_EVERY) or not distributed.from_first(due):
             return
-        save(training, checkpoint, identity, epoch, partial())
+        if several:
+            training.ended(epoch)  # what each has noted, all know
+        found = partial().gathered()
+        if distributed.rank() == 0:
+            save(training, checkpoint, identity, epoch, found)
         last = time.monotonic()
         if stop is not None:
             stop.answer()

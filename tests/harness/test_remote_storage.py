@@ -1,11 +1,13 @@
 """A storage behind a URL: results, unfinished trainings, records and marks, on machines that share no disk."""
 
 import json
+import re
 import shutil
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,9 +29,11 @@ from lchp.harness.record import write_record
 from lchp.harness.running import Hooks
 from lchp.harness.search import Search, search
 from lchp.harness.store import DONE, PREDICTED, RESULT, Store
+from lchp.harness.sweep import tracked
 from lchp.harness.trial import Setting, run_job
 from lchp.report.figures.searches import read_studies
 from lchp.report.mirrors import local
+from lchp.tracking import to_tensorboard
 
 Machine = Callable[[str], None]
 
@@ -77,7 +81,9 @@ def test_a_result_is_found_on_another_machine(url: str, machine: Machine) -> Non
     assert light.find("classifier", "k") is None  # nobody else could take it
 
 
-@pytest.mark.parametrize("fault", ["no DONE", "changed", "lost", "checkpoint lost", "cut", "another's", "../x"])
+@pytest.mark.parametrize(
+    "fault", ["no DONE", "changed", "cut", "lost", "all lost", "checkpoint lost", "DONE cut", "another's", "../x"]
+)
 def test_what_is_not_whole_is_never_read_and_made_again(
     url: str, machine: Machine, caplog: pytest.LogCaptureFixture, fault: str
 ) -> None:
@@ -90,9 +96,11 @@ def test_what_is_not_whole_is_never_read_and_made_again(
     {
         "no DONE": lambda: there.remove(f"{name}/{DONE}"),
         "changed": lambda: there.write(f"{name}/summary.json", b"another"),
+        "cut": lambda: there.write(f"{name}/summary.json", b"result summ"),
         "lost": lambda: there.remove(f"{name}/summary.json"),
+        "all lost": lambda: [there.remove(f"{name}/{file}") for file in json.loads(done)["files"]],
         "checkpoint lost": lambda: there.remove(f"{name}/checkpoints/initialization.pt"),
-        "cut": lambda: there.write(f"{name}/{DONE}", done[:-9]),
+        "DONE cut": lambda: there.write(f"{name}/{DONE}", done[:-9]),
         "another's": lambda: there.write(f"{name}/{DONE}", done.replace(b'"k"', b'"other"')),
         "../x": lambda: there.write(f"{name}/{DONE}", json.dumps({"key": "k", "files": outside}).encode()),
     }[fault]()
@@ -115,6 +123,34 @@ def test_a_result_that_was_not_uploaded_is_when_it_is_found(url: str, machine: M
     assert store_of(url).find("classifier", "k") is not None
     machine("b")
     assert store_of(url).find("classifier", "k") is not None
+
+
+def test_a_checkpoint_that_others_found_damaged_is_uploaded_again(url: str, machine: Machine) -> None:
+    """By the machine that made it, which has it, and need not train again."""
+    machine("a")
+    published(store_of(url))
+    Remote(url).write("store/classifier/k/checkpoints/initialization.pt", b"w3ights")
+    machine("b")
+    assert store_of(url).find("classifier", "k") is None
+    machine("a")
+    assert store_of(url).find("classifier", "k", mistrust=True) is not None
+    machine("b")
+    assert store_of(url).find("classifier", "k") is not None
+
+
+@pytest.mark.parametrize("lost", ["summary.json", "checkpoints/initialization.pt"])
+def test_a_mirror_holds_nothing_that_was_damaged_since(url: str, machine: Machine, lost: str) -> None:
+    machine("a")
+    published(store_of(url))
+    machine("desk")
+    there, mirror = Remote(url), Remote(url).mirror("reports")
+    assert results.bring_all(there, mirror) == results.bring_all(there, mirror) == []
+    assert (mirror / "store/classifier/k").is_dir()
+    there.remove(f"store/classifier/k/{lost}")
+    for _ in range(2):
+        (line,) = results.bring_all(there, mirror)
+        assert f"{lost} is missing; it is damaged" in line
+        assert not (mirror / "store/classifier/k").exists()
 
 
 def test_two_that_publish_the_same_at_once_leave_one_whole(url: str, machine: Machine) -> None:
@@ -308,8 +344,11 @@ def test_a_trial_looks_whether_its_sweep_is_still_there(trial: RemoteTrial, tmp_
 def test_a_record_goes_on_on_another_machine_and_is_read_by_tables(
     trial: RemoteTrial, machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    sweep, options = Sweep("s", trial.config, [{}]), Options(as_storage(trial.url))
+    sweep, options = Sweep("s", trial.config, [{}]), Options(as_storage(trial.url), track=("tensorboard",))
     assert options.storage == Remote(trial.url)
+    opened = list[str | None]()
+    open_run = to_tensorboard.open_run
+    monkeypatch.setattr(to_tensorboard, "open_run", lambda s, known: opened.append(known) or open_run(s, known))
     machine("driver")
     folder = options.folder / "sweeps" / "s"
     with claimed(folder, options.remote, resume=False) as claim:
@@ -321,15 +360,36 @@ def test_a_record_goes_on_on_another_machine_and_is_read_by_tables(
         for job in plan.jobs().values():
             trial.job = job
             assert trial.run() == "done"
+            plan.schedule.done(job.name)
+        machine("driver")
+        with tracked(plan):
+            pass
+        (notes,) = (folder / runs.TRACKERS).iterdir()
+        sent = runs.read_json(notes)
+        assert sent["done"]
+        events = {path.relative_to(folder).as_posix() for path in (folder / "tensorboard").rglob("events*")}
+        assert events == {n for n in Remote(trial.url).list("sweeps/s") if n.startswith("tensorboard/")}
+        assert len(events) == 1
+        assert sent["lines"] == sum(link.epochs for link in plan.cells[0].chain)  # of links that others trained, too
     machine("another driver")
     folder = options.folder / "sweeps" / "s"
     with pytest.raises(RunError, match="holds a sweep already"), claimed(folder, options.remote, resume=False):
         pass
+    with (
+        locked(folder / "lock"),
+        pytest.raises(HeldError, match=rf"^{re.escape(Remote(trial.url).under('sweeps/s/lock'))}: held by a process"),
+        claimed(folder, options.remote, resume=True),
+    ):
+        pass
     with claimed(folder, options.remote, resume=True) as claim:
-        plan = make_plan(sweep, Options(as_storage(trial.url), resume=True))
+        plan = make_plan(sweep, replace(options, resume=True))
         plan.claim = claim
         assert {p.state for p in plan.schedule.jobs.values()} == {"done"}
         write_record(plan)
+        with tracked(plan):
+            pass
+        assert runs.read_json(folder / runs.TRACKERS / notes.name) == sent
+    assert opened == [None]
     machine("desk")
     monkeypatch.chdir(tmp_path)
     assert main(["tables", "--storage", trial.url]) == 0, capsys.readouterr().err
@@ -370,6 +430,9 @@ def test_a_search_takes_its_study_along(
         ("s3://", "expected a folder, or a URL such as s3://BUCKET/PREFIX"),
         ("s3://me:word@bucket/x", "has credentials in it"),
         ("nosuch://bucket/x", "Protocol not known: nosuch"),
+        ("memory://x", "lies in the memory of one process"),
+        ("http://127.0.0.1:9/x", "it is of a kind that can only be read"),
+        ("github://a/b", "missing 2 required positional arguments"),  # whatever fsspec's classes raise
         ("s3://bucket/x?unknown=1", "Unexpected query parameter"),
         ("s3://bucket/x?scheme=http&endpoint_override=127.0.0.1:9", "the endpoint does not answer"),
         ("file:///proc/none", "cannot be used"),
@@ -403,6 +466,7 @@ def test_a_text_with_a_scheme_is_a_url_and_no_path(capsys: pytest.CaptureFixture
     assert as_storage("s3://bucket/a/") == Remote("s3://bucket/a")
     assert as_storage("results") == Path("results")
     assert as_storage(Remote("gs://b/a")).name == "a"
+    assert Remote("abfs://container@account/a").name == "a"  # no secret
     assert main(["tables", "--output", "s3://bucket/tables"]) == 2
     assert "is a URL, and a path is expected here" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="credentials"):

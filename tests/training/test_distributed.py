@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,16 @@ from torch.multiprocessing.spawn import start_processes
 
 from lchp.config import override, to_dict
 from lchp.errors import ConfigError
+from lchp.files import runs
 from lchp.method.batch import Batch
 from lchp.system import distributed
+from lchp.system.interrupt import Interrupted, Stop
+from lchp.training import fit
+from lchp.training.checkpoints import load_checkpoint
 from lchp.training.definition import Training
 from lchp.training.fit import stepper, take_step
+
+TIMES = ("seconds", "images_per_second")
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +54,9 @@ def worker(rank: int, folder: Path, configs: dict[str, dict[str, Any]]) -> None:
         "step": batch_norm_worker(),
         "exchange": exchange_worker(rank),
         "trained": {name: train_in(folder / "two" / name, values) for name, values in configs.items()},
+        "stopped": stop_in(folder / "stopped", configs["lchp"]),
     }
+    train_in(folder / "stopped", configs["lchp"], resume=True)
     (folder / f"{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 
@@ -123,13 +132,56 @@ def test_one_process_does_nothing() -> None:
     assert type(distributed.share_batch_statistics(net)) is nn.BatchNorm2d
 
 
-def train_in(run: Path, values: dict[str, Any]) -> Any:
+def train_in(run: Path, values: dict[str, Any], **how: Any) -> Any:
     from lchp.config import from_dict
     from lchp.training.run import train
 
     seen: list[dict[str, Any]] = []
-    result = train(from_dict(values), seen.append, output=run)
+    result = train(from_dict(values), seen.append, output=run, **how)
     return {"metrics": seen, "summary": result.summary}
+
+
+def stop_in(run: Path, values: dict[str, Any]) -> list[int]:
+    """Where a run stops that is asked to after its first step, and looks every two: whole epochs, and steps."""
+    keeper, stop = fit._keeper, Stop()
+
+    def asking(*given: Any) -> Any:
+        keep = keeper(*given)
+        assert keep is not None
+
+        def after_step(partial: Any) -> None:
+            if not stop.asked:
+                stop.ask()
+            keep(partial)
+
+        return after_step
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit, "_keeper", asking)
+        patch.setattr(fit, "_AGREE_EVERY", 2)
+        with pytest.raises(Interrupted):
+            train_in(run, values, stop=stop)
+    distributed.barrier()
+    state = load_checkpoint(run / "checkpoints" / "initialization.pt")
+    if distributed.rank() == 0:  # for one worker to go on with
+        shutil.copytree(run, run.with_name("halted"))
+    distributed.barrier()
+    return [state["epoch"], state["within"]["steps"]]
+
+
+@pytest.mark.slow
+def test_two_workers_stop_within_an_epoch_and_go_on_bitwise(
+    both: list[Any], folder: Path, configs: dict[str, dict[str, Any]]
+) -> None:
+    assert both[0]["stopped"] == both[1]["stopped"] == [0, 2]
+    straight, stopped = folder / "two" / "lchp", folder / "stopped"
+    assert (stopped / "predictions.parquet").read_bytes() == (straight / "predictions.parquet").read_bytes()
+    lines = [runs.read_metrics(run) for run in (straight, stopped)]
+    for one, other in zip(*lines, strict=True):
+        assert {k: v for k, v in one.items() if k not in TIMES} == {k: v for k, v in other.items() if k not in TIMES}
+    alone = train_in(folder / "halted", configs["lchp"], resume=True)  # another number of workers
+    for one, other in zip(lines[0], alone["metrics"], strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=2e-3, abs=1e-4)
 
 
 METHODS: dict[str, dict[str, Any]] = {
