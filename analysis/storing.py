@@ -24,7 +24,8 @@ from lchp.console import guarded
 from lchp.files import runs
 from lchp.harness import Options, Sweep, grid
 from lchp.harness.store import PREDICTED, RESULT, Store
-from lchp.harness.sweep import make_plan, write_record
+from lchp.harness.plan import make_plan
+from lchp.harness.record import write_record
 
 NUMBER = 20
 """Results, or cells, of a turn."""
