@@ -4,12 +4,13 @@ import argparse
 import contextlib
 import dataclasses
 import io
+import itertools
 import logging
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -155,13 +156,9 @@ def parse(
         if stop.code in (0, None):  # --help
             print(printed.getvalue(), end="")
             raise
-        raise ConfigError(_explained(_one_line(printed.getvalue()), program)) from None
+        raise ConfigError(_explained(_one_line(printed.getvalue()), program, _flags(command))) from None
     if unknown:
-        first = unknown[0]
-        after = arguments[: arguments.index(first)][-1:] if first in arguments else []
-        if after and after[0].startswith("-") and not first.startswith("-"):
-            raise ConfigError(f"{first}: not expected after {after[0]}; {program} --help says what that takes")
-        raise ConfigError(f"{first}: no such option of {program}{suggest(first, _flags(command))}")
+        raise ConfigError(_unexpected(unknown[0], arguments, program, _flags(command)))
     return value
 
 
@@ -195,11 +192,25 @@ def refuse(flags: Any, names: Sequence[str], why: str) -> None:
             raise ConfigError(f"--{name.replace('_', '-')} {why}")
 
 
-def _explained(fault: str, program: str) -> str:
+def _unexpected(word: str, arguments: Sequence[str], program: str, options: Mapping[str, bool]) -> str:
+    """Why a word of the command line is refused."""
+    if word.startswith("-"):
+        return f"{word}: no such option of {program}{suggest(word, [*options])}"
+    before = list(itertools.takewhile(lambda text: text != word, arguments))
+    at = next((i for i in range(len(before) - 1, -1, -1) if before[i].startswith("--")), None)
+    if at is None:
+        return f"{word}: not expected{suggest(word, [*options])}; {program} --help says what it takes"
+    said, option = " ".join(before[at:]), before[at].partition("=")[0]
+    if options.get(option) and said != option:
+        return f"{word}: not expected after {said}; give {option} again: {said} {option} {word}"
+    return f"{word}: not expected after {said}; {program} --help says what that takes"
+
+
+def _explained(fault: str, program: str, options: Mapping[str, bool]) -> str:
     """tyro's message, and what the option that it names takes; choices in one order, without the None of an option that
     is left out."""
     said, _, listed = fault.partition(" Expected one of ")
-    said = said.rstrip(".")
+    said = said.rstrip(".").replace("Expected 1 values", "It takes one")
     named = re.search(r"--([\w.-]+[\w])", said)
     name = named[1].replace("-", "_") if named else ""
     if name in FIELDS:
@@ -207,28 +218,37 @@ def _explained(fault: str, program: str) -> str:
     choices = sorted(set(re.findall(r"'([^']*)'", listed)) - {"None"})
     if choices:
         said += f": expected one of {', '.join(choices)}"
+        if named and options.get(named[0]):
+            said += f"; for several, give {named[0]} again"
     return f"{said}; {program} --help lists the options"
 
 
-def _flags(command: Any) -> list[str]:
-    """Options that a mistyped one may have meant."""
-    found = []
+def _flags(command: Any) -> dict[str, bool]:
+    """The options, and whether each may be given several times."""
+    found: dict[str, bool] = {}
     for name, annotated in get_type_hints(command, include_extras=True).items():
         kind = getattr(annotated, "__origin__", annotated)
         if kind is TrainConfig:
-            found += [f"--{field.replace('_', '-')}" for field in FIELDS]
+            found |= {f"--{field.replace('_', '-')}": False for field in FIELDS}
         elif dataclasses.is_dataclass(kind):
-            found += _flags(kind)
+            found |= _flags(kind)
         else:
-            said = next((m.name for m in getattr(annotated, "__metadata__", ()) if getattr(m, "name", None)), name)
-            found.append(f"--{said.removesuffix('_folder').replace('_', '-')}")
+            about = getattr(annotated, "__metadata__", ())
+            said = next((m.name for m in about if getattr(m, "name", None)), name)
+            found[f"--{said.removesuffix('_folder').replace('_', '-')}"] = tyro.conf.UseAppendAction in about
     return found
 
 
 def _one_line(box: str) -> str:
-    """What tyro says between the first two rules of its message, below or inside of the title, as one line."""
+    """What tyro says between the first two rules of its message, below or inside of the title, as one line; of what is
+    missing the names, without their help."""
     sections = re.split("^.*[─-]{20}.*$", box, flags=re.MULTILINE)
     for section in sections[1:] or sections:
+        rows = [row.rstrip() for row in re.sub("[│╭╮╰╯|]", " ", section).splitlines() if row.strip()]
+        if rows and rows[0].strip().startswith("Missing from "):
+            indent = re.match(r"\s*", rows[1])[0]
+            names = [row.strip() for row in rows[1:] if re.match(rf"{indent}\S", row)]
+            return f"missing: {', '.join(names)}"
         text = " ".join(re.sub("[│╭╮╰╯─|]", " ", section).split())
         if text:
             return text

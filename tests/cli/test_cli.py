@@ -132,6 +132,13 @@ def test_missing_weights(root: Path, tmp_path: Path, capsys) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_missing_options_are_named_without_their_help(capsys) -> None:
+    for arguments, names in {"publish": "--run DIR, --output MODEL", "predict --several": "IMAGE/FOLDER"}.items():
+        line = mistake(capsys, *arguments.split())
+        program = arguments.split()[0]
+        assert line == f"lchp: error: missing: {names}; lchp {program} --help lists the options"
+
+
 def test_unknown_field(capsys) -> None:
     assert "did you mean --initialization.delta?" in mistake(capsys, "train", "--initialization.detla", "0.5")
     assert "did you mean --initialization.delta?" in mistake(capsys, "train", "--detla", "0.5")
@@ -168,7 +175,8 @@ def test_checkpoint_of_another_config(finished: Path, root: Path, tmp_path: Path
     arguments[arguments.index("--initialization.delta") + 1] = "0.3"
     refine = ["--stage", "refine", "--from", str(finished), "--output", str(tmp_path / "run")]
     assert "another config" in mistake(capsys, "train", *arguments, *refine)
-    assert "differs from the config" in mistake(capsys, "train", *arguments, "--resume", "--output", str(finished))
+    line = mistake(capsys, "train", *arguments, "--resume", "--output", str(finished))
+    assert "differs from the config asked for: initialization.delta 0.5 (asked for: 0.3); resume with" in line
     assert "holds a run already" in mistake(capsys, "train", *flags(root), "--output", str(finished))
 
 

@@ -362,7 +362,15 @@ def test_the_command_line_says_the_same(capsys: pytest.CaptureFixture[str]) -> N
     ("arguments", "said"),
     [
         (["--seed", "1.5"], ["--seed", "'1.5'", "seed takes a whole number, in 0..2^31-1"]),
-        (["--seed"], ["Missing value", "--seed", "seed takes a whole number"]),
+        (["--seed"], ["Missing value", "--seed", "It takes one; seed takes a whole number"]),
+        (["--seed", "1", "2"], ["2: not expected after --seed 1;"]),
+        (["--seed=1", "2"], ["2: not expected after --seed=1;"]),
+        (["resume"], ["resume: not expected (did you mean --resume?)"]),
+        (
+            ["--track", "tensorboard", "wandb", "--seed", "1"],
+            ["wandb: not expected after --track tensorboard", "again: --track tensorboard --track wandb"],
+        ),
+        (["--track", "mlflow,wandb"], ["'mlflow,wandb'", "one of mlflow, tensorboard, wandb", "give --track again"]),
         (["--initialization.delta", "high"], ["'high'", "initialization.delta takes a number, in (0, 1)"]),
         (["--refinement.scale", "1.2"], ["--refinement.scale", "refinement.scale takes 2 values, two factors"]),
         (["--refinement.augmentations", "blur"], ["'blur'", "refinement.augmentations takes a list of one of scale"]),
