@@ -12,6 +12,7 @@ from lchp.config import DataConfig, TrainConfig
 from lchp.data import DataSet, load
 from lchp.files import runs
 from lchp.harness.cells import Cell
+from lchp.harness.places import name_of
 from lchp.harness.store import Store
 from lchp.report.figures.images import read_frame, read_pixels
 from lchp.tracking import TrackerName, client_of
@@ -23,20 +24,23 @@ from lchp.training.chain import label
 
 
 class CellSender:
-    """Sends cells of the sweep whose folder is `folder`, and notes there what the trackers have. check: raises RunError
-    where the folder is no longer ours. Nothing here raises or waits."""
+    """Sends cells of the sweep whose folder is `folder`, and notes there what the trackers have; for a storage behind a
+    URL in the storage too, since the next start may be on another machine. What trackers write on this machine lies in
+    that folder, or in the current one where `folder` is a mirror. check: raises RunError where the folder is no longer
+    ours. Nothing here raises or waits."""
 
     def __init__(
         self, trackers: Sequence[TrackerName], folder: Path, store: Store, check: Callable[[], object]
     ) -> None:
         self._folder, self._store, self._check = folder, store, check
+        self._place = folder if store.remote is None else Path(runs.TRACKERS).absolute() / folder.name
         self.senders: dict[TrackerName, Sender] = {tracker: Sender(tracker) for tracker in trackers}
         self._taken: set[tuple[TrackerName, str]] = set()
 
     def reach(self) -> None:
         """Asks the trackers whether they are there."""
         for tracker, sender in self.senders.items():
-            sender.put(partial(client_of(tracker).reach, self._folder, self._folder.name))
+            sender.put(partial(client_of(tracker).reach, self._place, self._folder.name))
 
     def send(self, cells: Iterable[tuple[Cell, str]]) -> None:
         """Cells whose results are in the store, each with its name; but not those that have been sent."""
@@ -52,18 +56,21 @@ class CellSender:
             sender.settle(patience)
 
     def _send(self, tracker: TrackerName, cell: Cell, name: str) -> None:
-        link = cell.chain.last
-        run, notes = (
-            self._store.fetched(link.kind, cell.key),
-            self._folder / runs.TRACKERS / f"{tracker}-{cell.key}.json",
-        )
+        link, remote, noted = cell.chain.last, self._store.remote, f"{runs.TRACKERS}/{tracker}-{cell.key}.json"
+        run, notes, there = self._store.fetched(link.kind, cell.key), self._folder / noted, name_of(self._folder)
         tags = {"method": label(cell.config), "key": cell.key}
-        subject = Subject(run, name, self._folder.name, cell.config, tags, notes, self._folder, self._check)
+        subject = Subject(run, name, self._folder.name, cell.config, tags, notes, self._place, self._check)
         feed = Feed(tracker, subject)
         try:
+            if remote is not None:
+                remote.bring(f"{there}/{noted}", notes)
             if (sent := feed.sent()) is None or not sent["done"]:
                 feed.pictures[link.stage] = Picture(link.epochs, picture_of(run, cell.config))
-                feed.close("done")
+                try:
+                    feed.close("done")
+                finally:
+                    if remote is not None and notes.exists():
+                        remote.upload(notes, f"{there}/{noted}")
         except BaseException:
             self._taken.discard((tracker, cell.key))
             raise
