@@ -7,6 +7,7 @@ another part: `trials` whole results, `sweeps` and `reports` what is read of the
 
 import contextlib
 import hashlib
+import re
 import socket
 import threading
 import time
@@ -201,14 +202,18 @@ class Remote:
         raise AssertionError("no try at all")
 
 
+_NEARLY = re.compile("(s3|gs|gcs|az|abfss?|file|hdfs|https?):/*")
 Storage = Remote | Path
 """Where results lie: a folder, or a store behind a URL."""
 
 
 def as_storage(place: str | Path | Remote) -> Storage:
-    """A storage as a user names it: text with :// is a URL. Raises ConfigError."""
+    """A storage as a user names it: text with :// is a URL. Raises ConfigError, also for a URL that lacks a slash and
+    would be a folder."""
     if isinstance(place, str) and "://" in place:
         return Remote(place)
+    if isinstance(place, str) and (near := _NEARLY.match(place)):
+        raise ConfigError(f"--storage {place}: expected {near[1]}://{place[near.end() :]}, with two slashes")
     return place if isinstance(place, Remote) else Path(place)
 
 

@@ -38,7 +38,7 @@ from lchp.files.runs import (
 )
 from lchp.files.schema import Environment, SummaryFields, SweepCell, SweepFields, cell_job, cell_key, is_figure
 from lchp.report.dependence import is_from_file, kinds, result_of, results, title
-from lchp.report.mirrors import local
+from lchp.report.mirrors import as_named, local
 
 OF_LINKS = ("boxes", "localizer", "refinement", "stage2")
 """Folders of a store that hold runs: those of links with a result of their own, and what older stores have."""
@@ -170,14 +170,14 @@ def collect(storages: Sequence[Storage]) -> Records:
             problems.append(str(error))
     _name_files(rows, failures)
     notes += reader.notes()
-    problems = sorted({clean(line) for line in problems})
+    problems = sorted({clean(as_named(line, places)) for line in problems})
     return Records(
         _frame(rows),
         tuple(problems),
         tuple(there),
         _frame(failures, ("error", "diverged", "lost")),
         tuple(sweeps),
-        tuple(map(clean, notes)),
+        tuple(clean(as_named(line, places)) for line in notes),
     )
 
 

@@ -28,6 +28,7 @@ from lchp.harness.sweep import Hooks, Plan, make_plan, write_record
 from lchp.harness.trial import Setting, run_job
 from lchp.report.figures.searches import read_studies
 from lchp.report.mirrors import local
+from lchp.report.read import collect
 
 Machine = Callable[[str], None]
 
@@ -358,7 +359,7 @@ def test_a_search_takes_its_study_along(
     assert len(drawn[0]) == 1
     assert drawn[1] == 2 * drawn[0]
     machine("desk")
-    (mirror,), _ = local([Remote(trial.url)])
+    ((mirror, _),) = local([Remote(trial.url)])[0].items()
     assert [study.study_name for study in read_studies(mirror)] == ["s"]
 
 
@@ -366,6 +367,7 @@ def test_a_search_takes_its_study_along(
     ("bad", "said"),
     [
         ("s3://", "expected a folder, or a URL such as s3://BUCKET/PREFIX"),
+        ("s3:/bucket/x", "expected s3://bucket/x, with two slashes"),
         ("s3://me:word@bucket/x", "has credentials in it"),
         ("nosuch://bucket/x", "Protocol not known: nosuch"),
         ("s3://bucket/x?unknown=1", "Unexpected query parameter"),
@@ -397,12 +399,23 @@ def test_a_missing_bucket_is_one_line(
         assert "there is no " in line
 
 
+def test_tables_and_reports_name_the_url_and_not_its_mirror(url: str, machine: Machine) -> None:
+    machine("desk")
+    remote = Remote(url)
+    remote.write("sweeps/torn/sweep.json", b"{")
+    problems = collect([remote]).problems
+    shown = url.partition("?")[0]
+    assert f"{shown}: no finished run" in problems
+    assert any(line.startswith(f"{shown}/sweeps/torn/sweep.json: ") for line in problems)
+    assert not any(str(remote.mirror("reports")) in line for line in problems)
+
+
 def test_a_text_with_a_scheme_is_a_url_and_no_path(capsys: pytest.CaptureFixture) -> None:
     assert as_storage("s3://bucket/a/") == Remote("s3://bucket/a")
     assert as_storage("results") == Path("results")
     assert as_storage(Remote("gs://b/a")).name == "a"
     assert main(["tables", "--output", "s3://bucket/tables"]) == 2
-    assert "is a URL, and a path is expected here" in capsys.readouterr().err
+    assert "is a URL, and a path of this machine is expected here" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="credentials"):
         Options(as_storage("s3://a:b@c/d"))
     with pytest.raises(RemoteError):
