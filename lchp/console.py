@@ -10,7 +10,9 @@ import os
 import re
 import signal
 import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -143,6 +145,8 @@ def parse(
         option, equals, value = text.partition("=") if text.startswith("--") else (before, "=", text)
         if equals and not value.strip():  # an empty path would be the current folder
             raise ConfigError(f"{option if option.startswith('-') else 'an argument'}: is empty")
+    if not {"-h", "--help"}.isdisjoint(arguments):  # whatever else is there, complete or not
+        arguments = ["--help"]
     extra = {} if default is None else {"default": default}
     if about is not None:
         extra["description"] = about
@@ -154,7 +158,7 @@ def parse(
             )
     except SystemExit as stop:
         if stop.code in (0, None):  # --help
-            print(printed.getvalue(), end="")
+            print(_filled(printed.getvalue()))
             raise
         raise ConfigError(_explained(_one_line(printed.getvalue()), program, _flags(command))) from None
     if unknown:
@@ -239,6 +243,26 @@ def _flags(command: Any) -> dict[str, bool]:
     return found
 
 
+def _filled(text: str) -> str:
+    """What --help prints, each option's text as one paragraph: tyro also breaks it where the source does. On a wide
+    terminal, where options stand in two columns, it is left as it is."""
+    rows = text.splitlines()
+    rule = next((i for i, row in enumerate(rows) if re.fullmatch(" [─-]{20,} *", row)), len(rows))
+    width = max(map(len, rows[rule : rule + 1]), default=0)
+    if not width or any(len(row) > width for row in rows[rule:]):
+        return text.rstrip("\n")
+    lines: list[tuple[str, int]] = []  # and the column at which a text that goes on over several begins
+    for row in rows:
+        column = len(row) - len(row.lstrip())
+        before = lines[-1][0] if lines else ""
+        if column > 4 and row.strip() and before[column - 2 : column] == "  " and before[column : column + 1].strip():
+            lines[-1] = (f"{before.rstrip()} {row.strip()}", column)
+        else:
+            lines.append((row.rstrip(), 0))
+    wrap = partial(textwrap.fill, width=width, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(wrap(line, subsequent_indent=" " * column) if column else line for line, column in lines)
+
+
 def _one_line(box: str) -> str:
     """What tyro says between the first two rules of its message, below or inside of the title, as one line; of what is
     missing the names, without their help."""
@@ -246,8 +270,8 @@ def _one_line(box: str) -> str:
     for section in sections[1:] or sections:
         rows = [row.rstrip() for row in re.sub("[│╭╮╰╯|]", " ", section).splitlines() if row.strip()]
         if rows and rows[0].strip().startswith("Missing from "):
-            indent = re.match(r"\s*", rows[1])[0]
-            names = [row.strip() for row in rows[1:] if re.match(rf"{indent}\S", row)]
+            left = len(rows[1]) - len(rows[1].lstrip())
+            names = [row.strip() for row in rows[1:] if row[left : left + 1].strip()]
             return f"missing: {', '.join(names)}"
         text = " ".join(re.sub("[│╭╮╰╯─|]", " ", section).split())
         if text:

@@ -3,6 +3,7 @@
 import errno
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -83,7 +84,9 @@ def test_evaluate_prints_the_same_table(finished: Path, capsys) -> None:
     assert "Pseudo Label" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], [], ["--version"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["train", "--help"], ["train", "--nonsense", "--seed", "--help"], [], ["--version"]]
+)
 def test_help(arguments, capsys) -> None:
     try:
         assert main(arguments) == 0
@@ -91,7 +94,7 @@ def test_help(arguments, capsys) -> None:
         assert stop.code in (0, None)  # noqa: PT017
     out = capsys.readouterr().out
     assert "lchp" in out
-    if arguments == ["train", "--help"]:
+    if arguments[:1] == ["train"]:
         for flag in (
             "--initialization.delta",
             "--refinement.tau",
@@ -101,6 +104,19 @@ def test_help(arguments, capsys) -> None:
             "--from",
         ):
             assert flag in out
+
+
+@pytest.mark.parametrize("command", ["train", "predict"])
+def test_a_line_of_help_is_full(command: str, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the source breaks a docstring, its help goes on."""
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    indents = [len(line) - len(line.lstrip()) for line in lines]
+    inside = [pair for pair, two in zip(pairwise(lines), pairwise(indents), strict=True) if two[0] == two[1] > 4]
+    assert len(inside) > 10
+    assert [line for line, after in inside if len(f"{line} {after.split()[0]}") <= 80] == []
 
 
 def test_python_dash_m() -> None:
