@@ -194,7 +194,7 @@ def test_commands_in_the_text_are_understood(line: str, monkeypatch: pytest.Monk
         read_command(line, monkeypatch)
     except ConfigError as found:
         error = found
-    assert error is None or str(error).startswith("Missing ")
+    assert error is None or str(error).startswith(("missing: ", "Missing value "))
 
 
 def test_there_are_commands_to_check() -> None:
