@@ -24,7 +24,8 @@ def claimed(folder: Path, remote: Remote | None, *, resume: bool) -> Iterator[Cl
         remote.check(write=True)
     runs.make_folder(folder)
     with contextlib.ExitStack() as held:
-        claim = held.enter_context(locked(folder / LOCK))
+        name = None if remote is None else remote.under(f"{name_of(folder)}/{LOCK}")
+        claim = held.enter_context(locked(folder / LOCK, name=name, other="take another --name"))
         if remote is not None:
             claim = held.enter_context(marked(remote, f"{name_of(folder)}/{LOCK}", claim))
             bring(folder, remote)

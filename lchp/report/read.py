@@ -116,6 +116,7 @@ class Records:
     failures: a row per cell of a sweep that failed: storage, key, the config, `error`, `diverged` (bool: whether a
     training did), and `lost` (the results that it lacks for that).
     problems: a line per folder or file that could not be read. notes: lines about what was read all the same.
+    storages: the folders that were read; places: theirs and the others', with the storage that each is of.
     """
 
     runs: pd.DataFrame
@@ -124,6 +125,11 @@ class Records:
     failures: pd.DataFrame = field(default_factory=pd.DataFrame)
     sweeps: tuple[SweepRecord, ...] = ()
     notes: tuple[str, ...] = ()
+    places: Mapping[Path, Storage] = field(default_factory=dict)
+
+    def said(self, text: str) -> str:
+        """A message about what was read, on one line; a storage behind a URL has its URL."""
+        return clean(as_named(text, self.places))
 
 
 def collect(storages: Sequence[Storage]) -> Records:
@@ -178,6 +184,7 @@ def collect(storages: Sequence[Storage]) -> Records:
         _frame(failures, ("error", "diverged", "lost")),
         tuple(sweeps),
         tuple(clean(as_named(line, places)) for line in notes),
+        places,
     )
 
 

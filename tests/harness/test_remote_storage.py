@@ -116,6 +116,33 @@ def test_a_result_that_was_not_uploaded_is_when_it_is_found(url: str, machine: M
     assert store_of(url).find("classifier", "k") is not None
 
 
+def test_a_store_that_is_away_is_said_once_and_that_it_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "own").mkdir()
+    store, asked = Remote(f"file://{tmp_path}"), threading.Semaphore(0)
+    answers = iter([False, False, True])
+
+    def read(self: Remote, name: str, *, tries: int = 4) -> bytes | None:
+        if threading.current_thread().name == "mark":
+            there = next(answers, None)
+            asked.release()
+            if there is False:
+                raise RemoteError(f"{name}: cannot be read (away); {remote.AGAIN}")
+        return real(self, name, tries=tries)
+
+    real = Remote.read
+    monkeypatch.setattr(Remote, "read", read)
+    monkeypatch.setattr(marks, "RENEWED", 0.01)
+    with locked(tmp_path / "own" / "lock") as own, marked(store, "sweeps/s/lock", own):
+        for _ in range(5):
+            asked.acquire(timeout=20)
+    assert [record.getMessage() for record in caplog.records] == [
+        "sweeps/s/lock: cannot be read (away); trainings go on, and what they read and write is tried again",
+        f"{store.url}: answers again",
+    ]
+
+
 def test_two_that_publish_the_same_at_once_leave_one_whole(url: str, machine: Machine) -> None:
     machine("a")
     there, folders = Remote(url), []
@@ -403,11 +430,26 @@ def test_tables_and_reports_name_the_url_and_not_its_mirror(url: str, machine: M
     machine("desk")
     remote = Remote(url)
     remote.write("sweeps/torn/sweep.json", b"{")
-    problems = collect([remote]).problems
+    records = collect([remote])
+    problems = records.problems
     shown = url.partition("?")[0]
     assert f"{shown}: no finished run" in problems
     assert any(line.startswith(f"{shown}/sweeps/torn/sweep.json: ") for line in problems)
-    assert not any(str(remote.mirror("reports")) in line for line in problems)
+    mirror = remote.mirror("reports")
+    assert not any(str(mirror) in line for line in problems)
+    assert records.said(f"{mirror}/store/boxes/k: gone\nfor good") == f"{shown}/store/boxes/k: gone for good"
+
+
+def test_who_runs_a_sweep_of_a_url_on_this_machine_is_said_by_the_url(one_url: str, machine: Machine) -> None:
+    machine("one")
+    options = Options(as_storage(one_url))
+    assert options.remote is not None
+    folder = options.folder / "sweeps" / "s"
+    with claimed(folder, options.remote, resume=False), pytest.raises(HeldError) as held:  # noqa: SIM117
+        with claimed(folder, options.remote, resume=True):
+            pass
+    assert str(held.value).startswith(f"{options.remote.under('sweeps/s/lock')}: held by a process that is still")
+    assert str(held.value).endswith("; wait for its end, or take another --name")
 
 
 def test_a_text_with_a_scheme_is_a_url_and_no_path(capsys: pytest.CaptureFixture) -> None:
