@@ -1,13 +1,18 @@
 """What every program of the package is on a terminal: flags read into a dataclass, and faults that are one line."""
 
 import argparse
+import contextlib
 import dataclasses
 import inspect
+import io
 import logging
 import os
+import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -142,24 +147,27 @@ def parse(
         option, equals, value = text.partition("=") if text.startswith("--") else (before, "=", text)
         if equals and not value.strip():  # an empty path would be the current folder
             raise ConfigError(f"{option if option.startswith('-') else 'an argument'}: is empty")
+    if not {"-h", "--help"}.isdisjoint(arguments):  # whatever else is there, complete or not
+        arguments = ["--help"]
     extra = {} if default is None else {"default": default}
     said = about or inspect.getdoc(command) or ""
-    with unread.on_parse_error(lambda event: _refuse(event, arguments)):
-        value, unknown = tyro.cli(
-            command,
-            args=arguments,
-            prog=program,
-            description=said.replace("\nlchp ", "\n  lchp "),  # tyro joins lines that begin with a letter
-            return_unknown_args=True,
-            registry=PATHS,
-            **extra,
-        )
+    printed = io.StringIO()
+    try:
+        with unread.on_parse_error(lambda event: _refuse(event, arguments)), contextlib.redirect_stdout(printed):
+            value, unknown = tyro.cli(
+                command,
+                args=arguments,
+                prog=program,
+                description=said.replace("\nlchp ", "\n  lchp "),  # tyro joins lines that begin with a letter
+                return_unknown_args=True,
+                registry=PATHS,
+                **extra,
+            )
+    except SystemExit:  # --help
+        print(_filled(printed.getvalue()))
+        raise
     if unknown:
-        first = unknown[0]
-        after = arguments[: arguments.index(first)][-1:] if first in arguments else []
-        if after and after[0].startswith("-") and not first.startswith("-"):
-            raise ConfigError(f"{first}: not expected after {after[0]}; {program} --help says what that takes")
-        raise ConfigError(f"{first}: no such option of {program}{suggest(first, _flags(command))}")
+        raise ConfigError(_unexpected(unknown[0], arguments, program, _flags(command)))
     return value
 
 
@@ -193,6 +201,20 @@ def refuse(flags: Any, names: Sequence[str], why: str) -> None:
             raise ConfigError(f"--{name.replace('_', '-')} {why}")
 
 
+def _unexpected(word: str, arguments: Sequence[str], program: str, options: Mapping[str, bool]) -> str:
+    """Why a word of the command line is refused."""
+    if word.startswith("-"):
+        return f"{word}: no such option of {program}{suggest(word, [*options])}"
+    before = list(takewhile(lambda text: text != word, arguments))
+    at = next((i for i in range(len(before) - 1, -1, -1) if before[i].startswith("--")), None)
+    if at is None:
+        return f"{word}: not expected{suggest(word, [*options])}; {program} --help says what it takes"
+    said, option = " ".join(before[at:]), before[at].partition("=")[0]
+    if options.get(option) and said != option:
+        return f"{word}: not expected after {said}; give {option} again: {said} {option} {word}"
+    return f"{word}: not expected after {said}; {program} --help says what that takes"
+
+
 def _refuse(event: unread.ParseErrorEvent, arguments: list[str]) -> None:
     """Raises ConfigError for what tyro cannot read: the option, its value, and what it takes."""
     more = f"; {event.prog} --help lists the options"
@@ -216,7 +238,8 @@ def _refuse(event: unread.ParseErrorEvent, arguments: list[str]) -> None:
         raise ConfigError(f"{field.name} = {quoted(value)}: expected {field.allowed}")
     kind = argument.field.type_stripped
     each = get_args(kind)[0] if get_origin(kind) is tuple else kind
-    raise ConfigError(f"{option} = {quoted(value)}: expected {described(each, (None,))}{more}")
+    several = f"; for several, give {option} again" if tyro.conf.UseAppendAction in argument.field.markers else ""
+    raise ConfigError(f"{option} = {quoted(value)}: expected {described(each, (None,))}{several}{more}")
 
 
 def _after(option: str, arguments: list[str]) -> str:
@@ -229,16 +252,37 @@ def _after(option: str, arguments: list[str]) -> str:
     return value
 
 
-def _flags(command: Any) -> list[str]:
-    """Options that a mistyped one may have meant."""
-    found = []
+def _flags(command: Any) -> dict[str, bool]:
+    """The options, and whether each may be given several times."""
+    found: dict[str, bool] = {}
     for name, annotated in get_type_hints(command, include_extras=True).items():
         kind = getattr(annotated, "__origin__", annotated)
         if kind is TrainConfig:
-            found += [f"--{field.replace('_', '-')}" for field in FIELDS]
+            found |= {f"--{field.replace('_', '-')}": False for field in FIELDS}
         elif dataclasses.is_dataclass(kind):
-            found += _flags(kind)
+            found |= _flags(kind)
         else:
-            said = next((m.name for m in getattr(annotated, "__metadata__", ()) if getattr(m, "name", None)), name)
-            found.append(f"--{said.removesuffix('_folder').replace('_', '-')}")
+            about = getattr(annotated, "__metadata__", ())
+            said = next((m.name for m in about if getattr(m, "name", None)), name)
+            found[f"--{said.removesuffix('_folder').replace('_', '-')}"] = tyro.conf.UseAppendAction in about
     return found
+
+
+def _filled(text: str) -> str:
+    """What --help prints, each option's text as one paragraph: tyro also breaks it where the source does. On a wide
+    terminal, where options stand in two columns, it is left as it is."""
+    rows = text.splitlines()
+    rule = next((i for i, row in enumerate(rows) if re.fullmatch(" [─-]{20,} *", row)), len(rows))
+    width = max(map(len, rows[rule : rule + 1]), default=0)
+    if not width or any(len(row) > width for row in rows[rule:]):
+        return text.rstrip("\n")
+    lines: list[tuple[str, int]] = []  # and the column at which a text that goes on over several begins
+    for row in rows:
+        column = len(row) - len(row.lstrip())
+        before = lines[-1][0] if lines else ""
+        if column > 4 and row.strip() and before[column - 2 : column] == "  " and before[column : column + 1].strip():
+            lines[-1] = (f"{before.rstrip()} {row.strip()}", column)
+        else:
+            lines.append((row.rstrip(), 0))
+    wrap = partial(textwrap.fill, width=width, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(wrap(line, subsequent_indent=" " * column) if column else line for line, column in lines)

@@ -74,7 +74,7 @@ _THRESHOLD = re.compile(r"OOM kill reason: ([^\n]+)|(threshold of [\d.]*\d)")
 
 def reason(error: BaseException | str) -> str:
     """The line that says why, of an exception (or the text of one, with or without its traceback) that is not ours:
-    the first of the last exception's message; the next one too where the first only announces it."""
+    the first of the last exception's message; those after it too where the first only announces them."""
     if isinstance(error, BaseException):
         text = str(error).strip() or type(error).__name__
         cause = error.__cause__
@@ -90,5 +90,6 @@ def reason(error: BaseException | str) -> str:
     said = [line.strip() for line in lines[heads[-1] if heads else 0 :]]
     if not said:
         return ""
-    announced = said[0].endswith(":") or re.search(r"\d+ validation errors? for", said[0])
-    return " ".join(said[:2] if announced else said[:1])[:500]
+    if re.search(r"\d+ validation errors? for", said[0]):  # pydantic's: then the field, then what is wrong with it
+        return ": ".join(said[:3]).partition(" [type=")[0][:500]
+    return " ".join(said[:2] if said[0].endswith(":") else said[:1])[:500]

@@ -64,6 +64,10 @@ def card(record: Record) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+PAPER = (
+    "Sun and Zhu, Learning Consistency from High-quality Pseudo-labels for Weakly Supervised Object Localization, IEEE "
+    "Access 2023"
+)
 _COMMAND = """```
 lchp predict photos/ --model MODEL --output boxes --pictures
 ```"""
@@ -79,7 +83,8 @@ def _about(record: Record) -> str:
     learnt = "No ground-truth box took part in its training: it learnt from class labels."
     if method_of(record.config).from_file:
         learnt = "It learnt from class labels and from a file of boxes."
-    return _paragraph(f"Names the class of an image and draws the box around its object. {learnt}")
+    method = f" The method is LCHP ({PAPER})." if record.config.method.name == "lchp" else ""
+    return _paragraph(f"Names the class of an image and draws the box around its object. {learnt}{method}")
 
 
 def _use(record: Record) -> str:

@@ -109,7 +109,7 @@ def open_model(folder: Path, again: str = AGAIN) -> ModelNetworks:
         raise RunError(
             f"{folder}: is a run folder; give it by --run, or make a model of it with lchp publish"
             if is_run
-            else f"{folder / ABOUT}: no such file; {folder.name} is no model of lchp's, or {again}"
+            else f"{folder / ABOUT}: no such file; {folder.name} is no model of lchp's, or lacks a part: {again}"
         )
     about = _about(folder, again)
     sums = _read_sums(folder / SUMS, again)

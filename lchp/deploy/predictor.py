@@ -14,7 +14,6 @@ from lchp.deploy.model_folder import load_model
 from lchp.deploy.predict import find_images, predict
 from lchp.deploy.trained import TrainedRun, load_run
 from lchp.errors import ConfigError, DataError
-from lchp.files.targets import as_path
 from lchp.system.devices import resolve_device
 
 
@@ -65,7 +64,7 @@ def load(
         raise ConfigError("expected --run DIR or --model MODEL, one of both")
     place = os.fspath(model)
     if not place.startswith(hub.PREFIX):
-        return load_model(as_path(place), device, localizer=not several)
+        return load_model(hub.require_path(place), device, localizer=not several)
     folder = hub.fetch(place)  # .../models--USER--NAME/snapshots/COMMIT
     again = f"delete {folder.parents[1]} and fetch it again"
     return load_model(folder, device, localizer=not several, again=again)

@@ -56,8 +56,11 @@ class Claim:
 
 
 @contextlib.contextmanager
-def locked(path: Path, *, wait: float = 0.0, remove: bool = False) -> Iterator[Claim]:
-    """Holds the lock file `path`, in a folder that is there; `remove`: it goes when the block ends.
+def locked(
+    path: Path, *, wait: float = 0.0, remove: bool = False, name: str | None = None, other: str = "name another folder"
+) -> Iterator[Claim]:
+    """Holds the lock file `path`, in a folder that is there; `remove`: it goes when the block ends. name, other: what
+    a message calls it, and what it tells to do else.
 
     Raises HeldError where another process has held it for `wait` seconds, RunError where it cannot be written. Where
     the file system has no locks a warning says so; then the file alone tells who holds it: a process of this machine is
@@ -75,8 +78,7 @@ def locked(path: Path, *, wait: float = 0.0, remove: bool = False) -> Iterator[C
             dead = _is_dead(holder)
             if time.monotonic() - begin >= (max(wait, _ORPHANED) if dead else wait):
                 raise HeldError(
-                    f"{path}: held by a process that is still running ({holder}); wait for its end, or name another "
-                    "folder"
+                    f"{name or path}: held by a process that is still running ({holder}); wait for its end, or {other}"
                 ) from None
             if dead and not said:
                 log.warning("%s: waits for processes that %s, which is gone, has left behind", path, holder)

@@ -5,6 +5,7 @@ whose it is. Clocks of the machines have to agree within a minute or so.
 """
 
 import contextlib
+import logging
 import os
 import secrets
 import socket
@@ -16,7 +17,9 @@ from dataclasses import dataclass
 from lchp.errors import RunError
 from lchp.files import runs
 from lchp.files.locks import Claim, HeldError
-from lchp.files.remote import Remote, RemoteError
+from lchp.files.remote import TRIES, Remote, RemoteError
+
+log = logging.getLogger(__name__)
 
 RENEWED = 30.0
 """Seconds between two writings of a mark."""
@@ -47,10 +50,10 @@ class RemoteClaim:
             )
 
 
-def holder_of(remote: Remote, name: str) -> tuple[str, float] | None:
+def holder_of(remote: Remote, name: str, *, tries: int = TRIES) -> tuple[str, float] | None:
     """What a mark says: whose it is, and when it was renewed (seconds since 1970). None where there is none.
     Raises RemoteError."""
-    content = remote.read(name)
+    content = remote.read(name, tries=tries)
     if content is None:
         return None
     whose, _, when = content.decode(errors="replace").strip().rpartition(" ")
@@ -85,12 +88,21 @@ def marked(remote: Remote, name: str, own: Claim) -> Iterator[RemoteClaim]:
     over = threading.Event()
 
     def keep() -> None:
+        away = False
         while not over.wait(RENEWED):
-            with contextlib.suppress(RemoteError):  # away for a while
-                there = holder_of(remote, name)
+            try:
+                there = holder_of(remote, name, tries=1)
                 if there is not None and there[0] != claim.mark:
                     return  # `check` says so
                 _renew(claim)
+            except RemoteError as error:
+                if not away:
+                    log.warning("%s; trainings go on, and what they read and write is tried again", error.fault)
+                away = True
+                continue
+            if away:
+                log.warning("%s: answers again", remote.url)
+            away = False
 
     keeping = threading.Thread(target=keep, name="mark", daemon=True)
     keeping.start()

@@ -7,6 +7,7 @@ another part: `trials` whole results, `sweeps` and `reports` what is read of the
 
 import contextlib
 import hashlib
+import re
 import socket
 import threading
 import time
@@ -25,6 +26,7 @@ T = TypeVar("T")
 
 PAUSES = (2.0, 8.0, 20.0)
 """Seconds before a request that failed is tried again; the clients of stores try each a few times themselves."""
+TRIES = len(PAUSES) + 1
 ANSWER = 50.0
 """Seconds in which a store must answer before anything is trained."""
 AGAIN = "see to that, then give the command again (a sweep or search with --resume)"
@@ -45,6 +47,11 @@ _KNOWN = (
 
 class RemoteError(RunError):
     """A store that cannot be read or written."""
+
+    @property
+    def fault(self) -> str:
+        """What is wrong, without what to do about it."""
+        return str(self).removesuffix(f"; {AGAIN}")
 
 
 @dataclass(frozen=True)
@@ -123,7 +130,7 @@ class Remote:
                 f"--storage {self.url}: {'cannot be used' if write else 'cannot be read'}: {_why(fault[0])}"
             )
 
-    def read(self, name: str, *, tries: int = len(PAUSES) + 1) -> bytes | None:
+    def read(self, name: str, *, tries: int = TRIES) -> bytes | None:
         """An object's content; None where there is none. Raises RemoteError."""
 
         def read(system: Any, path: str) -> bytes | None:
@@ -135,7 +142,7 @@ class Remote:
 
         return self._tried("read", name, read, tries)
 
-    def write(self, name: str, content: bytes, *, tries: int = len(PAUSES) + 1) -> None:
+    def write(self, name: str, content: bytes, *, tries: int = TRIES) -> None:
         """Writes a small object. Raises RemoteError."""
         self._tried("written", name, lambda system, path: _write(system, path, content), tries)
 
@@ -173,7 +180,7 @@ class Remote:
 
         return self._tried("listed", folder, look)
 
-    def remove(self, name: str, *, folder: bool = False, tries: int = len(PAUSES) + 1) -> None:
+    def remove(self, name: str, *, folder: bool = False, tries: int = TRIES) -> None:
         """Removes an object, or all below a folder, where there is one. Raises RemoteError."""
 
         def remove(system: Any, path: str) -> None:
@@ -191,7 +198,7 @@ class Remote:
             make_folder(file.parent)
             write_atomically(file, lambda out: out.write(content))
 
-    def _tried(self, done: str, name: str, call: Callable[[Any, str], T], tries: int = len(PAUSES) + 1) -> T:
+    def _tried(self, done: str, name: str, call: Callable[[Any, str], T], tries: int = TRIES) -> T:
         for pause in (*PAUSES[: tries - 1], None):
             try:
                 system, base = _system(self.url)
@@ -205,14 +212,18 @@ class Remote:
         raise AssertionError("no try at all")
 
 
+_NEARLY = re.compile("(s3|gs|gcs|az|abfss?|file|hdfs|https?):/*")
 Storage = Remote | Path
 """Where results lie: a folder, or a store behind a URL."""
 
 
 def as_storage(place: str | Path | Remote) -> Storage:
-    """A storage as a user names it: text with :// is a URL. Raises ConfigError."""
+    """A storage as a user names it: text with :// is a URL. Raises ConfigError, also for a URL that lacks a slash and
+    would be a folder."""
     if isinstance(place, str) and "://" in place:
         return Remote(place)
+    if isinstance(place, str) and (near := _NEARLY.match(place)):
+        raise ConfigError(f"--storage {place}: expected {near[1]}://{place[near.end() :]}, with two slashes")
     return place if isinstance(place, Remote) else Path(place)
 
 

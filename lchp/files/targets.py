@@ -40,7 +40,7 @@ def as_path(text: str) -> Path:
     if not text.strip():
         raise ConfigError("a path is empty; name one (. is the current folder)")
     if "://" in text:
-        raise ConfigError(f"{text}: is a URL, and a path is expected here; --storage alone takes one")
+        raise ConfigError(f"{text}: is a URL, and a path of this machine is expected here")
     return Path(os.path.expanduser(text))
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from lchp.errors import RunError
 from lchp.files import runs
-from lchp.files.locks import LOCK, Claim, HeldError, locked
-from lchp.files.marks import RemoteClaim, held_by, marked
+from lchp.files.locks import LOCK, Claim, locked
+from lchp.files.marks import RemoteClaim, marked
 from lchp.files.remote import Remote
 from lchp.files.results import AT_ONCE, bring_all
 from lchp.files.runs import DATABASE, SWEEP, TRACKERS
@@ -27,12 +27,8 @@ def claimed(folder: Path, remote: Remote | None, *, resume: bool) -> Iterator[Cl
     runs.make_folder(folder)
     with contextlib.ExitStack() as held:
         mark = f"{name_of(folder)}/{LOCK}"
-        try:
-            claim = held.enter_context(locked(folder / LOCK))
-        except HeldError:
-            if remote is None:
-                raise
-            raise held_by(remote, mark, (folder / LOCK).read_text(errors="replace")) from None
+        shown = None if remote is None else remote.under(mark)
+        claim = held.enter_context(locked(folder / LOCK, name=shown, other="take another --name"))
         if remote is not None:
             claim = held.enter_context(marked(remote, mark, claim))
             bring(folder, remote)

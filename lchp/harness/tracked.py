@@ -26,13 +26,16 @@ from lchp.training.chain import Kind, label
 
 
 class CellSender:
-    """Sends cells of the sweep whose folder is `folder`, and notes there what the trackers have. check: raises RunError
-    where the folder is no longer ours. Nothing here raises or waits."""
+    """Sends cells of the sweep whose folder is `folder`, and notes there what the trackers have; for a storage behind a
+    URL in the storage too, since the next start may be on another machine. What W&B keeps offline lies there too, or
+    below the current folder where `folder` is a mirror. check: raises RunError where the folder is no longer
+    ours. Nothing here raises or waits."""
 
     def __init__(
         self, trackers: Sequence[TrackerName], folder: Path, store: Store, check: Callable[[], object]
     ) -> None:
         self._folder, self._store, self._check = folder, store, check
+        self._place = folder if store.remote is None else Path(runs.TRACKERS).absolute() / folder.name
         self.senders: dict[TrackerName, Sender] = {tracker: Sender(tracker) for tracker in trackers}
         self._taken: set[tuple[TrackerName, str]] = set()
 
@@ -64,7 +67,8 @@ class CellSender:
             if place["run"] is not None:
                 self._store.fetched(cast("Kind", kind), Path(place["run"]).name)
         tags = {"method": label(cell.config), "key": cell.key}
-        subject = Subject(run, name, self._folder.name, cell.config, tags, notes, self._folder, self._check)
+        place = self._place if tracker == "wandb" else self._folder
+        subject = Subject(run, name, self._folder.name, cell.config, tags, notes, place, self._check)
         if (remote := self._store.remote) is not None:
             subject = replace(subject, noted=partial(send_notes, self._folder, remote, notes))
         feed = Feed(tracker, subject)

@@ -1,6 +1,6 @@
 """Storages behind a URL, as reports read them: what they need of it, brought into a mirror on this machine's disk."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
 from lchp.files.locks import LOCK
@@ -10,10 +10,10 @@ from lchp.files.results import bring_all
 from lchp.files.runs import DATABASE, SWEEP, write_atomically
 
 
-def local(storages: Iterable[Storage]) -> tuple[tuple[Path, ...], list[str]]:
-    """The folders of storages, and a line for each result behind a URL that is damaged. Raises ConfigError for a URL
-    that cannot be read, RemoteError."""
-    places, problems = dict[Path, None](), list[str]()
+def local(storages: Iterable[Storage]) -> tuple[dict[Path, Storage], list[str]]:
+    """The folders of storages, each with its storage, and a line for each result behind a URL that is damaged. Raises
+    ConfigError for a URL that cannot be read, RemoteError."""
+    places, problems = dict[Path, Storage](), list[str]()
     for storage in dict.fromkeys(storages):
         if isinstance(storage, Remote):
             storage.check(write=False)
@@ -21,10 +21,18 @@ def local(storages: Iterable[Storage]) -> tuple[tuple[Path, ...], list[str]]:
             mirror.mkdir(parents=True, exist_ok=True)
             problems += bring_all(storage, mirror)
             _bring_sweeps(storage, mirror)
-            places[mirror] = None
+            places[mirror] = storage
         else:
-            places[Path(storage)] = None
-    return tuple(places), problems
+            places[Path(storage)] = storage
+    return places, problems
+
+
+def as_named(text: str, places: Mapping[Path, Storage]) -> str:
+    """A message with the URL, less its query, in place of its mirror's folder, which nobody has named."""
+    for mirror, storage in places.items():
+        if isinstance(storage, Remote):
+            text = text.replace(str(mirror), storage.url.partition("?")[0])
+    return text
 
 
 def _bring_sweeps(remote: Remote, mirror: Path) -> None:

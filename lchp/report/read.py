@@ -38,7 +38,7 @@ from lchp.files.runs import (
 )
 from lchp.files.schema import Environment, SummaryFields, SweepCell, SweepFields, cell_job, cell_key, is_figure
 from lchp.report.dependence import is_from_file, kinds, result_of, results, title
-from lchp.report.mirrors import local
+from lchp.report.mirrors import as_named, local
 
 OF_LINKS = ("boxes", "localizer", "refinement", "stage2")
 """Folders of a store that hold runs: those of links with a result of their own, and what older stores have."""
@@ -116,6 +116,7 @@ class Records:
     failures: a row per cell of a sweep that failed: storage, key, the config, `error`, `diverged` (bool: whether a
     training did), and `lost` (the results that it lacks for that).
     problems: a line per folder or file that could not be read. notes: lines about what was read all the same.
+    storages: the folders that were read; places: theirs and the others', with the storage that each is of.
     """
 
     runs: pd.DataFrame
@@ -124,6 +125,11 @@ class Records:
     failures: pd.DataFrame = field(default_factory=pd.DataFrame)
     sweeps: tuple[SweepRecord, ...] = ()
     notes: tuple[str, ...] = ()
+    places: Mapping[Path, Storage] = field(default_factory=dict)
+
+    def said(self, text: str) -> str:
+        """A message about what was read, on one line; a storage behind a URL has its URL."""
+        return clean(as_named(text, self.places))
 
 
 def collect(storages: Sequence[Storage]) -> Records:
@@ -170,14 +176,15 @@ def collect(storages: Sequence[Storage]) -> Records:
             problems.append(str(error))
     _name_files(rows, failures)
     notes += reader.notes()
-    problems = sorted({clean(line) for line in problems})
+    problems = sorted({clean(as_named(line, places)) for line in problems})
     return Records(
         _frame(rows),
         tuple(problems),
         tuple(there),
         _frame(failures, ("error", "diverged", "lost")),
         tuple(sweeps),
-        tuple(map(clean, notes)),
+        tuple(clean(as_named(line, places)) for line in notes),
+        places,
     )
 
 

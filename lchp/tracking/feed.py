@@ -104,7 +104,7 @@ class Feed:
         lines = history(self.subject.run)
         if len(lines) > sent["lines"]:
             run.epochs(lines[sent["lines"] :], sent["lines"])
-            sent["lines"] = len(lines)
+            sent.update(lines=len(lines), done=False)
             self._note(sent)
         for stage, picture in list(self.pictures.items()):
             if stage not in sent["pictures"]:
@@ -118,7 +118,7 @@ class Feed:
         self.update()
         run, sent = self._open()
         folder = self.subject.run
-        if ending == "done":
+        if ending == "done" and not sent["done"]:
             summary = runs.read_summary(folder) if (folder / SUMMARY).exists() else {}
             run.summary(dict(figures(summary)), [folder / name for name in FILES if (folder / name).exists()])
         run.close(ending)

@@ -12,6 +12,7 @@ from typing import Any
 from lchp import __version__
 from lchp.config import to_dict
 from lchp.errors import ConfigError, reason
+from lchp.files.runs import make_folder
 from lchp.tracking.feed import Ending, Picture, Subject, scalars
 
 EXIT = {"done": 0, "stopped": 255, "failed": 1}
@@ -48,6 +49,7 @@ def open_run(subject: Subject, known: str | None) -> "WandbRun":
     """The run `known`, else a new one, of the project $WANDB_PROJECT, by default `lchp`."""
     import wandb
 
+    make_folder(subject.place)  # else the client takes a temporary one
     run = wandb.init(
         project=os.environ.get("WANDB_PROJECT") or "lchp",
         id=known or secrets.token_hex(4),

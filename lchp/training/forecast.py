@@ -93,7 +93,7 @@ class Forecast:
         besides = {"image cache, unless it is there": self.filling}
         for link in self.links:
             besides |= link.besides
-        long = [f"{name} {spoken(seconds)}" for name, seconds in besides.items() if seconds >= 1]
+        long = [f"{name} ({spoken(seconds)})" for name, seconds in besides.items() if seconds >= 1]
         lines += [f"  besides: {'; '.join(long)}"] if long else []
         above = "more than " if self.images < config.data.batch_size else ""
         memory = ", ".join(f"{above}{mb / 1000:.1f} GB of {'memory' if name == 'process' else name.upper()}"
@@ -108,7 +108,7 @@ def spoken(seconds: float) -> str:
     for unit, size, least in (("days", 86400, 2 * 86400), ("hours", 3600, 2 * 3600), ("minutes", 60, 120)):
         if seconds >= least:
             return f"{seconds / size:.{0 if seconds >= 10 * size else 1}f} {unit}"
-    return f"{seconds:.0f} seconds"
+    return "1 second" if f"{seconds:.0f}" == "1" else f"{seconds:.0f} seconds"
 
 
 def forecast(config: TrainConfig, last: Kind | None = None, *, without: tuple[Kind, ...] = ()) -> Forecast:

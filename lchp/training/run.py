@@ -300,7 +300,12 @@ def _other_fields(there: TrainConfig, chain: Chain, kind: Kind) -> list[str]:
     except (ConfigError, StopIteration):
         return [f"method.name {there.method.name} (asked for: {chain.config.method.name})"]
     free = PLACES | {"data.name", "device", "precision", "evaluation.batch_size", *FILES}
-    return [f"{n} {show(v)} (asked for: {show(mine[n])})" for n, v in theirs.items() if n not in free and v != mine[n]]
+    return _differing({name: value for name, value in theirs.items() if name not in free}, mine)
+
+
+def _differing(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> list[str]:
+    """Fields of a run that are not those asked for, with both values."""
+    return [f"{n} {show(v)} (asked for: {show(mine[n])})" for n, v in theirs.items() if v != mine[n]]
 
 
 def models_of(work: Work, link: Link) -> Models:
@@ -336,9 +341,10 @@ def _check_claim(
         return
     if not resume:
         raise _taken(run)
-    if _trained_by(runs.read_config(run)) != _trained_by(config):
+    if other := _differing(_trained_by(runs.read_config(run)), _trained_by(config)):
         raise RunError(
-            f"{there}: differs from the config asked for; resume with the same flags, or use another --output"
+            f"{there}: differs from the config asked for: {', '.join(other[:4])}; resume with the same flags, or use "
+            "another --output"
         )
     if _begun_otherwise(run, config, last, found):
         stage = "refine" if found else "both" if last is None else "init"

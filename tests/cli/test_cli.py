@@ -3,6 +3,7 @@
 import errno
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -83,7 +84,9 @@ def test_evaluate_prints_the_same_table(finished: Path, capsys) -> None:
     assert "Pseudo Label" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], [], ["--version"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["train", "--help"], ["train", "--nonsense", "--seed", "--help"], [], ["--version"]]
+)
 def test_help(arguments, capsys) -> None:
     try:
         assert main(arguments) == 0
@@ -91,7 +94,7 @@ def test_help(arguments, capsys) -> None:
         assert stop.code in (0, None)  # noqa: PT017
     out = capsys.readouterr().out
     assert "lchp" in out
-    if arguments == ["train", "--help"]:
+    if arguments[:1] == ["train"]:
         for flag in (
             "--initialization.delta",
             "--refinement.tau",
@@ -108,6 +111,19 @@ def test_each_example_of_help_is_a_line(capsys) -> None:
         main(["figures", "--help"])
     lines = [line.split("#")[0].strip() for line in capsys.readouterr().out.splitlines()]
     assert {"lchp figures", "lchp figures --run RUN --figure panel --image 1234"} <= set(lines)
+
+
+@pytest.mark.parametrize("command", ["train", "predict"])
+def test_a_line_of_help_is_full(command: str, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the source breaks a docstring, its help goes on."""
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    indents = [len(line) - len(line.lstrip()) for line in lines]
+    inside = [pair for pair, two in zip(pairwise(lines), pairwise(indents), strict=True) if two[0] == two[1] > 4]
+    assert len(inside) > 10
+    assert [line for line, after in inside if len(f"{line} {after.split()[0]}") <= 80] == []
 
 
 def test_python_dash_m() -> None:
@@ -137,6 +153,13 @@ def test_missing_weights(root: Path, tmp_path: Path, capsys) -> None:
     line = mistake(capsys, "train", *arguments, "--model.weights-dir", str(tmp_path), "--output", str(tmp_path / "run"))
     assert f"{tmp_path}/mobilenet_v2.safetensors: no such file" in line
     assert not (tmp_path / "run").exists()
+
+
+def test_missing_options_are_named_without_their_help(capsys) -> None:
+    for arguments, names in {"publish": "--run DIR, --output MODEL", "predict --several": "IMAGE/FOLDER"}.items():
+        line = mistake(capsys, *arguments.split())
+        program = arguments.split()[0]
+        assert line == f"lchp: error: missing: {names}; lchp {program} --help lists the options"
 
 
 def test_unknown_field(capsys) -> None:
@@ -175,7 +198,8 @@ def test_checkpoint_of_another_config(finished: Path, root: Path, tmp_path: Path
     arguments[arguments.index("--initialization.delta") + 1] = "0.3"
     refine = ["--stage", "refine", "--from", str(finished), "--output", str(tmp_path / "run")]
     assert "another config" in mistake(capsys, "train", *arguments, *refine)
-    assert "differs from the config" in mistake(capsys, "train", *arguments, "--resume", "--output", str(finished))
+    line = mistake(capsys, "train", *arguments, "--resume", "--output", str(finished))
+    assert "differs from the config asked for: initialization.delta 0.5 (asked for: 0.3); resume with" in line
     assert "holds a run already" in mistake(capsys, "train", *flags(root), "--output", str(finished))
 
 

@@ -364,6 +364,14 @@ def test_the_command_line_says_the_same(capsys: pytest.CaptureFixture[str]) -> N
         (["--seed", "1.5"], ["seed = '1.5': expected a whole number, in 0..2^31-1"]),
         (["--seed=7", "--seed=x"], ["seed = 'x': expected a whole number"]),
         (["--seed"], ["--seed: lacks a value; expected a whole number, in 0..2^31-1"]),
+        (["--seed", "1", "2"], ["2: not expected after --seed 1;"]),
+        (["--seed=1", "2"], ["2: not expected after --seed=1;"]),
+        (["resume"], ["resume: not expected (did you mean --resume?)"]),
+        (
+            ["--track", "tensorboard", "wandb", "--seed", "1"],
+            ["wandb: not expected after --track tensorboard", "again: --track tensorboard --track wandb"],
+        ),
+        (["--track", "mlflow,wandb"], ["--track = 'mlflow,wandb': expected", "for several, give --track again"]),
         (["--initialization.delta", "high"], ["initialization.delta = 'high': expected a number, in (0, 1)"]),
         (["--refinement.scale", "1.2"], ["refinement.scale", "expected 2 values, two factors"]),
         (

@@ -199,7 +199,15 @@ def test_a_card_without_boxes_has_what_needs_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("lchp", ["- This model: its publisher has stated no licence.", "- Pretrained weights: none.", "| delta "]),
+        (
+            "lchp",
+            [
+                "- This model: its publisher has stated no licence.",
+                "- Pretrained weights: none.",
+                "| delta ",
+                "Access 2023).",
+            ],
+        ),
         ("psol of weights", ["- The weights that the localizer started from: tiny.safetensors, a file whose licence"]),
         (
             "boxes",

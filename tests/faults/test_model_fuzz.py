@@ -235,7 +235,7 @@ def test_a_newer_model_asks_for_a_newer_lchp(model: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        (CONFIG, b'{"architectures": ["ResNet"]}', "/lchp.json: no such file; model is no model of lchp's, or copy"),
+        (CONFIG, b'{"architectures": ["ResNet"]}', "/lchp.json: no such file; model is no model of lchp's, or lacks"),
         (ABOUT, b'{"format": "layers-model"}', "/lchp.json: is of no model of lchp's; name a folder that lchp publish"),
         (ABOUT, b"[1]", "/lchp.json: is of no model of lchp's; name a folder that lchp publish"),
     ],

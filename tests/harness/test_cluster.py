@@ -58,7 +58,7 @@ For debugging consider passing CUDA_LAUNCH_BLOCKING=1"""
         (MONITOR_260, f"{LOW}: 2.0GB used / 62.8GB limit (0.0318), Memory usage 9B exceeded threshold of 8B"),
         (TRACEBACK, "RuntimeError: CUDA error: device-side assert triggered"),
         ("Could not start:\n  no space left\nsee the manual", "Could not start: no space left"),
-        ("2 validation errors for Node\nport\n  not a number", "2 validation errors for Node port"),
+        ("2 validation errors for Node\nport\n  not a number", "2 validation errors for Node: port: not a number"),
         ("one line", "one line"),
         ("", ""),
     ],

@@ -1,7 +1,6 @@
 """A storage behind a URL: results, unfinished trainings, records and marks, on machines that share no disk."""
 
 import json
-import re
 import shutil
 import threading
 import time
@@ -33,6 +32,7 @@ from lchp.harness.sweep import tracked
 from lchp.harness.trial import Setting, run_job
 from lchp.report.figures.searches import read_studies
 from lchp.report.mirrors import local
+from lchp.report.read import collect
 from lchp.tracking import to_tensorboard
 
 Machine = Callable[[str], None]
@@ -151,6 +151,33 @@ def test_a_mirror_holds_nothing_that_was_damaged_since(url: str, machine: Machin
         (line,) = results.bring_all(there, mirror)
         assert f"{lost} is missing; it is damaged" in line
         assert not (mirror / "store/classifier/k").exists()
+
+
+def test_a_store_that_is_away_is_said_once_and_that_it_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "own").mkdir()
+    store, asked = Remote(f"file://{tmp_path}"), threading.Semaphore(0)
+    answers = iter([False, False, True])
+
+    def read(self: Remote, name: str, *, tries: int = 4) -> bytes | None:
+        if threading.current_thread().name == "mark":
+            there = next(answers, None)
+            asked.release()
+            if there is False:
+                raise RemoteError(f"{name}: cannot be read (away); {remote.AGAIN}")
+        return real(self, name, tries=tries)
+
+    real = Remote.read
+    monkeypatch.setattr(Remote, "read", read)
+    monkeypatch.setattr(marks, "RENEWED", 0.01)
+    with locked(tmp_path / "own" / "lock") as own, marked(store, "sweeps/s/lock", own):
+        for _ in range(5):
+            asked.acquire(timeout=20)
+    assert [record.getMessage() for record in caplog.records] == [
+        "sweeps/s/lock: cannot be read (away); trainings go on, and what they read and write is tried again",
+        f"{store.url}: answers again",
+    ]
 
 
 def test_two_that_publish_the_same_at_once_leave_one_whole(url: str, machine: Machine) -> None:
@@ -375,12 +402,6 @@ def test_a_record_goes_on_on_another_machine_and_is_read_by_tables(
     folder = options.folder / "sweeps" / "s"
     with pytest.raises(RunError, match="holds a sweep already"), claimed(folder, options.remote, resume=False):
         pass
-    with (
-        locked(folder / "lock"),
-        pytest.raises(HeldError, match=rf"^{re.escape(Remote(trial.url).under('sweeps/s/lock'))}: held by a process"),
-        claimed(folder, options.remote, resume=True),
-    ):
-        pass
     with claimed(folder, options.remote, resume=True) as claim:
         plan = make_plan(sweep, replace(options, resume=True))
         plan.claim = claim
@@ -420,7 +441,7 @@ def test_a_search_takes_its_study_along(
     assert len(drawn[0]) == 1
     assert drawn[1] == 2 * drawn[0]
     machine("desk")
-    (mirror,), _ = local([Remote(trial.url)])
+    ((mirror, _),) = local([Remote(trial.url)])[0].items()
     assert [study.study_name for study in read_studies(mirror)] == ["s"]
 
 
@@ -428,6 +449,7 @@ def test_a_search_takes_its_study_along(
     ("bad", "said"),
     [
         ("s3://", "expected a folder, or a URL such as s3://BUCKET/PREFIX"),
+        ("s3:/bucket/x", "expected s3://bucket/x, with two slashes"),
         ("s3://me:word@bucket/x", "has credentials in it"),
         ("nosuch://bucket/x", "Protocol not known: nosuch"),
         ("memory://x", "lies in the memory of one process"),
@@ -462,13 +484,39 @@ def test_a_missing_bucket_is_one_line(
         assert "there is no " in line
 
 
+def test_tables_and_reports_name_the_url_and_not_its_mirror(url: str, machine: Machine) -> None:
+    machine("desk")
+    remote = Remote(url)
+    remote.write("sweeps/torn/sweep.json", b"{")
+    records = collect([remote])
+    problems = records.problems
+    shown = url.partition("?")[0]
+    assert f"{shown}: no finished run" in problems
+    assert any(line.startswith(f"{shown}/sweeps/torn/sweep.json: ") for line in problems)
+    mirror = remote.mirror("reports")
+    assert not any(str(mirror) in line for line in problems)
+    assert records.said(f"{mirror}/store/boxes/k: gone\nfor good") == f"{shown}/store/boxes/k: gone for good"
+
+
+def test_who_runs_a_sweep_of_a_url_on_this_machine_is_said_by_the_url(one_url: str, machine: Machine) -> None:
+    machine("one")
+    options = Options(as_storage(one_url))
+    assert options.remote is not None
+    folder = options.folder / "sweeps" / "s"
+    with claimed(folder, options.remote, resume=False), pytest.raises(HeldError) as held:  # noqa: SIM117
+        with claimed(folder, options.remote, resume=True):
+            pass
+    assert str(held.value).startswith(f"{options.remote.under('sweeps/s/lock')}: held by a process that is still")
+    assert str(held.value).endswith("; wait for its end, or take another --name")
+
+
 def test_a_text_with_a_scheme_is_a_url_and_no_path(capsys: pytest.CaptureFixture) -> None:
     assert as_storage("s3://bucket/a/") == Remote("s3://bucket/a")
     assert as_storage("results") == Path("results")
     assert as_storage(Remote("gs://b/a")).name == "a"
     assert Remote("abfs://container@account/a").name == "a"  # no secret
     assert main(["tables", "--output", "s3://bucket/tables"]) == 2
-    assert "is a URL, and a path is expected here" in capsys.readouterr().err
+    assert "is a URL, and a path of this machine is expected here" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="credentials"):
         Options(as_storage("s3://a:b@c/d"))
     with pytest.raises(RemoteError):

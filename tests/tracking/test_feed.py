@@ -134,6 +134,17 @@ def test_what_could_not_be_sent_is_sent_later(tracker: Fake, run: Path) -> None:
     assert tracker.runs == {"run 0": expected}
 
 
+def test_a_finished_run_is_not_sent_again(tracker: Fake, run: Path) -> None:
+    add(run, 1)
+    Feed("mlflow", subject(run)).close("done")
+    before = list(tracker.runs["run 0"])
+    Feed("mlflow", subject(run)).close("done")  # --resume
+    assert tracker.runs["run 0"] == [*before, "done"]
+    add(run, 2)  # a stage more
+    Feed("mlflow", subject(run)).close("done")
+    assert sum(isinstance(got, dict) for got in tracker.runs["run 0"]) == 2
+
+
 def test_a_run_that_the_tracker_has_lost_is_sent_anew(tracker: Fake, run: Path) -> None:
     Feed("mlflow", subject(run)).update()
     tracker.runs.clear()

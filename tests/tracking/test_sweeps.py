@@ -1,6 +1,8 @@
 """A sweep in trackers: a run per cell with the curves of all its links, sent once."""
 
+import json
 import logging
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from lchp.config import override
 from lchp.errors import ConfigError
 from lchp.evaluation.predictions import read_predictions
 from lchp.files import runs
+from lchp.files.remote import Remote
 from lchp.harness import Options, Sweep, run
 from lchp.harness import tracked as cells_of
 from lchp.harness.cells import pinned
@@ -84,6 +87,23 @@ def test_each_cell_is_a_run_that_is_sent_once(plan: Plan, mlflow_client: Any, tm
     assert contents(result.folder / runs.TRACKERS) | contents(result.folder / "tensorboard") == sent
     assert len(mlflow_client.search_runs([found[0].info.experiment_id])) == 2
     assert contents(plan.store.storage / "store") == before
+
+
+def test_of_a_storage_behind_a_url_another_machine_knows_what_was_sent(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(plan.options.folder, tmp_path / "bucket")
+    for machine, boards in (("one", 2), ("another", 0)):
+        (tmp_path / machine).mkdir()
+        monkeypatch.chdir(tmp_path / machine)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / machine / "cache"))
+        far = Options(Remote(f"file://{tmp_path}/bucket"), resume=machine == "another", track=("tensorboard",))
+        result = run(Sweep("far", plan.sweep.base, CELLS), far)
+        keys = {outcome.cell.key for outcome in result.cells}
+        assert len(list((tmp_path / machine / "trackers" / "far" / "tensorboard").iterdir())) == boards
+        noted = contents(tmp_path / "bucket" / "sweeps" / "far" / runs.TRACKERS)
+        assert {path.name for path in noted} == {f"tensorboard-{key}.json" for key in keys}
+        assert all(json.loads(content)["done"] for content in noted.values())
 
 
 def test_a_cell_is_sent_when_its_job_is_done(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

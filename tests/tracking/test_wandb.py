@@ -13,6 +13,7 @@ from lchp.config import to_dict
 from lchp.errors import ConfigError
 from lchp.evaluation.predictions import read_predictions
 from lchp.files import runs
+from lchp.tracking import required
 from lchp.training.run import train
 
 wandb = pytest.importorskip("wandb", reason="no wandb: pip install wandb")
@@ -112,3 +113,22 @@ def test_a_missing_account_is_said_before_anything_is_trained(
     with pytest.raises(ConfigError, match=r"^--track wandb: no account; run wandb login, or set WANDB_API_KEY"):
         train(squares_config, output=tmp_path / "run", track=["wandb"])
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("WANDB_MODE", "ofline", "Settings: mode: Input should be 'online', 'offline'"),
+        ("WANDB_API_KEY", "short", "WANDB_API_KEY invalid: API key must have 40"),
+        ("WANDB_BASE_URL", "nonsense", "Settings: base_url: .*URL"),
+    ],
+)
+def test_settings_that_the_client_refuses_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, said: str
+) -> None:
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    wandb.teardown()
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigError, match=f"^--track wandb: its client says: .*{said}[^\n]*$"):
+        required(["wandb"])

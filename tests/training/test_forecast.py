@@ -23,7 +23,7 @@ from lchp.training.tried import Counts, _to_come
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(0.4, "0 seconds"), (119, "119 seconds"), (150, "2.5 minutes"), (2400, "40 minutes"), (9000, "2.5 hours"),
-     (100_000, "28 hours"), (400_000, "4.6 days"), (4_000_000, "46 days")],
+     (100_000, "28 hours"), (400_000, "4.6 days"), (4_000_000, "46 days"), (1.2, "1 second")],
 )  # fmt: skip
 def test_a_time_in_words(seconds: float, text: str) -> None:
     assert spoken(seconds) == text

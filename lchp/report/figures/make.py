@@ -188,7 +188,7 @@ def draw(wanted: FigureOptions, records: Records, recipe: Preset, paper: Paper) 
         try:
             tasks = _tasks(material, name)
         except RunError as error:
-            yield NotDrawn(name, str(error))
+            yield NotDrawn(name, records.said(str(error)))
             continue
         if not tasks and wanted.figures:
             yield NotDrawn(name, "no run differs from the recipe in it" if name == "fields" else "no search was run")
@@ -198,7 +198,7 @@ def draw(wanted: FigureOptions, records: Records, recipe: Preset, paper: Paper) 
             except ConfigError:
                 raise
             except LchpError as error:
-                yield NotDrawn(title, " ".join(str(error).split()))
+                yield NotDrawn(title, records.said(str(error)))
 
 
 def _tasks(material: Material, name: FigureName) -> dict[str, Callable[[], Drawing]]:
