@@ -159,7 +159,7 @@ def test_missing_options_are_named_without_their_help(capsys) -> None:
     for arguments, names in {"publish": "--run DIR, --output MODEL", "predict --several": "IMAGE/FOLDER"}.items():
         line = mistake(capsys, *arguments.split())
         program = arguments.split()[0]
-        assert line == f"lchp: error: missing: {names}; lchp {program} --help lists the options"
+        assert line == f"lchp: error: lchp {program} needs {names}; lchp {program} --help lists the options"
 
 
 def test_unknown_field(capsys) -> None:
@@ -234,7 +234,7 @@ def test_damaged_predictions(finished: Path, tmp_path: Path, capsys) -> None:
             "sweep delta_tau --gpus-per-trial=a",
             "--gpus-per-trial = 'a': expected a number; lchp sweep delta_tau --help",
         ),
-        ("sweep delta_tau --track none", "--track = 'none': expected one of mlflow, wandb, tensorboard; lchp sweep"),
+        ("sweep delta_tau --track none", "--track = 'none': expected one of mlflow, wandb, tensorboard; for several,"),
     ],
 )
 def test_an_option_that_cannot_be_read_is_named_with_its_value_and_what_it_takes(
