@@ -339,7 +339,8 @@ def _selection_lines(summary: dict[str, Any]) -> list[str]:
         )
     if stage2 := summary.get("stage2"):
         gain, error = stage2["gain"], stage2["error"]
-        word = "helped" if gain > 2 * error else "made the boxes worse" if gain < -2 * error else "changed little"
+        least = max(2 * error, 0.05)  # less is printed as 0
+        word = "helped" if gain > least else "made the boxes worse" if gain < -least else "changed little"
         lines.append(
             f"stage 2 {word}, by a score that reads no box, on {stage2['images']} training images: LCHP-I "
             f"{stage2['lchp_i']:.1f}, LCHP-R {stage2['lchp_r']:.1f} ({gain:+.1f}, standard error {error:.1f})"

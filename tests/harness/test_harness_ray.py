@@ -45,8 +45,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def on_ray() -> Iterator[None]:
     """Ray for the tests that run in this process; the GPUs are only counted."""
-    with cluster(num_cpus=4, num_gpus=2):
-        yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("CUDA_VISIBLE_DEVICES")  # empty (conftest.py), it would forbid Ray to count any
+        with cluster(num_cpus=4, num_gpus=2):
+            yield
 
 
 def predictions(result: SweepResult) -> dict[str, bytes]:

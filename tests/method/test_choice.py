@@ -287,7 +287,13 @@ def test_a_run_says_whether_stage_2_helped(root: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("gain", "error", "word"), [(3.0, 1.0, "helped"), (-3.0, 1.0, "made the boxes worse"), (1.9, 1.0, "changed little")]
+    ("gain", "error", "word"),
+    [
+        (3.0, 1.0, "helped"),
+        (-3.0, 1.0, "made the boxes worse"),
+        (1.9, 1.0, "changed little"),
+        (-0.01, 0.0, "changed little"),
+    ],
 )
 def test_the_closing_words_weigh_the_difference_by_its_error(gain: float, error: float, word: str) -> None:
     summary: Any = report_records.summary({"pseudo_label": 1.0, "lchp_i": 2.0, "lchp_r": 3.0}, 0.9)
