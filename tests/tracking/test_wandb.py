@@ -60,6 +60,7 @@ def test_a_run_that_is_resumed_is_one_run_with_all_of_it(
     train(squares_config, output=output, stage="init", track=["wandb"])
     train(squares_config, output=output, resume=True, track=["wandb"])
     assert capfd.readouterr() == ("", "")
+    wandb.teardown()  # waits until all is written
     sessions = sorted(path for path in (output / "wandb").glob("offline-run-*") if path.is_dir())
     assert len(sessions) == 2
     found = [record for session in sessions for record in records(session)]
