@@ -44,7 +44,7 @@ RECORDS = ANALYSIS / "records"
 LCHP = RECORDS / "cub50" / "store" / "refinement" / "153b21695b960ca2"
 COMPARED = RECORDS / "cub50_methods" / "store" / "stage2" / "f8458f03f238cf28"
 SWEEPS = RECORDS / "cub50_methods" / "sweeps" / "methods"
-OTHER_FLAGS = {"cub50": ["tables.tex"], "cub50_choices": [], "cub50_methods": ["table_1.md"]}
+OTHER_FLAGS = {"cub50": ["tables.tex"], "cub50_methods": []}
 """Of the tables there, those that were made with others than the default flags."""
 
 
@@ -408,9 +408,9 @@ def test_a_training_does_not_go_on_from_what_does_not_fit(
         one_line(error.value, run / file)
 
 
-@pytest.mark.parametrize("name", ["cub50", "cub50_choices", "cub50_methods"])
+@pytest.mark.parametrize("name", ["cub50", "cub50_methods"])
 def test_the_records_of_the_analysis_are_read_as_they_were(tmp_path: Path, name: str) -> None:
-    """Of three recipes, written before several fields were there: the tables beside them, byte by byte."""
+    """Of two recipes, written before several fields were there: the tables beside them, byte by byte."""
     storage = RECORDS / name
     assert collect([storage]).problems == ()
     assert make_tables(Tables(Source((storage,)), tmp_path)) == 0
@@ -428,10 +428,9 @@ def test_the_records_of_the_analysis_are_read_as_they_were(tmp_path: Path, name:
             assert summarize(table)["results"] == runs.read_summary(run)["results"]
 
 
-def test_the_tables_of_several_storages_are_as_they_were(tmp_path: Path) -> None:
+def test_the_tables_of_the_older_methods_are_as_they_were(tmp_path: Path) -> None:
     """As analysis/FINDINGS.md makes them."""
-    storages = (RECORDS / "cub50_choices", RECORDS / "cub50_methods")
-    assert make_tables(Tables(Source(storages, "cub50_cpu"), tmp_path, numbers=(1, 8))) == 0
+    assert make_tables(Tables(Source((RECORDS / "cub50_methods",), "cub50_cpu"), tmp_path, numbers=(1, 8))) == 0
     for name in ("table_1.md", "table_8.md"):
         assert (tmp_path / name).read_bytes() == (RECORDS / "cub50_methods" / "tables" / name).read_bytes()
 

@@ -23,7 +23,7 @@ from lchp.report.figures.curves import points
 from lchp.report.paper import Paper, read_paper
 from lchp.report.read import Records, collect
 from lchp.report.select import DELTA, IDENTITY, choose, differences, parse_where, preset_of, require
-from lchp.report.tables.grid import Table, TableCell
+from lchp.report.tables.grid import Table, TableCell, as_typed
 from lchp.report.tables.numbers import OF_PAPER, table, tables
 from lchp.report.tables.render import FORMATS, to_csv, to_html, to_latex, to_markdown, to_text
 from lchp.report.tables.write import write_tables
@@ -463,6 +463,7 @@ def test_the_caption_says_where_the_records_come_from(grid: Records, paper: Pape
         assert said in caption
     assert "no box chose anything; a cell: mean ± standard deviation" in to_text(table(grid, 3, PARTS, paper))
     assert "/home" not in caption
+    assert as_typed(["/env/lchp/__main__.py", "sweep", "/home/mine.toml"]) == "lchp sweep mine.toml"
 
 
 def test_floors_are_in_a_footnote(grid: Records, paper: Paper) -> None:

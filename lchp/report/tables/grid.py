@@ -553,7 +553,9 @@ def as_typed(command: Sequence[str]) -> str:
     """A sweep's command line, without the machine's paths and the cluster's hosts."""
     script = Path(command[0])
     name = f"{script.parent.name}/{script.name}" if script.parent.name in ("sweeps", "analysis") else script.name
-    words = ["python", name] if script.suffix == ".py" else [name]
+    if script.name == "__main__.py":  # python -m lchp
+        name = script.parent.name
+    words = ["python", name] if name.endswith(".py") else [name]
     for before, word in pairwise(command):
         flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
         if word == "--resume" or {before, word, flag} & WHERE:  # how it went on, and where it ran
