@@ -23,9 +23,13 @@ from lchp.config import PRESETS
 from lchp.console import guarded
 from lchp.files import runs
 from lchp.harness import Options, Sweep, grid
-from lchp.harness.plan import make_plan
-from lchp.harness.record import write_record
 from lchp.harness.store import PREDICTED, RESULT, Store
+from lchp.harness.sweep import make_plan
+
+try:
+    from lchp.harness.record import write_record
+except ImportError:  # an older checkout
+    from lchp.harness.sweep import write_record  # pyright: ignore[reportAttributeAccessIssue]
 
 NUMBER = 20
 """Results, or cells, of a turn."""

@@ -1,12 +1,15 @@
-"""A small data set of the user's own images and a config that trains on it in a second, shared by tests."""
+"""A small data set of the user's own images, a config that trains on it in a second, and what two such runs share."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from lchp.config import TrainConfig, override, preset
+from lchp.files import runs
+from lchp.training.chain import STAGES
 
 
 def write_images(root: Path, classes: int = 3, train: int = 8, test: int = 3, *, boxes: bool = True) -> Path:
@@ -66,3 +69,34 @@ def small_flags(values: dict[str, Any]) -> list[str]:
         flag = f"--{section}." if section else "--"
         out += [f"{flag}{'' if value else 'no-'}{leaf}"] if isinstance(value, bool) else [f"{flag}{leaf}", str(value)]
     return out
+
+
+def predictions(run: Path) -> bytes:
+    return (run / "predictions.parquet").read_bytes()
+
+
+def stages_of(run: Path) -> tuple[str, ...]:
+    """The links that a run folder holds."""
+    return tuple(stage for stage in STAGES.values() if (run / "checkpoints" / f"{stage}.pt").is_file())
+
+
+def weights(run: Path, stage: str) -> dict[str, torch.Tensor]:
+    state = torch.load(run / "checkpoints" / f"{stage}.pt", weights_only=True)
+    return {f"{name}.{k}": v for name, module in state["modules"].items() for k, v in module.items()}
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Bitwise: predictions, summary, weights, and the metrics of each epoch, of the links that `one` has trained."""
+    assert predictions(one) == predictions(other)
+    assert (one / "summary.json").read_text() == (other / "summary.json").read_text()
+    for stage in stages_of(one):
+        a, b = weights(one, stage), weights(other, stage)
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[k], b[k]) for k in a)
+
+    def metrics(run: Path) -> list[Any]:
+        lines = [m for m in runs.read_metrics(run) if m["stage"] in stages_of(one)]
+        return [{k: v for k, v in m.items() if "second" not in k} for m in lines]
+
+    assert metrics(one) == metrics(other)
+    assert metrics(one)

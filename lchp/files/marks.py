@@ -79,12 +79,12 @@ def marked(remote: Remote, name: str, own: Claim) -> Iterator[RemoteClaim]:
     there = holder_of(remote, name)
     # of this mirror no process is left: we have its lock
     if there is not None and is_fresh(there[1]) and f", {mirror}-" not in there[0]:
-        raise held_by(remote, name, there[0])
+        raise _held_by(remote, name, there[0])
     _renew(claim)
     time.sleep(SAME_TIME)
     there = holder_of(remote, name)
     if there is None or there[0] != claim.mark:
-        raise held_by(remote, name, "another that began at the same time" if there is None else there[0])
+        raise _held_by(remote, name, "another that began at the same time" if there is None else there[0])
     over = threading.Event()
 
     def keep() -> None:
@@ -120,8 +120,7 @@ def _renew(claim: RemoteClaim) -> None:
     claim.remote.write(claim.name, f"{claim.mark} {time.time():.0f}\n".encode(), tries=1)
 
 
-def held_by(remote: Remote, name: str, whose: str) -> HeldError:
-    """The refusal of a mark that another holds. whose: what its mark or lock says."""
+def _held_by(remote: Remote, name: str, whose: str) -> HeldError:
     return HeldError(
         f"{remote.under(name)}: held by a process that still runs ({whose.partition(',')[0]}), or ran "
         f"{STALE / 60:.0f} minutes ago; wait for its end, or take another --name"

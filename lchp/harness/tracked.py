@@ -67,6 +67,7 @@ class CellSender:
             if place["run"] is not None:
                 self._store.fetched(cast("Kind", kind), Path(place["run"]).name)
         tags = {"method": label(cell.config), "key": cell.key}
+        # TensorBoard's events go into the storage; W&B's files are its own to send, by `wandb sync`
         place = self._place if tracker == "wandb" else self._folder
         subject = Subject(run, name, self._folder.name, cell.config, tags, notes, place, self._check)
         if (remote := self._store.remote) is not None:

@@ -49,7 +49,10 @@ def open_run(subject: Subject, known: str | None) -> "WandbRun":
     """The run `known`, else a new one, of the project $WANDB_PROJECT, by default `lchp`."""
     import wandb
 
-    make_folder(subject.place)  # else the client takes a temporary one
+    place = os.environ.get("WANDB_DIR")
+    if not place:
+        place = subject.place
+        make_folder(place)  # else the client takes a temporary one
     run = wandb.init(
         project=os.environ.get("WANDB_PROJECT") or "lchp",
         id=known or secrets.token_hex(4),
@@ -57,7 +60,7 @@ def open_run(subject: Subject, known: str | None) -> "WandbRun":
         reinit="create_new",
         name=subject.name,
         group=subject.group,
-        dir=os.environ.get("WANDB_DIR") or subject.place,
+        dir=place,
         settings=wandb.Settings(silent=True, console="off", finish_timeout=UPLOAD, finish_timeout_raises=True),
     )
     run.config.update(

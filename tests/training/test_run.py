@@ -13,7 +13,16 @@ import killed
 import pyarrow as pa
 import pytest
 import torch
-from squares import small_config, small_flags, small_values, write_images
+from squares import (
+    assert_same_run,
+    predictions,
+    small_config,
+    small_flags,
+    small_values,
+    stages_of,
+    weights,
+    write_images,
+)
 
 from lchp.config import TrainConfig, field_types, override
 from lchp.deploy.trained import load_run
@@ -79,37 +88,6 @@ def unbroken(root: Path, straight: Result, tmp_path_factory: pytest.TempPathFact
         return found[name]
 
     return of
-
-
-def predictions(run: Path) -> bytes:
-    return (run / "predictions.parquet").read_bytes()
-
-
-def stages_of(run: Path) -> tuple[str, ...]:
-    """The links that a run folder holds."""
-    return tuple(stage for stage in STAGES.values() if (run / "checkpoints" / f"{stage}.pt").is_file())
-
-
-def weights(run: Path, stage: str) -> dict[str, torch.Tensor]:
-    state = torch.load(run / "checkpoints" / f"{stage}.pt", weights_only=True)
-    return {f"{name}.{k}": v for name, module in state["modules"].items() for k, v in module.items()}
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    """Bitwise: predictions, summary, weights, and the metrics of each epoch, of the links that `one` has trained."""
-    assert predictions(one) == predictions(other)
-    assert (one / "summary.json").read_text() == (other / "summary.json").read_text()
-    for stage in stages_of(one):
-        a, b = weights(one, stage), weights(other, stage)
-        assert a.keys() == b.keys()
-        assert all(torch.equal(a[k], b[k]) for k in a)
-
-    def metrics(run: Path) -> list[Any]:
-        lines = [m for m in runs.read_metrics(run) if m["stage"] in stages_of(one)]
-        return [{k: v for k, v in m.items() if "second" not in k} for m in lines]
-
-    assert metrics(one) == metrics(other)
-    assert metrics(one)
 
 
 def test_run_folder(straight: Result) -> None:
