@@ -12,7 +12,7 @@ import pandas as pd
 from lchp.data.annotations import TOLERANCE, checked_box, parse_box, read_bytes, same_looking, shorten
 from lchp.data.base import Problem
 from lchp.data.box_file import BoxFile
-from lchp.data.box_tables import CORNERS, cells_of, numeric, read_table
+from lchp.data.box_tables import CORNERS, cells_of, numeric, read_table, storable
 from lchp.data.images import Images
 from lchp.errors import DataError
 
@@ -159,14 +159,14 @@ def _read_coco(path: Path, problems: list[Problem]) -> pd.DataFrame:
     for n, image in enumerate(images):
         match image:
             case {"id": (int() | str()) as key, "file_name": str(name)} if key not in names and name.strip():
-                names[key] = name
+                names[key] = storable(name)
             case {"id": (int() | str()) as key, "file_name": str(name)} if name.strip():
                 problems.append(Problem(f"{path}: images[{n}]", None, f"the id {shorten(str(key))} is there twice"))
             case _:
                 problems.append(Problem(f"{path}: images[{n}]", None, "expected an id and a file_name"))
     rows: list[list[Any]] = []
     for n, annotation in enumerate(annotations):
-        where = f"{path}: annotations[{n}]"
+        where = f"{storable(str(path))}: annotations[{n}]"
         try:
             rows.append([*_annotation(annotation, names), where])
         except ValueError as error:
@@ -184,5 +184,6 @@ def _annotation(annotation: Any, names: Mapping[Any, str]) -> list[Any]:
             if key not in names:
                 raise ValueError(f"no image has the id {shorten(str(key))}")
             x, y, w, h = parse_box(list(map(str, bbox)))
-            return [names[key], x, y, x + w, y + h, annotation.get("score")]
+            score = annotation.get("score")
+            return [names[key], x, y, x + w, y + h, storable(score) if isinstance(score, str) else score]
     raise ValueError("expected an image_id and a bbox of x y width height")

@@ -35,7 +35,7 @@ def read_table(path: Path, texts: Sequence[str] = (), *, show_progress: bool = F
         table = read_csv(path, content, show_progress=show_progress)
     else:
         table = _read_parquet(path, content)
-        table = table.assign(where=[f"{path}: row {n}" for n in range(1, len(table) + 1)])
+        table = table.assign(where=[f"{storable(str(path))}: row {n}" for n in range(1, len(table) + 1)])
     if "frame" in table and "x1" not in table:
         raise DataError(f"{path}: the record of a run; lchp evaluate --run {path.parent} scores it")
     renamed = {old: new for old, new in ALIASES.items() if old in table and new not in table}
@@ -87,8 +87,13 @@ def read_csv(path: Path, content: bytes, *, show_progress: bool = False) -> pd.D
     for line, row in rest:
         if len(row) != len(columns):
             raise DataError(f"{path}:{line}: {len(row)} values; the first line names {len(columns)} columns")
-    cells = [[cell.strip() for cell in row] for _, row in rest]
-    return pd.DataFrame(cells, columns=columns, dtype=str).assign(where=[f"{path}:{line}" for line, _ in rest])
+    cells, shown = [[cell.strip() for cell in row] for _, row in rest], storable(str(path))
+    return pd.DataFrame(cells, columns=columns, dtype=str).assign(where=[f"{shown}:{line}" for line, _ in rest])
+
+
+def storable(text: str) -> str:
+    """Text as a table can hold it: what UTF-8 lacks (of a file's name, or escaped in JSON) as an escape."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def corners_of(table: pd.DataFrame) -> np.ndarray:

@@ -193,6 +193,32 @@ def test_faults_of_coco_name_the_entry(tmp_path: Path) -> None:
     assert found.boxes["train/robin/2.jpg"].tolist() == [1, 2, 4, 6]
 
 
+def test_text_that_is_no_utf_8_is_named_by_escapes(tmp_path: Path) -> None:
+    """Half a surrogate pair, which JSON can escape; and a file's name of undecodable bytes."""
+    annotations = [
+        {"image_id": 7, "bbox": [1, 2, 3, 4], "score": "\ud800"},
+        {"image_id": "\udfff", "bbox": [1, 2, 3, 4]},
+    ]
+    found = coco(
+        tmp_path, {"images": [*IMAGES, {"id": "\udfff", "file_name": "\ud800.jpg"}], "annotations": annotations}
+    )
+    assert [str(p).partition("]: ")[2] for p in found.unknown] == [r"image '\\ud800.jpg' is not in the data set"]
+    assert [str(p).partition("]: ")[2] for p in found.problems] == [r"score '\\ud800' is no finite number"]
+    row = "image,x1,y1,x2,y2\n2.jpg,1,2,3,400\n"
+    pd.DataFrame({"image": ["2.jpg"], "x1": 1, "y1": 2, "x2": 3, "y2": 400}).to_parquet(tmp_path / "b.parquet")
+    (tmp_path / "b.parquet").rename(tmp_path / "\udcff.parquet")
+    bbox = [1, 2, 2, 398]
+    for name, text in {
+        "\udcff.csv": row,
+        "\udcff.json": json.dumps({"images": IMAGES, "annotations": [{"image_id": 7, "bbox": bbox}]}),
+        "\udcff.parquet": None,
+    }.items():
+        found = read(tmp_path, text, name) if text else read_box_file(tmp_path / name, [TRAIN, TEST])
+        (problem,) = found.problems
+        assert str(problem).startswith(rf"{tmp_path}/\udcff.")
+        assert "lies outside of the image" in str(problem)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -215,7 +241,8 @@ def test_what_is_no_coco_is_one_line(tmp_path: Path, text: str, said: str) -> No
 
 ODD = st.one_of(
     st.none(), st.booleans(), st.integers(-3, 120), st.floats(), st.text(max_size=4),
-    st.lists(st.integers(), max_size=2), st.sampled_from([7, "8", 1e400, -(10**30), "train/robin/1.jpg", "2.jpg"]),
+    st.lists(st.integers(), max_size=2),
+    st.sampled_from([7, "8", 1e400, -(10**30), "train/robin/1.jpg", "2.jpg", "\ud800"]),
 )  # fmt: skip
 NAME = st.sampled_from(["id", "file_name", "image_id", "bbox", "score"])
 ENTRY = st.one_of(ODD, st.dictionaries(NAME, st.one_of(ODD, st.lists(ODD, min_size=4, max_size=4)), max_size=5))
