@@ -41,6 +41,7 @@ from lchp.config import FIELDS, flatten, override, preset, short_name, show, sug
 from lchp.console import guarded, parse, preset_config, refuse
 from lchp.errors import ConfigError, DataError
 from lchp.harness.cells import MAX_CELLS, Overrides, Sweep, grid
+from lchp.harness.plan import checked_name
 from lchp.harness.script import Flags, Program, conduct
 from lchp.report.select import require_field, split_values
 
@@ -133,12 +134,11 @@ def read_sweep_file(path: Path) -> SweepFile:
     """Reads a sweep's file (see the module). Raises ConfigError, one line that names the file, the place in it and what
     is allowed there."""
     try:
-        with path.open("rb") as file:
-            said = tomllib.load(file)
+        said = tomllib.loads(path.read_bytes().removeprefix(b"\xef\xbb\xbf").decode())
     except OSError as error:
         names = "a file NAME.toml, or the name of a sweep (lchp sweep --help lists them)"
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); expected {names}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits
         raise ConfigError(f"{path}: is not TOML ({error})") from None
     try:
         return _sweep_file(said, path.stem)
@@ -148,20 +148,23 @@ def read_sweep_file(path: Path) -> SweepFile:
 
 def _sweep_file(said: Mapping[str, Any], stem: str) -> SweepFile:
     kinds = {"name": str, "preset": str, "seeds": int, "set": dict, "grid": dict, "cells": list, "random": dict}
-    values = _checked("", said, kinds)
+    values = {"name": stem, "seeds": 1, **_checked("", said, kinds)}
+    if values["seeds"] < 1:
+        raise ConfigError(f"seeds = {values['seeds']}: expected at least 1")
+    if "name" in said:
+        checked_name(values["name"], "name")
     base = _fields("set", values.get("set", {}), _value)
     config = override(preset(values.get("preset", DEFAULT_PRESET)), base)
     cells: list[Overrides] = []
     for i, cell in enumerate(values.get("cells", []), 1):
         cells.append(_fields(f"cells, number {i}", cell, _value))
-    if "grid" in values:
+    if values.get("grid"):
         cells += _grid("grid", _fields("grid", values["grid"], _values))
     if "random" in values:
         cells += _draws(_checked("random: ", values["random"], {"draws": int, "seed": int, "fields": dict}))
     for cell in cells:
         override(config, cell)  # what contradicts the recipe is said here, with the file's name
-    seeds = values.get("seeds", 1)
-    return SweepFile(values.get("name", stem), values.get("preset", DEFAULT_PRESET), seeds, base, cells)
+    return SweepFile(values["name"], values.get("preset", DEFAULT_PRESET), values["seeds"], base, cells)
 
 
 def _checked(where: str, said: Mapping[str, Any], kinds: Mapping[str, type]) -> dict[str, Any]:
@@ -241,6 +244,7 @@ def _range(name: str, said: Any) -> Callable[[np.random.Generator], Any]:
 
 def write_sweep(path: Path, asked: SweepFile, sweep: Sweep) -> None:
     """Writes a sweep as a file that `read_sweep_file` reads as the same. Raises DataError for a file that is there."""
+    checked_name(sweep.name)
     recipe = to_flat(preset(asked.preset))
     base = {name: value for name, value in to_flat(sweep.base).items() if value != recipe[name]}
     said = {"name": sweep.name, "preset": asked.preset, "seeds": asked.seeds, "set": _plain(base)}

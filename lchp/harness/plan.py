@@ -130,8 +130,8 @@ def _moved(base: TrainConfig, now: TrainConfig) -> TrainConfig:
     return override(replace(base, data=data, model=replace(base.model, weights_dir=weights_dir)), files)
 
 
-def checked_name(name: str) -> str:
-    """The name, if a folder can have it. Raises ConfigError."""
+def checked_name(name: str, where: str = "--name") -> str:
+    """The name, if a folder can have it. Raises ConfigError, which says where it is from."""
     if not name or name.startswith(".") or any(c in name for c in "/\\\0"):
-        raise ConfigError(f"--name = {name!r}: expected a plain name, without slashes and not starting with a dot")
+        raise ConfigError(f"{where} = {name!r}: expected a plain name, without slashes and not starting with a dot")
     return name

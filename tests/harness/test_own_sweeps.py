@@ -97,12 +97,20 @@ def test_a_file_is_written_from_flags_and_read_back(
     assert "is there already" in capsys.readouterr().err
     assert path.read_bytes() == before
     new = str(tmp_path / "new.toml")
-    for option in ("--resume", "--no-share", "--dry-run", "--max-concurrent=2", "--address=auto", "--name=\udcff"):
+    for option in (
+        "--resume",
+        "--no-share",
+        "--dry-run",
+        "--max-concurrent=2",
+        "--address=auto",
+        "--name=\udcff",
+        "--name=a/b",
+    ):
         assert main(["sweep", *flags, "--write", new, option]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         named = option.partition("=")[0].replace("--no-", "--")
-        expected = "cannot be written as UTF-8" if named == "--name" else f"{named} does not go with --write"
-        assert expected in line
+        why = "cannot be written as UTF-8" if option == "--name=\udcff" else f"{named} does not go with --write"
+        assert ("--name = 'a/b': expected a plain name" if option == "--name=a/b" else why) in line
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -117,6 +125,11 @@ def test_flags_override_a_file_and_the_axes_add_to_it(tmp_path: Path, asked: lis
 def file(path: Path, **said: Any) -> Path:
     path.write_text(tomli_w.dumps(said))
     return path
+
+
+def test_a_file_as_windows_writes_it_is_read(tmp_path: Path) -> None:
+    (path := tmp_path / "mine.toml").write_bytes(b"\xef\xbb\xbf[grid]\r\n'refinement.tau' = [0.5]\r\n")
+    assert read_sweep_file(path).cells == [{"refinement.tau": 0.5}]
 
 
 def test_draws_keep_to_their_ranges_and_repeat(tmp_path: Path) -> None:
@@ -143,6 +156,9 @@ def test_draws_keep_to_their_ranges_and_repeat(tmp_path: Path) -> None:
         ({"grids": {}}, "grids: no such key (did you mean grid?)"),
         ({"seeds": "3"}, "seeds = '3': expected a whole number"),
         ({"seeds": True}, "seeds = True: expected a whole number"),
+        ({"seeds": 0}, "seeds = 0: expected at least 1"),
+        ({"name": "a/b"}, "name = 'a/b': expected a plain name"),
+        ({"name": ""}, "name = '': expected a plain name"),
         ({"preset": "cab"}, "did you mean cub?"),
         ({"set": {"refinement.taus": 1}}, "set: refinement.taus: no such field (did you mean refinement.tau?)"),
         ({"set": {"refinement": 3}}, "set: refinement = 3"),
@@ -174,7 +190,9 @@ def test_mistakes_in_a_file_are_one_line_that_names_it(tmp_path: Path, said: dic
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("content", [b"seeds = ", b"\xff\xfe", b"a" * 10, b"[" * 100_000, b"[grid]\n[grid]\n"])
+@pytest.mark.parametrize(
+    "content", [b"seeds = ", b"\xff\xfe", b"a" * 10, b"[" * 100_000, b"[grid]\n[grid]\n", b"seeds = " + b"9" * 5000]
+)
 def test_what_is_no_toml_is_one_line(tmp_path: Path, content: bytes, capsys: pytest.CaptureFixture[str]) -> None:
     (path := tmp_path / "mine.toml").write_bytes(content)
     assert main(["sweep", str(path)]) == 2
@@ -207,7 +225,7 @@ def test_what_is_no_toml_is_one_line(tmp_path: Path, content: bytes, capsys: pyt
 def test_mistakes_in_the_command_are_one_line(
     tmp_path: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = file(tmp_path / "mine.toml", preset="parts")
+    path = file(tmp_path / "mine.toml", preset="parts", grid={})  # an empty table is no axis
     assert main(["sweep", *(word.replace("FILE", str(path)) for word in words), "--storage", str(tmp_path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert said.replace("FILE", str(path)) in line
