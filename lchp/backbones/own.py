@@ -33,6 +33,8 @@ def read_own(path: Path, name: str) -> OwnClassifier:
     a checkpoint holds. Raises WeightsError, one line, for what does not fit.
     """
     entry, head = backbone(name, "classifier"), head_of(name)
+    if path.exists() and not path.is_file():  # a pipe is opened for ever
+        raise WeightsError(f"{path}: not a regular file")
     state, metadata = read_safetensors(path) if path.suffix.lower() == ".safetensors" else (_read_torch(path), {})
     net = entry.build()
     state = _unprefixed(state, {child for child, _ in net.named_children()})
@@ -43,16 +45,15 @@ def read_own(path: Path, name: str) -> OwnClassifier:
         raise WeightsError(
             f"{path}: lacks {head}.weight, the class head of {name} (classes x {wanted}); its last parameters: {last}"
         )
-    if weight.dim() != 2 or weight.shape[1] != wanted:
-        found = " x ".join(map(str, weight.shape))
-        raise WeightsError(f"{path}: {head}.weight is {found}, expected classes x {wanted}, as {name} has it")
+    if weight.dim() != 2 or weight.shape[1] != wanted or not len(weight):
+        raise WeightsError(f"{path}: {head}.weight is {_sides(weight)}, expected classes x {wanted}, as {name} has it")
     if bias is not None and bias.shape != weight.shape[:1]:
-        found = " x ".join(map(str, bias.shape))
-        raise WeightsError(f"{path}: {head}.bias is {found}, expected {len(weight)}, as {head}.weight has it")
+        raise WeightsError(f"{path}: {head}.bias is {_sides(bias)}, expected {len(weight)}, as {head}.weight has it")
+    floats = {n for n, v in net.state_dict().items() if v.is_floating_point()}
+    for parameter, value in state.items():
+        if (fault := _fault(value, parameter in floats)) is not None:
+            raise WeightsError(f"{path}: {parameter} {fault}")
     fill(net, name, str(path), state, metadata)
-    broken = next((n for n, v in state.items() if v.is_floating_point() and not v.isfinite().all()), None)
-    if broken is not None:
-        raise WeightsError(f"{path}: {broken} holds values that are not finite")
     bias = torch.zeros(len(weight)) if bias is None else bias
     return OwnClassifier(cut_trunk(net, entry, "whole"), weight.float(), bias.float())
 
@@ -74,6 +75,22 @@ def _read_torch(path: Path) -> Mapping[str, Tensor]:
     if not tensors:
         raise WeightsError(f"{path}: holds no weights by name; save the model's state_dict()")
     return tensors
+
+
+def _sides(value: Tensor) -> str:
+    return " x ".join(map(str, value.shape)) or "one number"
+
+
+def _fault(value: Tensor, floats: bool) -> str | None:
+    """Why a network cannot compute with a parameter in fp32, or None. floats: whether its own are real numbers."""
+    if value.is_meta:
+        return "holds no values"
+    if value.layout != torch.strided or (floats and not value.is_floating_point()):
+        kind = "sparse" if value.layout != torch.strided else str(value.dtype).removeprefix("torch.")
+        return f"is {kind}, expected dense floating-point weights"
+    if value.is_floating_point() and not value.float().isfinite().all():
+        return "holds values that are not finite in float32"
+    return None
 
 
 def _unprefixed(state: Mapping[str, Tensor], children: set[str]) -> Mapping[str, Tensor]:

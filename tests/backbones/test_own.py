@@ -111,6 +111,17 @@ def as_(name: str, value: Tensor) -> Callable[[dict[str, Tensor]], dict[str, Ten
         (as_("classifier.1.weight", torch.zeros(1280)), "classifier.1.weight is 1280, expected classes x 1280, as"),
         (as_("classifier.1.bias", torch.zeros(4)), "classifier.1.bias is 4, expected 3, as classifier.1.weight has it"),
         (as_("classifier.1.bias", torch.full((3,), torch.nan)), "classifier.1.bias holds values that are not finite"),
+        (as_("classifier.1.weight", torch.zeros(0, 1280)), "classifier.1.weight is 0 x 1280, expected classes x 1280"),
+        (as_("classifier.1.weight", torch.tensor(1.0)), "classifier.1.weight is one number, expected classes x 1280"),
+        (as_("classifier.1.weight", torch.ones(3, 1280, dtype=torch.int8)), "classifier.1.weight is int8, expected de"),
+        (as_("classifier.1.weight", torch.ones(3, 1280).to_sparse()), "classifier.1.weight is sparse, expected dense"),
+        (as_("features.0.1.weight", torch.ones(32).to_sparse()), "features.0.1.weight is sparse, expected dense flo"),
+        (as_("features.0.1.weight", torch.ones(32) + 0j), "features.0.1.weight is complex64, expected dense floating"),
+        (as_("features.0.1.weight", torch.ones(32, device="meta")), "features.0.1.weight holds no values"),
+        (
+            as_("features.0.1.weight", torch.full((32,), 1e300, dtype=torch.float64)),
+            "features.0.1.weight holds values that are no",
+        ),
         (
             without("features.0.0.weight"),
             "does not fit mobilenet_v2: 1 parameters missing ['features.0.0.weight'], 0 unknown []; expected "
@@ -179,6 +190,12 @@ def test_damaged_files_are_one_line(tmp_path_factory: Any, content: bytes, name:
         read_own(folder / name, "mobilenet_v2")
     assert str(refused.value).startswith(f"{folder}/{name}: ")
     assert len(str(refused.value).splitlines()) == 1
+
+
+def test_a_pipe_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "w.pt")
+    with pytest.raises(WeightsError, match=r"w\.pt: not a regular file$"):
+        read_own(tmp_path / "w.pt", "mobilenet_v2")
 
 
 def test_a_file_that_is_not_there_is_one_line(tmp_path: Path) -> None:
