@@ -258,6 +258,25 @@ def test_what_has_no_difference_says_why(tmp_path: Path) -> None:
     assert "tau 0.6 differs from the baseline, in brackets, also in initialization.delta 0.3 (0.5)" in notes
 
 
+@pytest.mark.parametrize("columns", ["results", TAU])
+def test_where_the_baseline_was_not_run_a_note_says_so(tmp_path: Path, columns: str) -> None:
+    for values in ({TAU: 0.9}, {TAU: 0.9, LABELLER: "ema"}, {TAU: 0.5, LABELLER: "ema"}):
+        predicted(tmp_path, values, 0, 20)
+    resealed(tmp_path)
+    rows = LABELLER if columns == TAU else f"{LABELLER},{TAU}"
+    notes = made(tmp_path, rows, columns, baseline=(LABELLER, "online")).notes
+    assert "no difference of labeller ema, tau 0.5: the baseline was not run there" in notes
+    with pytest.raises(ConfigError, match=r"^--baseline refinement.labeller=online: no run has it; there are ema$"):
+        made(tmp_path, rows, columns, baseline=(LABELLER, "online"), where={TAU: 0.5})
+
+
+def test_seeds_have_no_difference(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        predicted(tmp_path, {}, seed, 20)
+    resealed(tmp_path)
+    assert "no difference of seed 1: no seed is common to both" in made(tmp_path, "seed", baseline=("seed", 0)).notes
+
+
 def test_a_setting_that_both_have_is_compared(tmp_path: Path) -> None:
     """The baseline was run with two deltas, the other with one of them."""
     predicted(tmp_path, {LABELLER: "online"}, 0, 20)

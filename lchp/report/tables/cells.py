@@ -123,14 +123,14 @@ class FieldCells:
 def find_cells(records: Records, asked: FieldTable) -> FieldCells:
     """The runs of a table. Raises ConfigError for a condition that no run meets, RunError where there is no run."""
     require(records, asked.where)
-    if asked.baseline is not None:
-        require(records, dict([asked.baseline]), "--baseline")
     frames = [canonical(records.runs), canonical(records.failures)]
     for name, value in asked.where.items():
         frames = [rows(frame, (v == value for v in frame[name])) for frame in frames]
     runs, failures = frames
     if runs.empty:
         raise RunError("; ".join(["no finished run to make a table of", *records.problems[:3]]))
+    if asked.baseline is not None:
+        require(replace(records, runs=runs), dict([asked.baseline]), "--baseline")
     runs = runs.assign(**_last(runs))
     done = set(records.runs["key"])
     failures = rows(failures, (key not in done for key in failures["key"])).drop_duplicates("key")

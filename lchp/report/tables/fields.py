@@ -105,11 +105,11 @@ def add_differences(
             for i, cell in enumerate(row):
                 own = ({**cell.values, name: value}).items()
                 other = places.get((*own, cell.measure), in_column.get((*own,)))
-                if cell.values[name] == value or shown[i].mean is None or other is None:
+                if cell.values[name] == value or shown[i].mean is None:
                     continue
                 try:
                     (a, b), also = _settings_of(cell, other)
-                    if a.base[name] == b.base[name] == NO_PART:  # the same training: nothing to test
+                    if a.base.get(name) == b.base.get(name) == NO_PART:  # the same training: nothing to test
                         continue
                     less = reader.difference(a.runs, b.runs, cell.measure.path.format(frame=frame))
                 except RunError as error:
@@ -125,7 +125,7 @@ def add_differences(
     return [*_about(there[0][2].images, seeds, len(there)), *notes] if there else [*notes]
 
 
-def _settings_of(cell: CellRuns, other: CellRuns) -> tuple[tuple[Group, Group], list[str]]:
+def _settings_of(cell: CellRuns, other: CellRuns | None) -> tuple[tuple[Group, Group], list[str]]:
     """A setting of each: the one pair that differs in the table's fields alone, else the only ones; and what is to be
     said of these. Raises RunError where there is no such pair, or both saw other images."""
 
@@ -133,6 +133,8 @@ def _settings_of(cell: CellRuns, other: CellRuns) -> tuple[tuple[Group, Group], 
         pairs = ((n, a.base[n], b.base[n]) for n in a.base if n not in cell.values)
         return [n for n, x, y in pairs if NO_PART not in (x, y) and x != y]
 
+    if other is None or not other.settings:
+        raise RunError("the baseline was not run there")
     pairs = [(a, b) for a in cell.settings for b in other.settings]
     alike = [(a, b) for a, b in pairs if not away(a, b)]
     if len(alike) != 1 and len(pairs) != 1:
