@@ -238,7 +238,7 @@ LOCAL_FILES = "/data/local-files/?d="
 @contextlib.contextmanager
 def _label_studio(folder: Path | None, class_names: tuple[str, ...]) -> Iterator[Write]:
     assert folder is not None
-    names = [_plain(name) or f"class {k}" for k, name in enumerate(class_names)]
+    names = _label_names(class_names)
     places: list[tuple[float, int, int]] = []  # confidence, start, and end of each task in the spool
     with tempfile.TemporaryFile("w+b", dir=folder) as spool:
 
@@ -261,6 +261,17 @@ def _label_studio(folder: Path | None, class_names: tuple[str, ...]) -> Iterator
         ElementTree.SubElement(labels, "Label", value=name)
     ElementTree.indent(view)
     (folder / "label_config.xml").write_bytes(ElementTree.tostring(view) + b"\n")
+
+
+def _label_names(class_names: tuple[str, ...]) -> list[str]:
+    """What Label Studio calls the classes. Names that its config would hold alike get their class's number."""
+    found: dict[str, None] = {}
+    for k, class_name in enumerate(class_names):
+        name = _plain(class_name) or f"class {k}"
+        while name in found:
+            name = f"{name} ({k})"
+        found[name] = None
+    return list(found)
 
 
 def _plain(text: str) -> str:

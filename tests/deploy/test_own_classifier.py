@@ -127,9 +127,9 @@ def test_what_the_files_hold_is_in_the_key(place: Path, tmp_path: Path) -> None:
     assert len({key(), key(weights="own.pth"), key(model__classifier_classes=str(place / "head.txt"))}) == 3
     assert key(method__name="cam") == key(), "all maps of a classifier share it"
     found = forecast(own_config(place))
-    assert [(link.kind, link.epochs, link.seconds) for link in found.links] == [
-        ("classifier", 0, 0.0),
-        ("boxes", 1, 0.0),
+    assert [(link.kind, link.epochs, link.seconds > 0) for link in found.links] == [
+        ("classifier", 0, False),
+        ("boxes", 1, True),
     ]
 
 

@@ -158,7 +158,10 @@ def test_nothing_at_all_is_still_a_file_of_each_format(tmp_path: Path) -> None:
 def test_names_that_xml_does_not_hold(tmp_path: Path) -> None:
     from xml.etree import ElementTree
 
-    with open_writer("labelstudio", tmp_path, ("a\x07b", "\ud800", "é\n中", "<&>")):
+    names = ("a\x07b", "\ud800", "é\n中", "<&>", "a\u00a0b", "a  b", "class 1", "a b (4)")
+    with open_writer("labelstudio", tmp_path, names):
         pass
     labels = ElementTree.parse(tmp_path / "label_config.xml").iter("Label")
-    assert [label.get("value") for label in labels] == ["a b", "class 1", "é 中", "<&>"]
+    assert [label.get("value") for label in labels] == [
+        "a b", "class 1", "é 中", "<&>", "a b (4)", "a b (5)", "class 1 (6)", "a b (4) (7)"
+    ]  # fmt: skip
