@@ -34,7 +34,8 @@ def dry_run_text(plan: Plan, price_per_hour: float | None = None) -> str:
         )
     cells = tabulate([[name, ", ".join(map(str, s))] for name, s in rows.items()], ["cell", "seeds"])
     where = plan.store.remote or plan.store.storage
-    head = f"{len(plan.cells)} cells ({len(rows)} settings x {len(seeds)} seeds at most), storage {where}"
+    shape = " x ".join(f"{n} {word}{'s' * (n != 1)}" for n, word in ((len(rows), "setting"), (len(seeds), "seed")))
+    head = f"{len(plan.cells)} cell{'s' * (len(plan.cells) != 1)} ({shape} at most), storage {where}"
     return f"{head}\n\n{cells}\n\n{counts(plan)}\n{cost(plan)}\n{estimate(plan, price_per_hour)}"
 
 

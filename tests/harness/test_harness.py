@@ -275,6 +275,7 @@ def test_dry_run_says_what_is_to_be_trained(
     status = main("delta_tau", SWEEPS["delta_tau"].cells, argv=argv)
     out = capsys.readouterr().out.splitlines()
     assert status == 0
+    assert out[0] == f"24 cells (24 settings x 1 seed at most), storage {tmp_path}"
     assert out[-12:] == [
         "classifier: 4 to train, 0 in store",
         "localizer: 4 to train, 0 in store",
