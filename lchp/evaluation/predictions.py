@@ -343,7 +343,7 @@ def _selection_lines(summary: dict[str, Any]) -> list[str]:
         word = "helped" if gain > least else "made the boxes worse" if gain < -least else "changed little"
         lines.append(
             f"stage 2 {word}, by a score that reads no box, on {stage2['images']} training images: LCHP-I "
-            f"{stage2['lchp_i']:.1f}, LCHP-R {stage2['lchp_r']:.1f} ({gain:+.1f}, standard error {error:.1f})"
+            f"{stage2['lchp_i']:.1f}, LCHP-R {stage2['lchp_r']:.1f} ({gain:+z.1f}, standard error {error:.1f})"
         )
     return lines
 
