@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[:1] == ["sweep"]:  # a program of its own: it says itself how to go on
         return run_sweep(arguments[1:])
     logging.basicConfig(format="%(message)s", level=logging.INFO)
-    for name in ("fontTools", "matplotlib"):  # they tell of every table of a PDF's fonts
+    for name in ("fontTools", "matplotlib", "torch"):  # of every table of a PDF's fonts, of torch's own caches
         logging.getLogger(name).setLevel(logging.WARNING)
     kept = "; what was trained is kept: go on with the same command, --output and --resume"
     stopped = f"lchp: stopped{kept if arguments[:1] == ['train'] else ''}"
