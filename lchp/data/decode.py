@@ -144,14 +144,16 @@ def header(path: Path, exif: bool = False, content: bytes | None = None) -> Head
         return Header(image.width, image.height, _orientation(image) if exif else 1)
 
 
-def is_turned(path: Path) -> bool:
-    """Whether a picture that is no JPEG lies in its file turned, by its EXIF orientation: few readers but Pillow heed
-    that (OpenCV reads WebP as it lies, and some TIFFs not at all). Raises DataError naming the file."""
+def seen_alike(path: Path) -> bool:
+    """Whether detectors, which read by OpenCV, see the picture that `decode` gives upright: by its content, whatever
+    its name says, of a format that all of them read (not TIFF, of which OpenCV reads some kinds only), and turned by
+    nothing but the EXIF block of a JPEG. Raises DataError naming the file."""
     with _opened(path) as image:
-        try:
-            return image.format not in ("JPEG", "MPO") and image.getexif().get(0x0112) in _TURNS
-        except Exception:  # as in `_orientation`
-            return False
+        if _orientation(image) not in _TURNS:
+            return image.format in ("BMP", "JPEG", "MPO", "PNG", "WEBP")
+        own = Image.Exif()  # without XMP, which Pillow heeds as well
+        own.load(image.info.get("exif", b""))
+        return image.format in ("JPEG", "MPO") and 0x0112 in own
 
 
 def is_image(path: Path) -> bool:

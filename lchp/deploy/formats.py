@@ -20,7 +20,7 @@ from xml.etree import ElementTree
 
 from PIL import Image
 
-from lchp.data.decode import decode, is_turned
+from lchp.data.decode import decode, seen_alike
 from lchp.files.filesystem import sync
 from lchp.files.targets import claim
 
@@ -77,8 +77,9 @@ class Prediction:
         return values if self.objects is None else values | {"objects": [o.record() for o in self.objects]}
 
 
-READ_BY_DETECTORS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-"""Endings of the images that Ultralytics and YOLOv5 to YOLOv9 look for; they pass over others without a word."""
+READ_BY_DETECTORS = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+"""Endings of the images that Ultralytics and YOLOv5 to YOLOv9 look for; they pass over others without a word (but for
+TIFF's, see `seen_alike`)."""
 
 _IMAGES = re.compile(r"(?<![^/])(_*images)(?=/)")
 """A folder `images` of the source. Detectors find a label by putting `labels` for the last folder `images` of an
@@ -208,7 +209,7 @@ def _yolo(folder: Path | None, class_names: tuple[str, ...]) -> Iterator[Write]:
             lines.append(f"{prediction.class_id} " + " ".join(f"{v:.6f}" for v in values) + "\n")
         name = _IMAGES.sub(r"_\1", prediction.image)
         stem, suffix = os.path.splitext(name)
-        read = suffix.lower() in READ_BY_DETECTORS and not is_turned(path)
+        read = suffix.lower() in READ_BY_DETECTORS and seen_alike(path)
         if not read:
             stem, suffix = name, ".png"
         label = claim(labels, stem, ".txt", suffix)  # a.jpg beside a.png: a label is named by the stem alone

@@ -471,6 +471,38 @@ def test_a_detector_sees_upright_what_lies_turned_in_its_file(tmp_path: Path, ex
         assert Image.open(image).size == (width, height)
 
 
+XMP = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("a.jpg", {"format": "JPEG", "xmp": XMP}),  # Pillow heeds it, OpenCV does not
+        ("b.jpg", {"format": "GIF"}),
+        ("c.jpeg", {"format": "AVIF"}),
+        ("d.png", {"format": "JPEG2000"}),
+        ("e.tif", {"format": "TIFF", "compression": "lzma"}),
+        ("f.png", {"format": "JPEG"}),
+    ],
+)
+def test_a_detector_reads_whatever_an_image_holds(tmp_path: Path, name: str, how: dict[str, Any]) -> None:
+    """By its own means: OpenCV, which reads what Pillow says is of one of Ultralytics' formats."""
+    stored = Image.new("RGB", (20, 10), "white")
+    stored.paste("black", (0, 0, 4, 4))
+    stored.save(tmp_path / name, **how)
+    upright = decode(tmp_path / name, None, exif=True)
+    height, width = upright.shape[:2]
+    out = tmp_path / "out"
+    out.mkdir()
+    with open_writer("yolo", out, ("one",)) as write:
+        write(Prediction(name, width, height, 0, "one", 1.0, (0, 0, 5, 5), 1.0), tmp_path / name)
+    (image,) = (out / "images").iterdir()
+    read = cv2.imread(str(image))
+    assert read is not None
+    assert np.abs(read[..., ::-1].astype(int) - upright).mean() < 8
+    assert (image.suffix, Image.open(image).format) in ((".png", "PNG"), (".png", "JPEG"))
+
+
 def test_a_detector_that_repairs_its_images_leaves_the_originals(tmp_path: Path) -> None:
     write_yolo(tmp_path / "in", tmp_path / "out", ["a.jpg"])
     original = (tmp_path / "in" / "a.jpg").read_bytes()
