@@ -20,9 +20,17 @@ SYSTEM_FOLDERS = {
     "__macosx",
     "@eadir",
     "@recycle",
+    "@recently-snapshot",
+    "@tmp",
     "#recycle",
+    "#snapshot",
+    "~snapshot",
     "$recycle.bin",
+    "recycler",
     "system volume information",
+    "network trash folder",
+    "temporary items",
+    "__pycache__",
     "lost+found",
 }
 """Folders that systems and network disks make, in lower case; their files, some called .jpg, are nobody's images."""
@@ -190,7 +198,7 @@ class PassedOver:
             if lower.startswith(".") or lower in (SYSTEM_FOLDERS if is_folder else _LEFT_BY_SYSTEMS):
                 self.system["._*" if lower.startswith("._") else name] += 1
             elif not is_folder and not is_image(folder / name):
-                (pictures if kind in PICTURES else self.other)[kind or name] += 1
+                (pictures if kind and kind in PICTURES else self.other)[kind or name] += 1
         self.undecodable += pictures
         return pictures
 

@@ -65,7 +65,7 @@ def _read_parquet(path: Path, content: bytes) -> pd.DataFrame:
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:  # also of metadata that do not fit
         raise DataError(f"{path}: not a table ({(str(error).splitlines() or [''])[0][:200]})") from None
     ids = {"image_id", *(old for old, new in ALIASES.items() if new == "image_id")}
-    if INDEX in table and not ids & set(table) and pd.api.types.infer_dtype(table[INDEX]) == "string":
+    if INDEX in table and not ids & set(table) and pd.api.types.infer_dtype(table[INDEX].astype(object)) == "string":
         table = table.rename(columns={INDEX: "image_id"})
     return table
 

@@ -16,7 +16,7 @@ from lchp.errors import DataError, printable
 # Named, so that content decides rather than the extension, and none of Pillow's exotic readers (EPS starts Ghostscript)
 # is reached. JPEG includes MPO, which many phones write.
 _EXTENSIONS = {
-    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jif", ".jfif", ".jfi", ".pjpeg", ".pjp", ".mpo"),
     "PNG": (".png", ".apng"),
     "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
     "BMP": (".bmp",),
@@ -29,7 +29,12 @@ _EXTENSIONS = {
     "AVIF": (".avif", ".avifs"),
 }
 # Formats without a mark of their own in the file, or seldom: read where the name says so alone.
-_BY_NAME = {".tga": "TGA", ".ico": "ICO", ".pcx": "PCX", ".psd": "PSD", ".sgi": "SGI", ".ras": "SUN"}
+_BY_NAME = {
+    **dict.fromkeys((".tga", ".icb", ".vda", ".vst"), "TGA"),
+    **dict.fromkeys((".sgi", ".bw", ".rgb", ".rgba"), "SGI"),
+    **dict.fromkeys((".ras", ".sr"), "SUN"),
+    **{".ico": "ICO", ".pcx": "PCX", ".psd": "PSD", ".dds": "DDS"},
+}
 _BUILT = {"WEBP": "webp", "JPEG2000": "jpg_2000", "AVIF": "avif"}
 """Formats that a build of Pillow may lack, by the feature's name."""
 
@@ -47,11 +52,11 @@ EXTENSIONS = (*(extension for name in FORMATS for extension in _EXTENSIONS[name]
 PICTURES = frozenset([
     *(extension for some in _EXTENSIONS.values() for extension in some),
     *_BY_NAME, ".heic", ".heif", ".hif", ".jxl", ".jxr", ".svg", ".exr", ".hdr", ".pfm", ".eps", ".xcf",
-    ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw",
+    ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw", "",
 ])
 # fmt: on
-"""Extensions of pictures. What has one that is not among `EXTENSIONS` is an image if its content can be decoded here,
-as that of an AVIF called .heic."""
+"""Extensions of pictures, and none. What has one that is not among `EXTENSIONS` is an image if its content can be
+decoded here, as that of an AVIF called .heic."""
 
 _WHITE_16 = 65535
 

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+import itertools
 import os
 import re
 import unicodedata
@@ -30,8 +31,8 @@ from lchp.errors import DataError
 
 EXPECTED = "train/<class>/ and test/<class>/ (or val/<class>/), or <class>/ folders of images"
 TRAIN, TEST, VAL = (
-    {"train", "training"},
-    {"test", "testing"},
+    {"train", "training", "trn"},
+    {"test", "tests", "testing", "tst"},
     {"val", "valid", "validation", "validate", "dev", "eval", "evaluation"},
 )
 """What the folder of a split is called, in any case, also with an ending such as `_set`."""
@@ -108,6 +109,8 @@ def _list_splits(root: Path, problems: list[Problem], passed: PassedOver) -> tup
         raise DataError(f"{root}: {held_out}/ but no train/ beside it; expected {EXPECTED}")
     if not folders:
         raise DataError(f"{root}: no class folders; expected {EXPECTED}")
+    if alike := _like_splits(root, folders, problems):
+        raise DataError(f"{root}: {alike[0]}/ and {alike[1]}/ are called like splits; expected {EXPECTED}")
     for name in folders:
         below = list_folders(root / name, problems)
         inner = [_of_split(root / name, below, names) for names in (TRAIN, TEST, VAL)]
@@ -132,6 +135,25 @@ def _of_split(root: Path, folders: list[str], names: set[str]) -> str | None:
     return found[0] if found else None
 
 
+def _like_splits(root: Path, folders: list[str], problems: list[Problem]) -> tuple[str, str] | None:
+    """Two folders whose names hold the word of a training split and that of another (`seg_train`, `seg_test`), where
+    the names are the same but for it, or no image lies directly in them."""
+    of_train, held_out = (
+        [(folder, words - names) for folder in folders if (words := _words(folder)) & names]
+        for names in (TRAIN, TEST | VAL)
+    )
+    for (one, rest), (other, of_other) in itertools.product(of_train, held_out):
+        if rest == of_other or not any(list_images(root / name, problems) for name in (one, other)):
+            return one, other
+    return None
+
+
+def _words(name: str) -> set[str]:
+    """`train` and `birds` of `trainBirds-2`, in lower case."""
+    name = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", unicodedata.normalize("NFKC", name))
+    return {*re.split(r"[\W\d_]+", name.casefold())} - {""}
+
+
 def _word(name: str) -> str:
     """`training` for `01 Training_Set`: the letters of a folder's name, in lower case, without what adds nothing."""
     letters = re.sub(r"[\W\d_]+", "", unicodedata.normalize("NFKC", name).casefold())
@@ -144,7 +166,15 @@ def _list_classes(root: Path, prefix: str, problems: list[Problem], passed: Pass
     if loose := list_images(top, problems):
         message = f"{len(loose)} images outside of any class folder ({shorten(loose[0])}, ...); they are left out"
         problems.append(Problem(str(top), None, message))
-    for name in list_folders(top, problems):
+    folders = list_folders(top, problems)
+    if len(folders) == 1 and not list_images(top / folders[0], problems):
+        below = list_folders(top / folders[0], problems)
+        if len(below) > 1:
+            raise DataError(
+                f"{top}: {folders[0]}/ is its only folder, and holds folders ({shorten(below[0])}, ...); the folders "
+                f"of the classes must lie directly in {top}"
+            )
+    for name in folders:
         # followlinks is off: a link to a parent folder would never end. A class folder itself may be a link.
         parents = _walk(top / name, problems)
         found = sorted(

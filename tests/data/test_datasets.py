@@ -507,6 +507,7 @@ def test_folder_loose_images_and_link_to_itself(small_folder: Path) -> None:
         ("01_train", "02-testing"),
         ("train2017", "val2017"),
         ("train_images", "eval"),
+        ("trn", "tst"),
     ],
 )
 def test_folder_splits_by_any_usual_name(tmp_path: Path, train: str, held_out: str) -> None:
@@ -543,21 +544,33 @@ def test_folder_prefers_the_test_split(tmp_path: Path) -> None:
         (["cat/0.jpg", "dog/0.jpg", "valid/dog/0.jpg"], "valid/ but no train/ beside it"),
         (["data/Train/x/0.jpg", "data/test/x/0.jpg"], "data/ is no class but holds Train/ and test/; name it"),
         (["images/train/x/0.jpg", "images/val2017/x/0.jpg"], "images/ is no class but holds train/ and val2017/; name"),
+        (
+            ["seg_train/seg_train/x/0.jpg", "seg_test/seg_test/x/0.jpg"],
+            "seg_train/ and seg_test/ are called like splits",
+        ),
+        (["myTrain/x/0.jpg", "holdout_val/x/0.jpg"], "myTrain/ and holdout_val/ are called like splits"),
+        (["train_x/0.jpg", "train_y/0.jpg", "test_x/0.jpg", "test_y/0.jpg"], "train_x/ and test_x/ are called like"),
+        (
+            ["train/images/x/0.jpg", "train/images/y/0.jpg", "test/x/0.jpg"],
+            "images/ is its only folder, and holds folders",
+        ),
     ],
 )
 def test_folder_splits_that_are_refused(tmp_path: Path, files: list[str], message: str) -> None:
     for file in files:
         picture(tmp_path / file)
-    with pytest.raises(DataError, match=f"{message}.*expected|{message}; keep one|is no class.*name it") as error:
+    with pytest.raises(
+        DataError, match=f"{message}.*(expected|must lie)|{message}; keep one|is no class.*name it"
+    ) as error:
         folder.load(tmp_path)
     assert "\n" not in str(error.value)
 
 
 def test_folder_classes_that_are_called_like_splits(tmp_path: Path) -> None:
-    for key in ("invalid", "valid", "trains", "test tube"):
+    for key in ("invalid", "valid", "train station", "trains", "test tube"):
         for i in range(2):
             picture(tmp_path / key / f"{i}.jpg")
-    assert folder.load(tmp_path).class_names == ("invalid", "test tube", "trains", "valid")
+    assert folder.load(tmp_path).class_names == ("invalid", "test tube", "train station", "trains", "valid")
 
 
 FORMATS = {
@@ -574,6 +587,10 @@ FORMATS = {
     "ico": "ICO",
     "pcx": "PCX",
     "sgi": "SGI",
+    "vda": "TGA",
+    "dds": "DDS",
+    "jif": "JPEG",
+    "pjpeg": "JPEG",
 }
 
 
@@ -585,11 +602,13 @@ def test_folder_formats(tmp_path: Path) -> None:
         picture(tmp_path / "test" / "a" / f"{i}.jpg")
     for extension, name in FORMATS.items():
         Image.new("RGB", (20, 16), "red").save(here / f"x.{extension}", format=name)
+    Image.new("RGB", (20, 16)).save(here / "IMG_1", format="JPEG")
     for name in ("p.HEIC", "sub/q.heic", "r.jxl", "notes.txt", "Makefile", ".DS_Store", "Thumbs.db", "._0.jpg"):
         write(here / name, "")
     picture(here / "@eaDir" / "0.jpg" / "SYNOPHOTO_THUMB_M.jpg")
+    picture(tmp_path / "train" / "#snapshot" / "0.jpg")
     dataset = folder.load(tmp_path)
-    assert len(dataset.train) == 3 + len(FORMATS)
+    assert len(dataset.train) == 3 + len(FORMATS) + 1
     assert check(dataset) == []
     assert dataset.notes == (
         f"{tmp_path}: passed over 3 pictures that cannot be decoded here: .heic 2, .jxl 1; convert them to JPEG or PNG",

@@ -499,7 +499,9 @@ def test_boxes_are_not_taken_one_by_one(tmp_path: Path, monkeypatch: pytest.Monk
     assert got.macro == pytest.approx({n: 100 * np.mean(each) for n, each in of_class.items()})
 
 
-@pytest.mark.parametrize("kind", ["named", "image", "without a name", "of two", "without metadata", "and a column"])
+@pytest.mark.parametrize(
+    "kind", ["named", "image", "without a name", "categories", "of two", "without metadata", "and a column"]
+)
 def test_a_key_column_that_became_the_index_of_a_parquet_file(tmp_path: Path, kind: str) -> None:
     files = [text(tmp_path / "p.csv", PREDICTIONS), text(tmp_path / "a.csv", ANNOTATIONS)]
     made = [file.with_suffix(".parquet") for file in files]
@@ -509,6 +511,8 @@ def test_a_key_column_that_became_the_index_of_a_parquet_file(tmp_path: Path, ki
             table.index.name = None
         elif kind == "image":
             table.index.name = "image"
+        elif kind == "categories":
+            table.index = pd.CategoricalIndex(table.index, name=None)
         elif kind == "and a column":
             table = table.assign(image_id=table.index).set_index(pd.Index(["row"] * len(table)))
         table.to_parquet(parquet)
