@@ -33,7 +33,10 @@ _BY_NAME = {
     **dict.fromkeys((".tga", ".icb", ".vda", ".vst"), "TGA"),
     **dict.fromkeys((".sgi", ".bw", ".rgb", ".rgba"), "SGI"),
     **dict.fromkeys((".ras", ".sr"), "SUN"),
-    **{".ico": "ICO", ".pcx": "PCX", ".psd": "PSD", ".dds": "DDS"},
+    ".ico": "ICO",
+    ".pcx": "PCX",
+    ".psd": "PSD",
+    ".dds": "DDS",
 }
 _BUILT = {"WEBP": "webp", "JPEG2000": "jpg_2000", "AVIF": "avif"}
 """Formats that a build of Pillow may lack, by the feature's name."""

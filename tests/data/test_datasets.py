@@ -552,7 +552,7 @@ def test_folder_prefers_the_test_split(tmp_path: Path) -> None:
         (["train_x/0.jpg", "train_y/0.jpg", "test_x/0.jpg", "test_y/0.jpg"], "train_x/ and test_x/ are called like"),
         (
             ["train/images/x/0.jpg", "train/images/y/0.jpg", "test/x/0.jpg"],
-            "images/ is its only folder, and holds folders",
+            "images/ is its only folder, and holds",
         ),
     ],
 )
