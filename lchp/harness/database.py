@@ -140,14 +140,14 @@ def open_study(storage: Path, name: str, seed: int = 0, *, patience: float = PAT
     """
     if not name.isprintable():  # bytes that are no text cannot be stored
         raise ConfigError(f"--name = {name!r}: expected text that can be printed")
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     runs.make_folder(storage)
     database = Database(storage / DATABASE, patience)
     try:
         study = optuna.create_study(
             storage=database.storage(), study_name=name, direction="maximize", load_if_exists=True
         )
-        trials = study.get_trials(deepcopy=False)
+        trials, _ = study.get_trials(deepcopy=False), study.user_attrs
         directions = [d.name for d in study.directions]
     except RunError:
         raise

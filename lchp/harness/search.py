@@ -140,7 +140,7 @@ def draft(spec: Search, options: Options) -> Plan:
         done = sum(cell["state"] in ("done", "stopped") for cell in runs.read_sweep(folder)["cells"])
     else:
         require_new(folder, store.remote)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(base.seed))
     cells = [make_cell(base, spec.space(study.ask())) for _ in range(spec.trials - done)]
     plan = Plan(Sweep(spec.name, base, []), options, cells, JobSchedule([]), store, folder)

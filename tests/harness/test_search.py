@@ -1,6 +1,7 @@
 """Searches without Ray: what becomes of the study's database, and of results that it could not be told of."""
 
 import contextlib
+import logging
 import sqlite3
 import threading
 from collections import Counter
@@ -176,6 +177,12 @@ def as_unreadable_record(path: Path) -> None:
         c.execute("update trial_params set distribution_json = '{'")
 
 
+def as_unreadable_attribute(path: Path) -> None:
+    open_study(path.parent, "s").set_user_attr("objective", "unboxed")
+    with contextlib.closing(sqlite3.connect(path)) as c, c:
+        c.execute("update study_user_attributes set value_json = '{'")
+
+
 def as_unknown_state(path: Path) -> None:
     open_study(path.parent, "s").ask()
     with contextlib.closing(sqlite3.connect(path)) as c, c:
@@ -197,6 +204,7 @@ def as_minimising(path: Path) -> None:
         (as_another_programs, "another program's.*move it away"),
         (as_lacking_a_table, "no such table: trial_params.*move it away"),
         (as_unreadable_record, "move it away"),
+        (as_unreadable_attribute, "move it away"),
         (as_unknown_state, "'LOST' is not among.*move it away"),
         (as_old, "set up by optuna 2.0.0.*optuna storage upgrade --storage 'sqlite:////.*optuna.db'.*Or move it away"),
         (as_new, "pip install -U optuna.*Or move it away"),
@@ -204,14 +212,20 @@ def as_minimising(path: Path) -> None:
     ],
 )
 def test_a_database_that_is_none_is_one_line_and_stays_as_it_is(
-    tmp_path: Path, make: Callable[[Path], object], said: str
+    tmp_path: Path,
+    make: Callable[[Path], object],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    monkeypatch.setattr(logging.getLogger("optuna"), "propagate", True)
     path = tmp_path / DATABASE
     make(path)
     before = path.read_bytes() if path.is_file() else None
     with pytest.raises(RunError, match=f"^{path}: .*{said}[^\n]*$"):
         open_study(tmp_path, "s")
     assert (path.read_bytes() if path.is_file() else None) == before
+    assert not caplog.records  # nor SQL of Optuna's
 
 
 @pytest.mark.parametrize(

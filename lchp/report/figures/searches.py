@@ -25,7 +25,7 @@ def _read(path: Path) -> list[Any]:
 
     uri = f"{path.absolute().as_uri()}?mode=ro"
     own = {"creator": lambda: sqlite3.connect(uri, uri=True, timeout=5, check_same_thread=False)}
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         database = optuna.storages.RDBStorage("sqlite:///optuna.db", own, skip_table_creation=True)
         names = sorted(optuna.get_all_study_names(database))
