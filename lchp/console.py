@@ -96,7 +96,7 @@ def _answered(body: Callable[[], int], stopped: str, error: str) -> int:
         print(f"{error}: " + "\n".join(map(printable, str(fault).split("\n"))), file=sys.stderr)  # a list has lines
         return 2
     except KeyboardInterrupt as stop:
-        print(f"\n{stopped}", file=sys.stderr)
+        print(f"\n{stopped}{_how_to_go_on(stop)}", file=sys.stderr)
         return stop.status if isinstance(stop, Interrupted) else INTERRUPTED
     except BrokenPipeError:
         raise
@@ -106,6 +106,12 @@ def _answered(body: Callable[[], int], stopped: str, error: str) -> int:
             raise
         print(f"{error}: {said}", file=sys.stderr)
         return 2
+
+
+def _how_to_go_on(stop: KeyboardInterrupt) -> str:
+    if not isinstance(stop, Interrupted) or stop.kept is None:
+        return ""
+    return f"; what was trained is kept: go on with the same command, --output {stop.kept} and --resume"
 
 
 def _what_to_mend(fault: Exception) -> str | None:

@@ -53,9 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     for name in ("fontTools", "matplotlib", "torch"):  # of every table of a PDF's fonts, of torch's own caches
         logging.getLogger(name).setLevel(logging.WARNING)
-    kept = "; what was trained is kept: go on with the same command, --output and --resume"
-    stopped = f"lchp: stopped{kept if arguments[:1] == ['train'] else ''}"
-    return guarded(lambda: _dispatch(arguments), stopped, error="lchp: error")
+    return guarded(lambda: _dispatch(arguments), "lchp: stopped", error="lchp: error")
 
 
 def program() -> None:

@@ -122,7 +122,7 @@ class Field:
         and paths plain ones (JSON, sweeps and Python hold them so). Raises ConfigError for one that does not fit."""
         try:
             is_path = self.rule and self.rule.is_path and isinstance(value, os.PathLike)
-            value = os.fspath(value) if is_path else _plain(value)
+            value = os.fspath(value) if is_path else plain(value)
             found = _typed(value, self.type)
             expected = self.rule.words if self.rule and not self.rule.fits(found) else None
         except OverflowError:
@@ -159,14 +159,16 @@ def field_of(name: str, annotation: Any) -> Field:
     return Field(name, kind, said.get(Rule), said[tuple], said.get(Since), said.get(Open))
 
 
-def _plain(value: Any) -> Any:
-    """Lists as tuples; scalars and arrays of numpy, and of torch, as Python's own values."""
+def plain(value: Any) -> Any:
+    """Lists as tuples; scalars and arrays of numpy, and of torch, as Python's own values: np.float32(0.3) as 0.3."""
     if type(value) in _PLAIN:
         return value
+    if getattr(value, "dtype", None) in ("float16", "float32"):
+        value = value.astype(str).astype(float)
     if hasattr(value, "tolist") and not isinstance(value, type):
         value = value.tolist()
         value = float(value) if hasattr(value, "tolist") and isinstance(value, Real) else value  # a long double
-    return tuple(map(_plain, value)) if isinstance(value, (list, tuple)) else value
+    return tuple(map(plain, value)) if isinstance(value, (list, tuple)) else value
 
 
 _parts = functools.cache(lambda kind: (get_origin(kind), get_args(kind)))

@@ -35,6 +35,13 @@ class Sweep:
     cells: Sequence[Overrides]
     seeds: Sequence[int] = (0,)
 
+    def __post_init__(self) -> None:
+        for name, such in (("cells", "grid(...) gives"), ("seeds", "range(3)")):
+            values = getattr(self, name)
+            if not isinstance(values, Iterable):
+                raise ConfigError(f"{name} = {values!r}: expected a list, as {such}")
+            object.__setattr__(self, name, _counted(values))
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -131,8 +138,7 @@ def grid(axes: Mapping[str, Iterable[Any]]) -> list[Overrides]:
 
     Raises ConfigError for more than MAX_CELLS of them.
     """
-    # what has no length is counted by taking it out, which may never end
-    lists = [v if isinstance(v, Sized) else list(itertools.islice(v, MAX_CELLS + 1)) for v in axes.values()]
+    lists = [_counted(values) for values in axes.values()]
     _require_few("the grid", *map(_length, lists))
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*lists)]
 
@@ -159,6 +165,11 @@ def _require_few(what: str, *factors: int) -> None:
         raise ConfigError(
             f"{what}: {said} = {number} cells, expected at most {MAX_CELLS}; take fewer, or several sweeps"
         )
+
+
+def _counted(values: Iterable[Any]) -> Any:
+    """Values that have a length. What has none is counted by taking it out, which may never end."""
+    return values if isinstance(values, Sized) else list(itertools.islice(values, MAX_CELLS + 1))
 
 
 def _length(values: Sized) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import tyro
 
-from lchp.config import TrainConfig
+from lchp.config import TrainConfig, plain
 from lchp.errors import ConfigError
 from lchp.files.remote import Remote, as_storage
 from lchp.harness.store import Store
@@ -48,9 +48,15 @@ class Options:
             ("max_failures", 0),
             ("nodes", 1),
         ):
-            value = getattr(self, name)
-            if value is not None and (not math.isfinite(value) or value < least):
-                raise ConfigError(f"--{name.replace('_', '-')} = {value}: expected at least {least}")
+            value = plain(getattr(self, name))
+            object.__setattr__(self, name, value)
+            if value is None and name == "gpus_per_trial":
+                continue
+            flag, whole = f"--{name.replace('_', '-')}", name != "gpus_per_trial"
+            if not isinstance(value, int if whole else (int, float)):
+                raise ConfigError(f"{flag} = {value!r}: expected a {'whole ' if whole else ''}number")
+            if not math.isfinite(value) or value < least:
+                raise ConfigError(f"{flag} = {value}: expected at least {least}")
         if self.workers_per_trial > 1 and self.gpus_per_trial is not None and 0 < self.gpus_per_trial < 1:
             raise ConfigError(
                 f"--gpus-per-trial = {self.gpus_per_trial}: workers of one training need a GPU each; "

@@ -20,7 +20,7 @@ from optuna.distributions import check_distribution_compatibility
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
-from lchp.config import PLACES, TrainConfig, to_flat
+from lchp.config import PLACES, TrainConfig, plain, to_flat
 from lchp.data import load
 from lchp.errors import ConfigError, RunError
 from lchp.files import runs
@@ -62,8 +62,9 @@ class Search:
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
             raise ConfigError(f"objective = {self.objective!r}: expected one of {', '.join(OBJECTIVES)}")
-        if not 1 <= self.trials <= MAX_CELLS:
-            raise ConfigError(f"--trials = {self.trials}: expected at least 1 and at most {MAX_CELLS}")
+        object.__setattr__(self, "trials", plain(self.trials))
+        if not isinstance(self.trials, int) or not 1 <= self.trials <= MAX_CELLS:
+            raise ConfigError(f"--trials = {self.trials!r}: expected at least 1 and at most {MAX_CELLS}")
 
 
 def search(spec: Search, options: Options | None = None, *, show_progress: bool = False) -> SweepResult:

@@ -4,6 +4,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -11,11 +12,13 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal that ended the program; `status` is the exit status by which a shell knows it (130, 143 or 129)."""
+    """A signal that ended the program; `status` is the exit status by which a shell knows it (130, 143 or 129), `kept`
+    the run folder that a training goes on from."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
         self.status = 128 + signum
+        self.kept: Path | None = None
 
 
 class Stop:

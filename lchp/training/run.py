@@ -6,7 +6,7 @@ import itertools
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -26,7 +26,7 @@ from lchp.files.targets import OF_A_RUN
 from lchp.method.batch import nothing
 from lchp.system import distributed
 from lchp.system.devices import peak_memory_mb
-from lchp.system.interrupt import Stop
+from lchp.system.interrupt import Interrupted, Stop
 from lchp.tracking import TrackerName, required
 from lchp.tracking.feed import Picture, Subject
 from lchp.tracking.follow import Followers, followed
@@ -176,7 +176,8 @@ def _train(
     if writes:
         runs.write_json(run / ENVIRONMENT, environment, parents=False)  # a stopped run needs its class names too
         runs.make_folder(run / CHECKPOINTS)
-    with followed(trackers if writes else (), partial(_subject, run, config, claimed)) as followers:
+    subject = partial(_subject, run, config, claimed)
+    with _named_where_stopped(run), followed(trackers if writes else (), subject) as followers:
 
         def record(metrics: Metrics) -> None:
             claimed.check()
@@ -195,6 +196,15 @@ def _train(
         if summary:
             runs.write_json(run / SUMMARY, summary, parents=False)
     return Result(run, config, summary)
+
+
+@contextlib.contextmanager
+def _named_where_stopped(run: Path) -> Iterator[None]:
+    try:
+        yield
+    except Interrupted as stop:
+        stop.kept = run
+        raise
 
 
 def _subject(run: Path, config: TrainConfig, claimed: Claim, tracker: TrackerName) -> Subject:

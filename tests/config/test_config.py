@@ -105,10 +105,9 @@ def test_fields_that_depend_on_each_other_are_overridden_together() -> None:
     assert (config.data.image_size, config.data.resize) == (600, 700)
 
 
-F32 = np.float32(0.3)
 PLAIN: list[tuple[str, Any, Any]] = [
     ("initialization.delta", np.float64(0.3), 0.3),
-    ("initialization.delta", F32, float(F32)),
+    ("initialization.delta", np.float32(0.3), 0.3),
     ("initialization.delta", np.float16(0.5), 0.5),
     ("initialization.delta", np.longdouble(0.5), 0.5),
     ("initialization.delta", np.array(0.3), 0.3),
@@ -124,6 +123,7 @@ PLAIN: list[tuple[str, Any, Any]] = [
     ("refinement.labeller", np.str_("frozen"), "frozen"),
     ("model.classifier", np.str_("resnet50"), "resnet50"),
     ("refinement.scale", np.array([0.5, 2]), (0.5, 2.0)),
+    ("refinement.scale", np.array([0.7, 2], np.float32), (0.7, 2.0)),
     ("refinement.scale", [np.float64(0.5), np.int64(2)], (0.5, 2.0)),
     ("refinement.augmentations", np.array(["flip", "scale"]), ("flip", "scale")),
     ("data.root", Path("/data"), "/data"),

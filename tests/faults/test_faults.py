@@ -110,7 +110,8 @@ def test_a_signal_writes_a_checkpoint_at_the_steps_end(
     process = killed.start(killed.command, arguments, at, signum, tmp_path / "said")
     process.join(120)  # most of it is the start; that it ends in mid-epoch is shown below
     assert process.exitcode == 128 + signum
-    assert "lchp: stopped; what was trained is kept" in (tmp_path / "said").read_text()
+    said = (tmp_path / "said").read_text()
+    assert f"lchp: stopped; what was trained is kept: go on with the same command, --output {tmp_path / 'run'}" in said
     found = max((tmp_path / "run" / "checkpoints").glob("*.pt"), key=lambda p: p.stat().st_mtime_ns)
     assert load_checkpoint(found)["within"] is not None, "the checkpoint is of the middle of an epoch"
     train(config, output=tmp_path / "run", resume=True)

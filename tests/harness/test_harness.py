@@ -4,6 +4,7 @@ import itertools
 import json
 import logging
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -174,7 +175,10 @@ def test_a_job_survives_the_way_to_a_trial() -> None:
 
 
 def test_grids_and_seeds_of_numpys_numbers_are_cells_of_plain_ones() -> None:
-    axes = {"initialization.delta": np.linspace(0.2, 0.6, 3), "initialization.epochs": np.arange(1, 3)}
+    axes = {
+        "initialization.delta": np.linspace(0.2, 0.6, 3, dtype=np.float32),
+        "initialization.epochs": np.arange(1, 3),
+    }
     plain = {"initialization.delta": [0.2, 0.4, 0.6], "initialization.epochs": [1, 2]}
     seeds: Any = np.arange(2)
     one = expand(Sweep("s", preset("parts"), grid(axes), seeds))
@@ -182,6 +186,27 @@ def test_grids_and_seeds_of_numpys_numbers_are_cells_of_plain_ones() -> None:
     assert one == two
     assert len(one) == 12
     assert [json.dumps(c.overrides) for c in one] == [json.dumps(c.overrides) for c in two]
+    endless: Any = (cell for cell in grid(plain))
+    assert expand(Sweep("s", preset("parts"), endless, seeds)) == two
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Sweep("s", preset("parts"), [{}], cast("Any", 3)), r"seeds = 3: expected a list, as range\(3\)"),
+        (lambda: Options(max_concurrent=cast("Any", "2")), "--max-concurrent = '2': expected a whole number"),
+        (lambda: Options(nodes=cast("Any", 1.5)), "--nodes = 1.5: expected a whole number"),
+        (lambda: Options(gpus_per_trial=cast("Any", "all")), "--gpus-per-trial = 'all': expected a number"),
+    ],
+)
+def test_what_is_no_number_or_list_is_said_by_its_name(make: Callable[[], object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        make()
+
+
+def test_options_of_numpys_numbers_are_plain() -> None:
+    options = Options(max_concurrent=cast("Any", np.int64(2)), gpus_per_trial=cast("Any", np.float32(0.3)))
+    assert (type(options.max_concurrent), options.gpus_per_trial) == (int, 0.3)
 
 
 def test_pinned_leaves_nothing_to_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
