@@ -490,8 +490,9 @@ def test_workers_share_only_losses_that_are_the_mean_of_those_of_slices(
 
 def test_every_method_beats_the_centred_box_on_birds_or_the_record_says_that_it_does_not() -> None:
     """The published records of 50 classes of CUB with a pretrained MobileNetV2, and their Table 1."""
-    folder = Path(__file__).parents[2] / "analysis" / "records" / "cub50_methods"
+    folder = Path(__file__).parents[2] / "analysis" / "records" / "cub50"
     found = collect([folder]).runs
+    found = found[found["method.name"] != "lchp"]
     assert set(found["method.name"]) == set(COMPARED)
     assert set(found["model.classifier"]) == {"mobilenet_v2"}
     assert all(found["model.pretrained"])

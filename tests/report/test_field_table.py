@@ -72,6 +72,23 @@ def test_columns_are_a_field_or_metrics(tmp_path: Path) -> None:
     assert [c.ours for c in metrics.sections[0].rows[-1].cells] == ["90.00 (1)", "72.00 (1)", "85.50 (1)", "90.00 (1)"]
 
 
+def test_a_result_below_the_whole_frame_is_no_figure_but_is_said() -> None:
+    """The published record of what learns from boxes of heads."""
+    table = made(Path(__file__).parents[2] / "analysis" / "records" / "cub50_boxes", "method.boxes")
+    assert cell(table, ("oracle_head.csv",), "LCHP-R", "full_image").ours == "failed"
+    assert [note for note in table.notes if note.startswith("failed: ")] == [
+        f"failed: method.boxes oracle_head.csv, seed 0, {result} in {frame}: GT-Known {known}, below the whole frame's "
+        f"{floor}"
+        for result, frame, known, floor in (
+            ("LCHP-I", "center_crop", 5.13, 41.03),
+            ("LCHP-I", "full_image", "6.70", 19.94),
+            ("LCHP-R", "center_crop", 6.55, 41.03),
+            ("LCHP-R", "full_image", 11.68, 19.94),
+        )
+    ]
+    assert cell(table, ("oracle_truth.csv",), "LCHP-R").ours == "95.16 (1)"
+
+
 def test_what_differs_besides_is_named_and_counted(tmp_path: Path) -> None:
     """At delta 0.5 the labeller differs within the cell, at 0.3 tau from the other rows."""
     run(tmp_path, {DELTA: 0.5}, (40.0, 50.0, 60.0))

@@ -89,7 +89,7 @@ class CellRuns:
     def in_frame(self, frame: str) -> TableCell:
         """The figure; where it is of several settings it says so."""
         path = self.measure.path.format(frame=frame)
-        cell = cell_of(self.runs, self.lost, path, self.measure, frame, None, trained=not self._maps())
+        cell = cell_of(self.runs, self.lost, path, self.measure, frame, None, trained=not self.maps)
         several = len(self.settings) > 1 and cell.mean is not None
         return replace(cell, ours=f"{cell.ours[:-1]}; {len(self.settings)} settings)") if several else cell
 
@@ -98,7 +98,8 @@ class CellRuns:
         """Its values, for a note."""
         return values_text(self.values)
 
-    def _maps(self) -> bool:
+    @property
+    def maps(self) -> bool:
         """Whether all are score maps' boxes, which no training makes."""
         runs = [] if self.runs is None else self.runs.to_dict("records")
         return bool(runs) and not any(is_complete(run) for run in runs) and {*map(result_of, runs)} == {"pseudo_label"}

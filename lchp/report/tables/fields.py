@@ -22,6 +22,8 @@ from lchp.report.tables.grid import (
     Section,
     Table,
     TableCell,
+    failed_notes,
+    failed_runs,
     floor_notes,
     lost_notes,
     origin_of,
@@ -48,6 +50,7 @@ def field_table(records: Records, asked: FieldTable) -> Table:
         sections.append(Section(data, frame, ranked_rows(shown, found.measures, Paper({}), 0), part))
     if len(set(found.runs[FINGERPRINT])) == 1:
         notes += floor_notes(found.runs)
+    notes += failed_notes(_failed(found))
     notes += dict.fromkeys(note for cell in found.all for group in cell.settings for note in group.notes)
     notes += lost_notes(found.failures, None)
     caption = f"Data: {', '.join(dict.fromkeys(section.title.rpartition(', ')[0] for section in sections))}. "
@@ -65,6 +68,18 @@ def field_table(records: Records, asked: FieldTable) -> Table:
     return Table(
         asked.name, title, caption, head, columns, tuple(sections), tuple(notes), compared=False, against=against
     )
+
+
+def _failed(found: FieldCells) -> list[str]:
+    """A line for each run, result and frame whose training failed."""
+    lines = dict.fromkeys(
+        f"{cell.label}, {line}"
+        for cell in found.all
+        if cell.measure.result and not cell.maps
+        for group in cell.settings
+        for line in failed_runs(group, None, [cell.measure.result])
+    )
+    return [*lines]
 
 
 def _of_one_data(runs: pd.DataFrame) -> Group | None:
