@@ -200,6 +200,7 @@ def _train(
 
 @contextlib.contextmanager
 def _named_where_stopped(run: Path) -> Iterator[None]:
+    """Who stops the block learns where it goes on: a run folder's default name holds the time."""
     try:
         yield
     except Interrupted as stop:

@@ -62,7 +62,7 @@ def tried_links(chain: Chain, context: Context, classes: int, counts: Counts, wh
     with tempfile.TemporaryDirectory() as folder:
         for link, full in zip(chain, whole, strict=True):
             path = Path(folder) / f"{link.stage}.pt"
-            if link.kind == "boxes" and chain.method.boxes in ("ddt", "file"):  # DDT needs images of every class
+            if link.kind == "boxes" and chain.method.boxes in ("ddt", "file"):  # DDT needs every class, a file no pass
                 modules: dict[str, torch.nn.Module] = {"boxes": _whole_images(context)}
             else:
                 training = training_of(work, link)
