@@ -34,6 +34,7 @@ from lchp.harness.cells import Sweep, expand, jobs_of, make_cell
 from lchp.harness.grids import SWEEPS
 from lchp.method.batch import Batch
 from lchp.report.read import collect, result_of
+from lchp.report.select import rows
 from lchp.training import links, map_boxes
 from lchp.training.chain import Chain, Kind, chain_of, depends_on, epochs_of, label
 from lchp.training.context import held_out_images, open_context
@@ -492,7 +493,7 @@ def test_every_method_beats_the_centred_box_on_birds_or_the_record_says_that_it_
     """The published records of 50 classes of CUB with a pretrained MobileNetV2, and their Table 1."""
     folder = Path(__file__).parents[2] / "analysis" / "records" / "cub50"
     found = collect([folder]).runs
-    found = found[found["method.name"] != "lchp"]
+    found = rows(found, found["method.name"] != "lchp")
     assert set(found["method.name"]) == set(COMPARED)
     assert set(found["model.classifier"]) == {"mobilenet_v2"}
     assert all(found["model.pretrained"])
