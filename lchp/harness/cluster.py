@@ -120,6 +120,7 @@ def cluster(
         folder = stack.enter_context(_folder_of_ray(guarded=address is None))
         end = _End(folder)
         stack.enter_context(_settings(address, folder))
+        stack.enter_context(_unprinted())
         stack.enter_context(_interruptible(end, own=address is None, before_leaving=before_leaving))
         _start(address, folder, end, {"include_dashboard": dashboard, "num_cpus": cpus(), **local})
         yield _with_nodes(nodes, address)
@@ -286,6 +287,20 @@ def _settings(address: str | None, folder: Path) -> Iterator[None]:
             if value is not None:
                 os.environ[name] = value
         _authenticate(None)
+
+
+@contextlib.contextmanager
+def _unprinted() -> Iterator[None]:
+    """Keeps Ray's notes on workers that died, ours at Ctrl-C too, from the standard output, where they come whatever
+    `log_to_driver` says. The flag is the one that Ray's own debugger sets."""
+    from ray._private import worker
+
+    before = worker._worker_logs_enabled
+    worker._worker_logs_enabled = False
+    try:
+        yield
+    finally:
+        worker._worker_logs_enabled = before
 
 
 def _authenticate(mode: str | None) -> None:

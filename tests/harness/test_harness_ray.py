@@ -15,6 +15,7 @@ from typing import Any, cast
 import pytest
 import small
 from drained import drain, planned
+from forked_workers import forked_workers
 from programs import finished_epochs
 
 from lchp.config import override
@@ -43,9 +44,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def on_ray() -> Iterator[None]:
+def on_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Ray for the tests that run in this process; the GPUs are only counted."""
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, forked_workers(tmp_path_factory.mktemp("workers")):
         patch.delenv("CUDA_VISIBLE_DEVICES")  # empty (conftest.py), it would forbid Ray to count any
         with cluster(num_cpus=4, num_gpus=2):
             yield

@@ -94,7 +94,8 @@ def test_ctrl_c_and_sigterm_end_at_once_and_say_how_to_go_on(root: Path, tmp_pat
                 time.sleep(0.2)
         else:
             process.send_signal(signum)  # as a batch system does, which knows the program alone
-        _, err = process.communicate(timeout=200)
+        out, err = process.communicate(timeout=200)
+        assert "ray" not in out.replace(str(tmp_path), "").lower()  # it tells of workers that died there
         # Ray gets LEAVING twice; a loaded machine takes longer to stop, but to start as well
         assert time.monotonic() - told < max(60, told - begin)
         assert process.returncode == status
