@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import importlib.util
 import logging
 import os
@@ -146,7 +147,8 @@ def _start(address: str | None, folder: Path, end: "_End", local: dict[str, Any]
     try:
         for left in reversed(range(STARTS)):
             try:
-                ray.init(**common)
+                with _lean(whole=bool(address) or local["include_dashboard"]):
+                    ray.init(**common)
                 break
             except Exception as error:  # a bare one; the 30 s are a constant of Ray's, too short on a loaded machine
                 if not left or address or tight() or "timed out during startup" not in str(error):
@@ -301,6 +303,21 @@ def _unprinted() -> Iterator[None]:
         yield
     finally:
         worker._worker_logs_enabled = before
+
+
+@contextlib.contextmanager
+def _lean(*, whole: bool) -> Iterator[None]:
+    """Within it Ray starts without its autoscaler and without the reader of its workers' logs, which take two CPU
+    seconds to start and 1 % of a core. `ray start` has flags for that, ray.init has none. whole: with both."""
+    from ray._private import parameter
+
+    found, without = parameter.RayParams, {"include_log_monitor": False, "no_monitor": True}
+    if not whole:
+        parameter.RayParams = functools.partial(found, **without)  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield
+    finally:
+        parameter.RayParams = found
 
 
 def _authenticate(mode: str | None) -> None:

@@ -375,6 +375,15 @@ def test_search_without_boxes_stops_bad_trials_and_keeps_an_optuna_study(
     assert [c.state for c in more.cells[:3]] == [c.state for c in result.cells]
 
 
+def test_ray_is_started_without_what_no_sweep_asks_for() -> None:
+    from ray._private import parameter, worker
+
+    node = worker._global_node
+    assert node is not None
+    assert set(node.all_processes) == {"gcs_server", "dashboard", "raylet"}
+    assert isinstance(parameter.RayParams, type)  # as it was
+
+
 def test_a_name_in_use_is_refused(root: Path, tmp_path: Path) -> None:
     runs.make_folder(tmp_path / "sweeps" / "s")
     with locked(tmp_path / "sweeps" / "s" / "lock"), pytest.raises(RunError, match="still running"):
