@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from lchp.config import FILES, MEANING_BEFORE, field_types, flatten, from_dict, suggest, to_flat
+from lchp.config import FILES, MEANING_BEFORE, field_types, flatten, from_dict, show, suggest, to_flat
 from lchp.errors import ConfigError, RunError
 from lchp.evaluation.predictions import TITLES
 from lchp.files.remote import Storage
@@ -43,9 +43,10 @@ from lchp.report.mirrors import as_named, local
 OF_LINKS = ("boxes", "localizer", "refinement", "stage2")
 """Folders of a store that hold runs: those of links with a result of their own, and what older stores have."""
 
-ORIGIN = ("folder", "storage", "key", "version", "date", "git_revision", "data_fingerprint", "recipe", "classes")
+ORIGIN = ("folder", "storage", "key", "version", "date", "git_revision", "data_fingerprint", "recipe")
+ORIGIN = (*ORIGIN, "classes", "chosen")
 """Columns of `Records.runs` that are neither config nor figures. date: ISO 8601, UTC; None where nothing recorded it.
-classes: their number."""
+classes: their number. chosen: what `auto` took for the config's fields, as text; None where nothing was `auto`."""
 
 METHOD = "environment/method"
 """Column of the row that a run is of in Tables 1 and 2."""
@@ -265,12 +266,13 @@ class _Reader:
             "files": environment.get("files") or {},
             "recipe": environment.get("recipe"),
             "classes": len(environment["class_names"]),
+            "chosen": _chosen(summary),
             **flat,
             "environment/precision": environment.get("precision"),
             "environment/device": environment.get("device"),
             METHOD: title_of(environment),
         }
-        for section in SummaryFields.__annotations__:
+        for section in SummaryFields.__annotations__.keys() - {"chosen"}:
             _figures(summary.get(section) or {}, f"{section}/", row, folder / SUMMARY)
         row |= {f"wall_seconds/{name}": float(v) for name, v in (environment.get("wall_seconds") or {}).items()}
         return row
@@ -330,6 +332,11 @@ def _whole(path: Path) -> bool:
             return file.read() == b"PAR1"
     except OSError:
         return False
+
+
+def _chosen(summary: Mapping[str, Any]) -> str | None:
+    values = (summary.get("chosen") or {}).get("values", {})
+    return ", ".join(f"{name} {show(value)}" for name, value in values.items()) or None
 
 
 def _figures(values: Mapping[str, Any], prefix: str, row: dict[str, Any], path: Path) -> None:

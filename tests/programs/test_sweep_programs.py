@@ -89,9 +89,10 @@ def test_ctrl_c_and_sigterm_end_at_once_and_say_how_to_go_on(root: Path, tmp_pat
         wait_for(lambda: any(len(v) > len(before.get(k, [])) for k, v in epochs().items()), process)
         told = time.monotonic()
         if signum == signal.SIGINT:
-            for _ in range(5):  # by somebody who does not wait
-                os.killpg(process.pid, signum)  # as a terminal does, to everybody in the foreground
-                time.sleep(0.2)
+            with contextlib.suppress(ProcessLookupError):  # it may have ended before the last
+                for _ in range(5):  # by somebody who does not wait
+                    os.killpg(process.pid, signum)  # as a terminal does, to everybody in the foreground
+                    time.sleep(0.2)
         else:
             process.send_signal(signum)  # as a batch system does, which knows the program alone
         out, err = process.communicate(timeout=200)

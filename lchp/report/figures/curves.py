@@ -403,10 +403,12 @@ def _floors(ax: Axes, runs: pd.DataFrame, frame: str) -> None:
 def _group(records: Records, preset: Preset, axis: str, where: Where, made: Table) -> Group:
     """The runs of a table. Raises RunError where it has no figure."""
     group = choose(records, preset, axis, where).group
-    cells = [cell for section in made.sections for row in section.rows for cell in row.cells]
-    if group is None or not any(cell.mean is not None for cell in cells):
-        boxless = any(cell.ours == NO_BOXES for cell in cells)
+    cells = [(row.labels[0], cell) for section in made.sections for row in section.rows for cell in row.cells]
+    there = {label for label, cell in cells if cell.mean is not None}
+    if group is None or not there - {"auto"}:
+        boxless = any(cell.ours == NO_BOXES for _, cell in cells)
         why = "the test images have no ground-truth boxes" if boxless else "no finished run belongs there"
+        why = f"{axis} is auto, which is no point of a curve" if there else why
         raise RunError(f"Table {made.number} has no figure of {preset.config.data.name} to draw: {why}")
     return group
 

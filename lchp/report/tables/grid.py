@@ -482,10 +482,12 @@ def caption_of(records: Records, choice: Selection, preset: Preset, paper_preset
 
 
 def origin_of(records: Records, runs: pd.DataFrame) -> str:
-    """Seeds, versions, dates and commands of some runs."""
-    seeds = sorted({int(seed) for seed in runs["seed"]})
+    """Seeds, versions, dates and commands of some runs, and what `auto` chose in them."""
     versions = sorted({str(version) for version in runs["version"]})
-    return f"{_seeds(seeds)}; lchp {', '.join(versions)}; {_dates(runs)}; {commands(records, runs)}"
+    text = f"{_seeds(runs['seed'])}; lchp {', '.join(versions)}; {_dates(runs)}; {commands(records, runs)}"
+    chosen = {str(c): f" ({_seeds(found['seed']).lower()})" for c, found in runs.groupby("chosen")}
+    of = [f"{c}{seeds if len(chosen) > 1 else ''}" for c, seeds in chosen.items()]
+    return f"{text}; auto chose {'; '.join(of)}" if of else text
 
 
 def unlike_paper(base: Mapping[str, Any], classes: int, paper: Preset, besides: Sequence[str]) -> str:
@@ -501,7 +503,8 @@ def unlike_paper(base: Mapping[str, Any], classes: int, paper: Preset, besides: 
     return f"{given}; where it leaves the choice open, in {', '.join(texts[True])}" if texts[True] else given
 
 
-def _seeds(seeds: Sequence[int]) -> str:
+def _seeds(of: Iterable[int]) -> str:
+    seeds = sorted({int(seed) for seed in of})
     if len(seeds) > 4 and seeds[-1] - seeds[0] == len(seeds) - 1:
         return f"Seeds {seeds[0]} to {seeds[-1]}"
     return f"Seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
