@@ -1,6 +1,7 @@
 """A classifier of the user's own out of a file: its network up to the class head, and the head."""
 
 import pickle
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,8 +61,9 @@ def read_own(path: Path, name: str) -> OwnClassifier:
 
 def _read_torch(path: Path) -> Mapping[str, Tensor]:
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
+        with warnings.catch_warnings(action="ignore"):  # of pickles that torch did not write, which asks for an issue
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, LookupError):  # the second of bytes that are no pickle: a text
         raise WeightsError(
             f"{path}: holds more than weights, or none (a whole model is code); save its state_dict(), or .safetensors"
         ) from None

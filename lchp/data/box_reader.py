@@ -41,6 +41,8 @@ def read_box_file(path: Path, splits: Sequence[Images]) -> BoxFile:
     places, unknown = np.full(len(table), -1), list[Problem]()
     for text, rows in table.groupby("image_id", sort=False).indices.items():
         place = listed.place(str(text))
+        if isinstance(place, int) and "size" in table:
+            place = listed.held_against(table["size"].iloc[rows[0]], place)
         if isinstance(place, int):
             places[rows] = place
         else:
@@ -68,7 +70,9 @@ class _Listed:
     def __init__(self, splits: Sequence[Images]) -> None:
         self.ids = [i for images in splits for i in images.split.image_ids]
         self.sizes = np.concatenate([images.sizes() for images in splits]).astype(np.float64)
-        self._paths = [path for images in splits for path in images.split.paths or [None] * len(images)]
+        self._paths = [
+            path and path.absolute() for images in splits for path in images.split.paths or [None] * len(images)
+        ]
         self._of_ids = {same_looking(image_id): n for n, image_id in enumerate(self.ids)}
         self._ends: dict[int, dict[str, list[int]]] = {}
 
@@ -83,6 +87,17 @@ class _Listed:
             return found[0] if found else None
         first, second = (self.ids[n] for n in found[:2])
         return f"image {shorten(text)} is the end of several images' paths ({first}, {second}); write more of the path"
+
+    def held_against(self, size: tuple[float, float] | None, place: int) -> int | str:
+        """The place of an image whose size a file states, or what is wrong: boxes in px of another size are none of
+        the image's."""
+        has = tuple(self.sizes[place])
+        if size is None or size == has:
+            return place
+        said, real = (f"{w:g} x {h:g}" for w, h in (size, has))
+        return (
+            f"image {self.ids[place]}: the file says {said} px, the image has {real}; boxes are in px of the original"
+        )
 
     def _ending(self, parts: int) -> dict[str, list[int]]:
         """The last so many parts of paths -> places of the images."""
@@ -156,10 +171,12 @@ def _read_coco(path: Path, problems: list[Problem]) -> pd.DataFrame:
         raise DataError(f"{path}: expected COCO's object with the lists images and annotations{why}")
     images, annotations = lists
     names: dict[Any, str] = {}
+    sizes: dict[str, tuple[float, float] | None] = {}
     for n, image in enumerate(images):
         match image:
             case {"id": (int() | str()) as key, "file_name": str(name)} if key not in names and name.strip():
                 names[key] = storable(name)
+                sizes[names[key]] = _size(image)
             case {"id": (int() | str()) as key, "file_name": str(name)} if name.strip():
                 problems.append(Problem(f"{path}: images[{n}]", None, f"the id {shorten(str(key))} is there twice"))
             case _:
@@ -174,7 +191,16 @@ def _read_coco(path: Path, problems: list[Problem]) -> pd.DataFrame:
     if not annotations:
         raise DataError(f"{path}: no annotations")
     table = pd.DataFrame(rows, columns=["image_id", *CORNERS, "score", "where"])
+    table["size"] = pd.Series([sizes[name] for name in table["image_id"]], table.index, object)
     return table if any(isinstance(a, dict) and "score" in a for a in annotations) else table.drop(columns="score")
+
+
+def _size(image: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Width and height that an entry of COCO's images states; None where it states none (some tools write 0)."""
+    match image:
+        case {"width": (int() | float()) as width, "height": (int() | float()) as height} if min(width, height) > 0:
+            return width, height
+    return None
 
 
 def _annotation(annotation: Any, names: Mapping[Any, str]) -> list[Any]:

@@ -18,6 +18,9 @@ TOP = [f"top{k}" for k in range(1, 6)]
 ALIASES = {"image": "image_id", "class_id": "top1"}
 """Column names of `lchp predict --format csv` and of the data set `folder`'s boxes.csv -> those meant here."""
 
+SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+"""What others put in the place of a CSV file's commas -> its name."""
+
 INDEX = "__index_level_0__"
 """What pandas calls an index without a name when it writes it as a column."""
 
@@ -40,9 +43,7 @@ def read_table(path: Path, texts: Sequence[str] = (), *, show_progress: bool = F
         raise DataError(f"{path}: the record of a run; lchp evaluate --run {path.parent} scores it")
     renamed = {old: new for old, new in ALIASES.items() if old in table and new not in table}
     table = table.rename(columns=renamed)
-    absent = [c for c in ("image_id", *CORNERS) if c not in table]
-    if absent:
-        raise DataError(f"{path}: lacks the column{'s' * (len(absent) > 1)} {', '.join(absent)}")
+    require_columns(path, table, ("image_id", *CORNERS))
     if table.empty:
         raise DataError(f"{path}: no rows")
     names = [c for c in ("image_id", *texts) if c in table]
@@ -76,12 +77,17 @@ def read_csv(path: Path, content: bytes, *, show_progress: bool = False) -> pd.D
         lines = csv.reader(StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
         seen = tqdm(lines, path.name, unit=" rows", leave=False, disable=None if show_progress else True)
         rows = [(lines.line_num, row) for row in seen if "".join(row).strip()]
-    except (UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
+        byte = f"byte {error.object[error.start]:#04x} at {error.start}"
+        raise DataError(f"{path}: not in UTF-8 ({byte}); save it as a CSV file in UTF-8") from None
+    except csv.Error as error:
         raise DataError(f"{path}: not a table ({error})") from None
     if not rows:
         raise DataError(f"{path}: no rows")
     (_, header), *rest = rows
     columns = [name.strip() for name in header]
+    if len(columns) == 1 and (found := next((s for s in SEPARATORS if s in columns[0]), None)):
+        raise DataError(f"{path}: its columns are separated by {SEPARATORS[found]}; expected commas")
     if len(set(columns)) < len(columns):
         raise DataError(f"{path}: a column of {', '.join(columns)} is there twice")
     for line, row in rest:
@@ -89,6 +95,14 @@ def read_csv(path: Path, content: bytes, *, show_progress: bool = False) -> pd.D
             raise DataError(f"{path}:{line}: {len(row)} values; the first line names {len(columns)} columns")
     cells, shown = [[cell.strip() for cell in row] for _, row in rest], storable(str(path))
     return pd.DataFrame(cells, columns=columns, dtype=str).assign(where=[f"{shown}:{line}" for line, _ in rest])
+
+
+def require_columns(path: Path, table: pd.DataFrame, names: Sequence[str]) -> None:
+    """Raises DataError for columns that a table lacks, with those that it has."""
+    absent = [name for name in names if name not in table]
+    if absent:
+        has = ", ".join(str(name) for name in table if name != "where")
+        raise DataError(f"{path}: lacks the column{'s' * (len(absent) > 1)} {', '.join(absent)}; it has {has[:200]}")
 
 
 def storable(text: str) -> str:

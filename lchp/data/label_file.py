@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lchp.data.annotations import read_bytes, same_looking, shorten
 from lchp.data.base import Problem, listing
-from lchp.data.box_tables import read_csv
+from lchp.data.box_tables import read_csv, require_columns
 from lchp.errors import DataError
 
 HEADER = ("image", "label")
@@ -18,9 +18,7 @@ def read_label_file(file: Path, images: Iterable[str], class_names: Sequence[str
     that are at fault: a label that is no class, an image that has another label above; and where no image has one.
     """
     table = read_csv(file, read_bytes(file))
-    absent = [name for name in HEADER if name not in table]
-    if absent:
-        raise DataError(f"{file}: lacks the column{'s' * (len(absent) > 1)} {', '.join(absent)}")
+    require_columns(file, table, HEADER)
     known = {same_looking(name): name for name in images}
     ids = {same_looking(name): k for k, name in enumerate(class_names)}
     found: dict[str, int] = {}

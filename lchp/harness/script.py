@@ -38,7 +38,9 @@ class Program:
         return Path(self.words[-1]).name if self.words[0] == "python" else " ".join(self.words)
 
     def to_go_on(self, arguments: Sequence[str]) -> str:
-        """What to say after Ctrl-C, SIGTERM or SIGHUP."""
+        """What to say after Ctrl-C, SIGTERM or SIGHUP. A dry run keeps nothing that one could go on with."""
+        if "--dry-run" in arguments:
+            return "stopped"
         again = [*self.words, *arguments] + ([] if "--resume" in arguments else ["--resume"])
         return f"stopped; finished epochs are kept, go on with: {shlex.join(again)}"
 
@@ -88,6 +90,8 @@ class Flags:
             if asked and len(values) == len(overrides) and show(value) not in values:
                 listed = ", ".join(dict.fromkeys(values))
                 raise ConfigError(f"--{field_name} {show(value)}: this sweep sets it in every cell ({listed})")
+        if self.seeds > 1 and all("seed" in cell for cell in overrides):
+            raise ConfigError(f"--seeds = {self.seeds}: this sweep sets the seed in every cell; leave one of them out")
         if self.limit is not None:  # of different cells: those of several tables may be the same
             distinct: dict[TrainConfig, Overrides] = {}
             for cell in overrides:

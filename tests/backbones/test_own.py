@@ -161,6 +161,16 @@ class Harm:
         return os.mkdir, (str(self.path),)
 
 
+@pytest.mark.parametrize("content", [pickle.dumps({"a": 1}, 4), b"hello", b"image,label\n"])
+def test_what_torch_did_not_write_is_one_line_without_warnings(
+    tmp_path: Path, content: bytes, recwarn: pytest.WarningsRecorder
+) -> None:
+    (tmp_path / "a.pth").write_bytes(content)
+    with pytest.raises(WeightsError, match=r"a\.pth: holds more than weights, or none"):
+        read_own(tmp_path / "a.pth", "mobilenet_v2")
+    assert [str(w.message) for w in recwarn if "pickle" in str(w.message)] == []
+
+
 def test_no_code_of_a_file_runs(tmp_path: Path) -> None:
     for name, content in {"a.pt": {"fc.weight": Harm(tmp_path / "ran")}, "b.pt": nn.Linear(2, 2)}.items():
         torch.save(content, tmp_path / name)

@@ -112,7 +112,9 @@ def test_faulty_rows_are_listed_by_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("image_id,x1,y1,x2\n", "b.csv: lacks the column y2"),
+        ("image_id,x1,y1,x2\n", "b.csv: lacks the column y2; it has image_id, x1, y1, x2"),
+        ("image;x1;y1;x2;y2\na;1,5;2;3;4\n", "b.csv: its columns are separated by semicolons; expected commas"),
+        ("image\tx1\ty1\tx2\ty2\n", "b.csv: its columns are separated by tabs; expected commas"),
         ("image_id,x1,y1,x2,y2\n", "b.csv: no rows"),
         ("image_id,x1,y1,x2,y2\na,1,2,3\n", "b.csv:2: 4 values; the first line names 5 columns"),
         ("image_id,x1,y1,x2,y2\n,1,2,3,4\n", "b.csv:2: one of image_id is empty"),
@@ -130,6 +132,20 @@ def test_what_is_no_table_of_boxes_is_one_line(tmp_path: Path, text: str, said: 
     with pytest.raises(DataError) as refused:
         read(tmp_path, text)
     assert str(refused.value) == f"{tmp_path}/{said}"
+
+
+@pytest.mark.parametrize(("encoding", "byte"), [("utf-16", "0xff at 0"), ("latin-1", "0xf6 at 25")])
+def test_a_table_in_another_encoding_is_one_line(tmp_path: Path, encoding: str, byte: str) -> None:
+    (tmp_path / "b.csv").write_bytes("image,x1,y1,x2,y2\nrobin/m\u00f6we.jpg,1,2,3,4\n".encode(encoding))
+    with pytest.raises(DataError, match=rf"b\.csv: not in UTF-8 \(byte {byte}\); save it as a CSV file in"):
+        read_box_file(tmp_path / "b.csv", [TRAIN])
+
+
+def test_an_absolute_path_names_an_image_of_a_relative_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    relative = images(("photos/robin/1.jpg",))
+    (tmp_path / "b.csv").write_text(f"image,x1,y1,x2,y2\n{tmp_path}/photos/robin/1.jpg,1,2,30,4\n")
+    assert [*read_box_file(tmp_path / "b.csv", [relative]).boxes] == ["photos/robin/1.jpg"]
 
 
 def test_a_file_of_another_kind_is_one_line(tmp_path: Path) -> None:
@@ -150,6 +166,22 @@ def test_parquet_holds_the_same(tmp_path: Path) -> None:
 
 
 IMAGES = [{"id": 7, "file_name": "train/robin/2.jpg"}, {"id": "8", "file_name": "wren/1.jpg"}]
+
+
+def test_coco_of_images_of_another_size_is_a_problem(tmp_path: Path) -> None:
+    """Boxes of resized images would be taken for others, without a word. Some tools state no size, or 0."""
+    sized = [
+        {"id": 1, "file_name": "robin/2.jpg", "width": 50, "height": 25},
+        {"id": 2, "file_name": "wren/1.jpg", "width": 100.0, "height": 50},
+        {"id": 3, "file_name": "test/robin/1.jpg", "width": 0, "height": 0},
+    ]
+    boxes = [{"image_id": n, "bbox": [1, 2, 9, 9]} for n in (1, 2, 3)]
+    found = coco(tmp_path, {"images": sized, "annotations": boxes})
+    assert [*found.boxes] == ["train/wren/1.jpg", "test/robin/1.jpg"]
+    (problem,) = found.problems
+    assert str(problem).partition("]: ")[2] == (
+        "image train/robin/2.jpg: the file says 50 x 25 px, the image has 100 x 50; boxes are in px of the original"
+    )
 
 
 def test_coco_holds_x_y_width_and_height(tmp_path: Path) -> None:

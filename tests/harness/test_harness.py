@@ -35,6 +35,7 @@ from lchp.harness.printout import closing_table, timing_line
 from lchp.harness.record import Outcome, recorded, write_record
 from lchp.harness.running import places_for
 from lchp.harness.schedule import FINISHED, JobSchedule, Progress
+from lchp.harness.script import Program
 from lchp.harness.stopping import Unfinished
 from lchp.harness.store import DONE, PREDICTED, RESULT, Store
 from lchp.harness.sweep import SweepResult
@@ -605,6 +606,23 @@ def test_a_sweep_goes_on_after_its_data_has_moved(tmp_path: Path) -> None:
     root.rename(tmp_path / "moved")
     after = make_plan(replace(sweep, base=small.config(tmp_path / "moved")), Options(tmp_path / "results"))
     assert [c.key for c in after.cells] == [c.key for c in before.cells]
+
+
+def test_a_stopped_dry_run_says_nothing_of_epochs() -> None:
+    program = Program(("lchp", "sweep"))
+    assert program.to_go_on(["mine.toml", "--dry-run"]) == "stopped"
+    assert (
+        program.to_go_on(["mine.toml"])
+        == "stopped; finished epochs are kept, go on with: lchp sweep mine.toml --resume"
+    )
+
+
+def test_seeds_beside_an_axis_of_seeds_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from lchp.harness import main
+
+    argv = ["--dry-run", "--storage", str(tmp_path), "--seeds", "2"]
+    assert main("seeds", lambda _: [{"seed": 3}, {"seed": 4}], argv=argv) == 2
+    assert "--seeds = 2: this sweep sets the seed in every cell" in capsys.readouterr().err
 
 
 def test_a_flag_that_the_sweep_sets_itself_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -202,6 +202,13 @@ def test_failed_cells_and_compared_methods(tmp_path: Path) -> None:
     assert cell(both, ("lchp",), "LCHP-R").ours == "failed (1 of 2)"
 
 
+def test_a_failed_last_result_is_named_whatever_the_columns(tmp_path: Path) -> None:
+    run(tmp_path, {}, (40.0, 50.0, 3.0))
+    for columns in ("metrics", "initialization.alpha"):
+        table = made(tmp_path, TAU, columns)
+        assert any("the last result in center_crop: GT-Known 3.00, below" in note for note in table.notes)
+
+
 def predicted(storage: Path, values: Mapping[str, Any], seed: int, wrong: int, first: int = 0) -> None:
     """A run whose last result is wrong on `wrong` of N images, from `first` on."""
     right = [not first <= i < first + wrong for i in range(N)]

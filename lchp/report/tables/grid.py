@@ -457,7 +457,7 @@ def failed_runs(group: Group, axis: Axis | None, results: Sequence[str] = RESULT
                 if diverged(known, floor):
                     at = f"{axis.head} {label}, " if axis else ""
                     lines.append(
-                        f"{at}seed {seed}, {TITLES[result]} in {frame}: GT-Known {known:.2f}, "
+                        f"{at}seed {seed}, {TITLES.get(result, 'the last result')} in {frame}: GT-Known {known:.2f}, "
                         + (f"below the whole frame's {floor:.2f}" if math.isfinite(known) else "not finite")
                     )
     return sorted(lines)
