@@ -382,7 +382,7 @@ def test_the_script_writes_into_the_first_storage(main, tmp_path: Path, capsys: 
     write_run(tmp_path / "run", preset("parts"))
     assert main(["--storage", str(tmp_path), "--no-figures"]) == 0
     assert (tmp_path / "report.html").is_file()
-    assert "preset parts: the recipe of 1 of 1 runs" in capsys.readouterr().out
+    assert "preset parts: the recipe of 1 of 1 run (" in capsys.readouterr().out
 
 
 def test_times_as_one_reads_them() -> None:
