@@ -239,6 +239,13 @@ def stage1_kinds(config: TrainConfig) -> tuple[Kind, ...]:
     return kinds[: kinds.index("localizer" if found.complete else "boxes") + 1]
 
 
+def of_stage1(config: TrainConfig) -> TrainConfig:
+    """A config as that of a run which ends with stage 1: a compared method without a localizer."""
+    if method_of(config).complete:
+        return config
+    return override(config, {"method.localizer": False, "method.refine": False})
+
+
 def taken_kinds(config: TrainConfig) -> tuple[Kind, ...]:
     """The links that `stage = refine` takes from another run: stage 1, but of a compared method the classifier alone.
     All methods of its scheme share that, and a threshold found on one data set is tried on another."""

@@ -83,7 +83,7 @@ def test_the_file_s_boxes_of_test_images_are_a_result(result: Result) -> None:
     said = summary_table(result.summary)
     assert "the file has boxes of 29 of 32 training images, and of 8 test images" in said
     assert "  its training boxes in full_image: GT-Known 90.62 %, mean IoU 90.62 % (diagnostic" in said
-    assert method_line(result.config) == (
+    assert method_line(result.config, result.summary["results"]) == (
         "method: Boxes of mine.csv; Pseudo Label is the file's box, LCHP-I the localizer regressed on such boxes, "
         "LCHP-R that after LCHP's stage 2"
     )
@@ -101,8 +101,8 @@ def test_what_is_to_be_known_of_the_file_is_said(
     said = [r.getMessage().removeprefix(f"{file}: ") for r in caplog.records if r.getMessage().startswith(str(file))]
     assert said == [
         "boxes of 29 of 32 training images; those without one (first train/class_0/000.png) add nothing to L_reg",
-        "1 images have several boxes; that with the highest score counts",
-        f"passed over 1 rows, first {file}:32: image 'else.png' is not in the data set",
+        "several boxes in 1 image; that with the highest score counts",
+        f"passed over 1 row, first {file}:32: image 'else.png' is not in the data set",
         "no box of a test image, so there is no result Pseudo Label",
     ]
     summary = read_summary(tmp_path / "run")
