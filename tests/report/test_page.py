@@ -342,7 +342,7 @@ def test_a_storage_of_failed_cells_makes_a_page(tmp_path: Path, capsys: pytest.C
     assert "No finished trial of LCHP on parts (embedded, synthetic): the tables show" in parsed.text
     assert parsed.tables["failed-cells"][1][:3] == ["the preset's recipe", "0", "no GPU"]
     assert "not drawn: delta" in parsed.text
-    assert "1 failed cells" in capsys.readouterr().out
+    assert "1 failed cell (" in capsys.readouterr().out
 
 
 def test_figures_are_embedded(grid_storage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
