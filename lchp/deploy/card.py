@@ -186,14 +186,14 @@ def _recipe(record: Record) -> str:
     model, data, first = config.model, config.data, config.initialization
     found, there = method_of(config), environment.get("links")
     kinds = [kind for kind in kinds_of(config) if there is None or kind in there]  # stage 2 may not have run
-    epochs = epochs_of(config)
+    epochs = {stage: f"{stage} {count}" for stage, count in epochs_of(config).items()}
     start = "ImageNet weights" if model.pretrained else "random weights"
     rows = [("method", label(config)), ("classifier", f"{model.classifier}, head {found.head or model.head}")]
     if "localizer" in kinds:
         rows.append(("localizer", f"{model.localizer}, head {model.localizer_head}"))
     rows.append(("started from", "a trained classifier" if model.classifier_weights is not None else start))
     rows.append(("images", f"{data.resize} px, of which the networks see {data.image_size}"))
-    rows.append(("epochs", ", ".join(f"{STAGES[kind]} {epochs[STAGES[kind]]}" for kind in kinds)))
+    rows.append(("epochs", ", ".join(epochs[STAGES[kind]] for kind in kinds_of(config) if kind in kinds)))
     if found.boxes == "teacher":
         chosen = (record.summary.get("chosen") or {}).get("values", {})
         said = {name: chosen.get(name, getattr(first, name)) for name in AUTO}
