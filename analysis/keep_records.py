@@ -12,6 +12,7 @@ from typing import Annotated
 
 import tyro
 
+from lchp.config import counted
 from lchp.console import guarded, parse
 from lchp.report.publish import keep
 
@@ -35,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     def body() -> int:
         flags: Flags = parse(Flags, arguments, "keep_records.py")
         kept = keep(flags.storage, flags.output, predictions=flags.predictions)
-        print(f"{kept.runs} runs and {kept.sweeps} sweeps in {flags.output}, {kept.size / 1e6:.1f} MB")
+        copied = f"{counted(kept.runs, 'run')} and {counted(kept.sweeps, 'sweep')}"
+        print(f"{copied} in {flags.output}, {kept.size / 1e6:.1f} MB")
         for line in kept.problems:
             print(line, file=sys.stderr)
         return 1 if kept.problems else 0

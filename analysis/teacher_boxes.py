@@ -20,13 +20,13 @@ import tyro
 from tabulate import tabulate
 from torch import Tensor
 
-from lchp.config import InitializationConfig, override
+from lchp.config import InitializationConfig, as_chosen, override
 from lchp.console import run_scoring
 from lchp.data.images import batches, in_order
 from lchp.errors import ConfigError, RunError
 from lchp.evaluation.frames import FRAMES, Frame
 from lchp.evaluation.metrics import best_iou, gt_known
-from lchp.files.runs import CHECKPOINTS, link_folder, read_config
+from lchp.files.runs import CHECKPOINTS, link_folder, read_config, read_summary
 from lchp.method.choice import candidate_boxes
 from lchp.method.networks import Classifier
 from lchp.method.pseudo_boxes import make_teacher
@@ -47,7 +47,7 @@ class Flags:
     delta: tuple[float, ...] = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
     """Foreground thresholds."""
     attention: tuple[Literal["attention_maps", "features"], ...] = ()
-    """What A averages; the run's own by default, as for the next two."""
+    """What A averages; the run's own by default (where that is `auto`, what it chose), as for the next two."""
     normalization: tuple[Literal["max", "minmax"], ...] = ()
     """Normalisation before delta."""
     second_pass: tuple[Literal["own", "raw"], ...] = ()
@@ -93,7 +93,8 @@ def score(run: Path, flags: Flags) -> pd.DataFrame:
         raise RunError(f"{run}: a run of {found.title}, which has no teacher")
     places = {"data.root": str(flags.data_root)} if flags.data_root else {}
     config = override(
-        config, {"model.pretrained": False, "model.weights_dir": None, "threads": flags.threads, **places}
+        as_chosen(config, read_summary(run).get("chosen")),
+        {"model.pretrained": False, "model.weights_dir": None, "threads": flags.threads, **places},
     )
     configs = variants(flags, config.initialization)
     for c in configs:  # the rules of every config: delta in (0, 1), attention maps only of a head that has them

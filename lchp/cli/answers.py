@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from lchp.config import counted
 from lchp.system import streams
 
 if TYPE_CHECKING:
@@ -61,15 +62,16 @@ class Answers:
     def _outcome(self, summary: "PredictSummary", by: str) -> str:
         """What was done, on one line."""
         speed = f"{summary.seconds:.1f} s, {summary.images / summary.seconds:.1f} images/s"
-        said = [f"{summary.images} images by {by} ({speed})"]
+        said = [f"{counted(summary.images, 'image')} by {by} ({speed})"]
         if self.several:
-            said.append(f"{summary.objects} objects")
+            said.append(counted(summary.objects, "object"))
         if summary.empty:
             said.append(f"{summary.empty} with nothing there")
         if summary.thin:
-            said.append(f"{summary.thin} objects thinner than a pixel left out")
+            said.append(f"{counted(summary.thin, 'object')} thinner than a pixel left out")
         if summary.left_out:
-            said.append(f"{summary.left_out} left out (confidence below {self.min_confidence:g}, or box under a pixel)")
+            below = f"confidence below {self.min_confidence:g}, or " if self.min_confidence else ""
+            said.append(f"{summary.left_out} left out ({below}box under a pixel)")
         if summary.broken:
             said.append(f"{summary.broken} could not be read")
         if self.output is not None:

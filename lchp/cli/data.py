@@ -6,7 +6,7 @@ from typing import Literal
 
 import tyro
 
-from lchp.config import TrainConfig, override, preset
+from lchp.config import TrainConfig, counted, override, preset
 
 
 @dataclass
@@ -34,7 +34,7 @@ class DataCheck:
             print(cache)
         for problem in problems:
             print(problem)
-        print(f"{len(problems)} problem{'' if len(problems) == 1 else 's'}")
+        print(counted(len(problems), "problem"))
         return 1 if problems else 0
 
 

@@ -49,7 +49,7 @@ class Evaluate:
         summary = computed | {k: v for k, v in recorded.items() if k not in computed}
         extra = {"gt_known_macro": macro_gt_known(predictions)} if self.macro else {}
         print(json.dumps(summary | extra, indent=2) if self.json else summary_table(summary))
-        if not self.json and (said := method_line(read_config(self.run_folder))) is not None:
+        if not self.json and (said := method_line(read_config(self.run_folder), computed["results"])):
             print(said)
         if self.macro and not extra["gt_known_macro"]:
             raise ConfigError("--macro: the test images have no ground-truth boxes")

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from lchp.config import counted
 from lchp.errors import ConfigError
 
 
@@ -42,6 +43,6 @@ class Export:
         of = "" if method_of(trained.config).complete else f" of {label(trained.config)}"
         print(
             f"{self.output}: {TITLES[about['result']]}{of} and classifier as {format}, {about['image_size']} px, "
-            f"{len(about['class_names'])} classes; largest difference {about['largest_difference']:.1e}"
+            f"{counted(len(about['class_names']), 'class')}; largest difference {about['largest_difference']:.1e}"
         )
         return 0

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+from lchp.config import counted
 from lchp.system import streams
 
 
@@ -34,5 +35,7 @@ class Publish:
         trained = publish(self.run_folder, self.output, licence=self.license)
         of = "" if method_of(trained.config).complete else f" of {label(trained.config)}"
         size = sum(path.stat().st_size for path in self.output.iterdir()) / 1e6
-        print(f"{self.output}: {TITLES[trained.result]}{of}, {len(trained.class_names)} classes, {size:.1f} MB")
+        print(
+            f"{self.output}: {TITLES[trained.result]}{of}, {counted(len(trained.class_names), 'class')}, {size:.1f} MB"
+        )
         return 0

@@ -1,5 +1,6 @@
 """`lchp train`."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -69,7 +70,7 @@ class Train:
                 track=self.track,
             )
         print(f"\n{summary_table(result.summary)}")
-        if (said := method_line(result.config)) is not None:
+        if (said := method_line(result.config, result.summary["results"])) is not None:
             print(said)
         print(f"\nrun folder: {result.run}")
         return 0
@@ -103,21 +104,26 @@ class Train:
         return f"{text}\nno GPU is used, and this takes more than an hour: {say}"
 
 
-def method_line(config: TrainConfig) -> str | None:
-    """What the results of a compared method's run are; None for LCHP's."""
-    from lchp.training.chain import label, method_of
+def method_line(config: TrainConfig, results: Collection[str]) -> str | None:
+    """What the results of a compared method's run are, those that it has; None for LCHP's."""
+    from lchp.evaluation.metrics import TITLES
+    from lchp.training.chain import label, method_of, of_stage1
 
     found, method = method_of(config), config.method
-    if found.from_file:
-        return (
-            f"method: {label(config)}; Pseudo Label is the file's box, LCHP-I the localizer regressed on such boxes, "
-            "LCHP-R that after LCHP's stage 2"
-        )
-    if found.complete:
+    if found.complete and not found.from_file:
         return None
-    threshold = "" if found.map is None else f" (method.threshold {method.threshold:g})"
-    source = "DDT's box" if found.map is None else "the box of its map"
-    parts = [f"Pseudo Label is {source}, of the image's own class (where top-1 is right, that is the predicted one)"]
-    parts += ["LCHP-I the localizer regressed on such boxes"] if method.localizer else []
-    parts += ["LCHP-R that after LCHP's stage 2"] if method.refine else []
-    return f"method: {label(config)}{threshold}; {', '.join(parts)}"
+    if found.from_file:
+        threshold, box = "", "the file's box"
+    else:
+        config = config if "lchp_i" in results else of_stage1(config)
+        threshold = "" if found.map is None else f" (method.threshold {method.threshold:g})"
+        source = "DDT's box" if found.map is None else "the box of its map"
+        box = f"{source}, of the image's own class (where top-1 is right, that is the predicted one)"
+    what = {
+        "pseudo_label": box,
+        "lchp_i": "the localizer regressed on such boxes",
+        "lchp_r": "that after LCHP's stage 2",
+    }
+    first, *more = [(TITLES[result], text) for result, text in what.items() if result in results]
+    said = [" is ".join(first), *map(" ".join, more)]
+    return f"method: {label(config)}{threshold}; {', '.join(said)}"

@@ -1,6 +1,6 @@
 """The configuration of one run: frozen dataclasses, one per concern, and the paper's recipes as presets."""
 
-from lchp.config.about import described, plain, quoted, show, suggest
+from lchp.config.about import counted, described, plain, quoted, show, suggest
 from lchp.config.fields import (
     AUGMENTATIONS,
     AUTO,

@@ -216,6 +216,11 @@ def show(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def counted(number: int, what: str) -> str:
+    """A number of things: `1 run`, `2 runs`, `0 classes`."""
+    return f"{number} {what}{'' if number == 1 else 'es' if what.endswith('s') else 's'}"
+
+
 def quoted(value: Any) -> str:
     """A value for a message: on one line, and not too long."""
     try:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from lchp.config import counted
 from lchp.data.annotations import TOLERANCE, checked_box, parse_box, read_bytes, same_looking, shorten
 from lchp.data.base import Problem
 from lchp.data.box_file import BoxFile
@@ -57,7 +58,7 @@ def read_box_file(path: Path, splits: Sequence[Images]) -> BoxFile:
     if len(several) and not set(SCORES) & set(table):
         first = table["where"].iloc[int(best["row"].to_numpy()[best["place"].duplicated().to_numpy().argmax()])]
         raise DataError(
-            f"{first}: {len(several)} images have several boxes, and the file has no column score to choose by"
+            f"{first}: several boxes in {counted(len(several), 'image')}, and the file has no column score to choose by"
         )
     best = best.sort_values("score", ascending=False, kind="stable").drop_duplicates("place")
     found = {listed.ids[place]: boxes[row] for row, place in zip(best["row"], best["place"], strict=True)}

@@ -11,13 +11,13 @@ from tabulate import tabulate
 
 import lchp
 from lchp.backbones import weights_terms
-from lchp.config import TrainConfig, show
+from lchp.config import AUTO, TrainConfig, counted, show
 from lchp.data import DATASETS
 from lchp.errors import printable
 from lchp.evaluation.frames import FRAMES
 from lchp.evaluation.metrics import FLOORS, METRICS, TITLES, Metric
 from lchp.files.schema import Environment
-from lchp.training.chain import epochs_of, kinds_of, label, method_of
+from lchp.training.chain import STAGES, epochs_of, kinds_of, label, method_of
 
 MOST_CLASSES = 50
 """More class names than these are left to lchp.json."""
@@ -101,7 +101,8 @@ def _data(record: Record) -> str:
     about, names = DATASETS[record.config.data.name].about, record.class_names
     listed = ", ".join(f"`{printable(name).replace('`', '')}`" for name in names[:MOST_CLASSES])
     more = f" and {len(names) - MOST_CLASSES} more, which `lchp.json` lists" if len(names) > MOST_CLASSES else ""
-    return f"{about[:1].upper()}{about[1:]}; {record.images} test images. {len(names)} classes: {listed}{more}."
+    images, classes = counted(record.images, "test image"), counted(len(names), "class")
+    return f"{about[:1].upper()}{about[1:]}; {images}. {classes}: {listed}{more}."
 
 
 def _paragraph(text: str) -> str:
@@ -183,17 +184,19 @@ def _without_boxes(record: Record, top1: str) -> str:
 def _recipe(record: Record) -> str:
     config, environment = record.config, record.environment
     model, data, first = config.model, config.data, config.initialization
-    found, kinds = method_of(config), kinds_of(config)
+    found, there = method_of(config), environment.get("links")
+    kinds = [kind for kind in kinds_of(config) if there is None or kind in there]  # stage 2 may not have run
+    epochs = {stage: f"{stage} {count}" for stage, count in epochs_of(config).items()}
     start = "ImageNet weights" if model.pretrained else "random weights"
     rows = [("method", label(config)), ("classifier", f"{model.classifier}, head {found.head or model.head}")]
     if "localizer" in kinds:
         rows.append(("localizer", f"{model.localizer}, head {model.localizer_head}"))
     rows.append(("started from", "a trained classifier" if model.classifier_weights is not None else start))
     rows.append(("images", f"{data.resize} px, of which the networks see {data.image_size}"))
-    rows.append(("epochs", ", ".join(f"{stage} {epochs}" for stage, epochs in epochs_of(config).items())))
+    rows.append(("epochs", ", ".join(epochs[STAGES[kind]] for kind in kinds_of(config) if kind in kinds)))
     if found.boxes == "teacher":
         chosen = (record.summary.get("chosen") or {}).get("values", {})
-        said = {name: chosen.get(name, getattr(first, name)) for name in ("delta", "attention", "normalization")}
+        said = {name: chosen.get(name, getattr(first, name)) for name in AUTO}
         rows += [(name, f"{show(v)}{' (chosen without a box)' if name in chosen else ''}") for name, v in said.items()]
     if found.boxes == "map":
         rows.append(("threshold of the map", show(config.method.threshold)))

@@ -19,7 +19,7 @@ from lchp.method.choice import ROUNDS, Choice
 from lchp.method.networks import Classifier, Localizer
 from lchp.method.pseudo_boxes import make_teacher
 from lchp.system.devices import switch_off_tf32
-from lchp.training.chain import STAGES, Kind, kinds_of, method_of
+from lchp.training.chain import STAGES, Kind, kinds_of, method_of, of_stage1
 from lchp.training.checkpoints import load_checkpoint
 from lchp.training.map_boxes import Directions, PseudoSource, ddt_backbone, ddt_trunk, source_of
 from lchp.training.networks import build_classifier
@@ -210,6 +210,8 @@ def open_run(run: Path) -> RunNetworks:
     if (run / runs.MODEL).exists() and not (run / runs.ENVIRONMENT).exists():
         raise RunError(f"{run}: is a model, and no run folder; give it by --model")
     config, environment = runs.read_config(run), runs.read_environment(run)
+    if "localizer" not in environment.get("links", ("localizer",)):  # of a compared method that ended with stage 1
+        config = of_stage1(config)
     return RunNetworks(run, config, tuple(environment["class_names"]), _taken_as(environment))
 
 

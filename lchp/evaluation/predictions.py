@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tabulate import tabulate
 
-from lchp.config import show
+from lchp.config import counted, show
 from lchp.errors import RunError, printable
 from lchp.evaluation.frames import FRAMES, GroundTruth
 from lchp.evaluation.metrics import (
@@ -343,7 +343,7 @@ def _selection_lines(summary: dict[str, Any]) -> list[str]:
         word = "helped" if gain > least else "made the boxes worse" if gain < -least else "changed little"
         lines.append(
             f"stage 2 {word}, by a score that reads no box, on {stage2['images']} training images: LCHP-I "
-            f"{stage2['lchp_i']:.1f}, LCHP-R {stage2['lchp_r']:.1f} ({gain:+z.1f}, standard error {error:.1f})"
+            f"{stage2['lchp_i']:z.1f}, LCHP-R {stage2['lchp_r']:z.1f} ({gain:+z.1f}, standard error {error:.1f})"
         )
     return lines
 
@@ -396,7 +396,7 @@ def _given_lines(summary: dict[str, Any]) -> list[str]:
 def second_classifier_table(record: SecondClassifier) -> str:
     """What `lchp.deploy.second_classifier` found, as a table that says whose classes they are."""
     about, top = record["classifier"], record["classification"]
-    said = f"{about['backbone']} ({about['method']}) of run {about['run']}, {record['crops']} crop(s)"
+    said = f"{about['backbone']} ({about['method']}) of run {about['run']}, {counted(record['crops'], 'crop')}"
     return _results_table(record) + f"\n\nclasses by {said}: top-1 {top['top1']:.2f} %, top-5 {top['top5']:.2f} %"
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from lchp.config import FIELDS, MEASURED, SHAPE, TrainConfig, override
+from lchp.config import AUTO, FIELDS, MEASURED, SHAPE, TrainConfig, override
 from lchp.files.runs import Kind
 
 # the chain brings torch, which takes seconds: it is imported only where there is a record to ask of
@@ -74,12 +74,15 @@ def counts(name: str, values: Mapping[str, Any], result: str | None = None) -> b
 
 
 def _shape(values: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(values[name] for name in SHAPE)
+    """The values of SHAPE, and whether anything is `auto`: such a run has a link that chooses."""
+    return (*(values[name] for name in SHAPE), any(values.get(f"initialization.{name}") == "auto" for name in AUTO))
 
 
 @cache
 def _config(shape: tuple[Any, ...]) -> TrainConfig:
-    return override(TrainConfig(), dict(zip(SHAPE, shape, strict=True)))
+    *fields, auto = shape
+    chosen = {"initialization.second_pass": "auto"} if auto else {}  # which needs no field of the masks beside
+    return override(TrainConfig(), dict(zip(SHAPE, fields, strict=True)) | chosen)
 
 
 @cache

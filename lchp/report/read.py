@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from lchp.config import FILES, MEANING_BEFORE, field_types, flatten, from_dict, show, suggest, to_flat
+from lchp.config import FILES, MEANING_BEFORE, counted, field_types, flatten, from_dict, show, suggest, to_flat
 from lchp.errors import ConfigError, RunError
 from lchp.evaluation.predictions import TITLES
 from lchp.files.remote import Storage
@@ -163,10 +163,11 @@ def collect(storages: Sequence[Storage]) -> Records:
             row |= {"folder": str(folder), "storage": str(storage)}
             row["date"] = row["date"] or dates.get((storage, folder.name) if stored else None)
             rows.append(row)
-        if first_stage:
-            notes.append(f"{storage}: {_runs(first_stage)} with stage 1 alone, left out")
+        alone = f"{counted(first_stage, 'run folder')} with stage 1 alone"
         if len(rows) == before:
-            problems.append(f"{storage}: no finished run")
+            problems.append(f"{storage}: no finished run{f', but {alone}' if first_stage else ''}")
+        elif first_stage:
+            notes.append(f"{storage}: {alone}, left out")
     rows.sort(key=lambda row: row["folder"])
     failures = []
     for cell in failed:
@@ -213,10 +214,6 @@ def _name_files(rows: Sequence[dict[str, Any]], failures: Sequence[dict[str, Any
     for cell, _ in cells:
         if cell[METHOD] is not None and is_from_file(cell):
             cell[METHOD] = title(cell)
-
-
-def _runs(count: int) -> str:
-    return f"{count} run folder{'' if count == 1 else 's'}"
 
 
 def _run_folders(storage: Path) -> Iterator[tuple[Path, bool]]:

@@ -17,6 +17,7 @@ from lchp.config import (
     SHAPE,
     Preset,
     TrainConfig,
+    counted,
     field_types,
     show,
     suggest,
@@ -262,7 +263,7 @@ def _others(chosen: Group | None, groups: Sequence[Group]) -> str:
     texts = []
     for names, others in sorted(kinds.items(), key=lambda kind: (len(kind[0]), kind[0])):
         runs = sum(len(g.runs) for g in others)
-        count = f"{runs} run{'' if runs == 1 else 's'}"
+        count = counted(runs, "run")
         shown = [n for n in names if n != FINGERPRINT]
         if len(shown) == 1:
             values = sorted({show(g.base[shown[0]]) for g in others})
@@ -287,14 +288,15 @@ def preset_of(records: Records, asked: str | None = None) -> tuple[str, str]:
     for name, preset in PRESETS.items():
         flat = to_flat(preset.config)
         # a compared method's run in the recipe's setting follows the recipe too
-        counted = [f for f in IDENTITY if f not in AXES and not f.startswith("method.") and flat[f] != "auto"]
+        of_recipe = [f for f in IDENTITY if f not in AXES and not f.startswith("method.") and flat[f] != "auto"]
         other_data = [1000 * (d != preset.config.data.name) for d in runs["data.name"]]
-        each = [[v != flat[f] for v in runs[f]] for f in counted]
+        each = [[v != flat[f] for v in runs[f]] for f in of_recipe]
         away[name] = [sum(column) for column in zip(other_data, *each, strict=True)]
     exact = {name: counts.count(0) for name, counts in away.items()}
     total = len(runs)
     best = max(exact, key=lambda name: exact[name])
     if exact[best]:
-        return best, f"preset {best}: the recipe of {exact[best]} of {total} runs (--preset names another)"
+        return best, f"preset {best}: the recipe of {exact[best]} of {counted(total, 'run')} (--preset names another)"
     best = min(away, key=lambda name: (sum(count >= 1000 for count in away[name]), min(away[name])))
-    return best, f"preset {best}: the nearest to the {total} runs, which follow no preset (--preset names another)"
+    what = "run, which follows" if total == 1 else f"{total} runs, which follow"
+    return best, f"preset {best}: the nearest to the {what} no preset (--preset names another)"

@@ -13,7 +13,7 @@ from lchp.config import short_name, show
 from lchp.errors import RunError
 from lchp.report.dependence import is_complete
 from lchp.report.read import Records
-from lchp.report.select import IDENTITY, canonical, rows
+from lchp.report.select import FINGERPRINT, IDENTITY, RECIPE, canonical, once, rows, split
 
 FRAME = "center_crop"
 PARTS = ("crop", "masked", "area", "score")
@@ -36,7 +36,9 @@ def rank(records: Records, where: Mapping[str, Any] | None = None) -> tuple[Rank
     Raises RunError where no run is left.
     """
     runs = canonical(records.runs)
-    runs = rows(runs, map(is_complete, runs.to_dict("records")))
+    there, runs = len(runs), rows(runs, map(is_complete, runs.to_dict("records")))
+    if there and runs.empty:
+        raise RunError("no run to rank: these are of compared methods; LCHP's runs are ranked, by LCHP-R's boxes")
     for name, value in (where or {}).items():
         runs = rows(runs, (v == value for v in runs[name]))
     columns = {part: f"unboxed/{FRAME}/{part}" for part in PARTS}
@@ -44,8 +46,8 @@ def rank(records: Records, where: Mapping[str, Any] | None = None) -> tuple[Rank
         runs = rows(runs, (not np.isnan(v) for v in runs[columns["score"]]))
     if runs.empty or columns["score"] not in runs:
         raise RunError("no run to rank; none meets --where, or their summaries are older than `unboxed`")
-    vary = [name for name in IDENTITY if len(set(runs[name])) > 1]
-    groups = [part for _, part in runs.groupby(vary, sort=False, dropna=False)] if vary else [runs]
+    vary = [name for name in (*IDENTITY, FINGERPRINT, RECIPE) if len(set(runs[name])) > 1]
+    groups = [once(group, ("unboxed/",)).runs for group in split(runs, None)]
     found = [
         RankedSetting(
             {name: group[name].iloc[0] for name in vary},

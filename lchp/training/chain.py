@@ -215,7 +215,9 @@ def depends_on(config: TrainConfig, result: str | None = None) -> frozenset[str]
     """The fields, by dotted name, that a run's results depend on, and what is recorded of them; with `result`, those of
     that one, which later links do not change."""
     found, kinds = method_of(config), kinds_of(config)
-    kinds = kinds[: next((i for i, kind in enumerate(kinds, 1) if result and _result(config, kind) == result), None)]
+    last = "boxes" if found.from_file and result == "pseudo_label" else None  # a file's boxes are no link's result
+    ends = (i for i, kind in enumerate(kinds, 1) if result and (_result(config, kind) == result or kind == last))
+    kinds = kinds[: next(ends, None)]
     names = [name for kind in kinds for name in _own_fields(config, found, kind)]
     return frozenset([*names, *fields_of(*_recorded(kinds[-1]))])
 
@@ -237,6 +239,13 @@ def stage1_kinds(config: TrainConfig) -> tuple[Kind, ...]:
     """The links of the paper's stage 1: up to a complete method's localizer, or a compared method's boxes."""
     kinds, found = kinds_of(config), method_of(config)
     return kinds[: kinds.index("localizer" if found.complete else "boxes") + 1]
+
+
+def of_stage1(config: TrainConfig) -> TrainConfig:
+    """A config as that of a run which ends with stage 1: a compared method without a localizer."""
+    if method_of(config).complete:
+        return config
+    return override(config, {"method.localizer": False, "method.refine": False})
 
 
 def taken_kinds(config: TrainConfig) -> tuple[Kind, ...]:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from lchp import __version__
-from lchp.config import TrainConfig
+from lchp.config import TrainConfig, counted
 from lchp.data import DataSet, fingerprint, read, training_fingerprint
 from lchp.data.base import listing
 from lchp.data.box_file import BoxFile
@@ -69,7 +69,8 @@ def open_context(config: TrainConfig, show_progress: bool) -> Context:
         log.warning("evaluation.oracle: without effect, it reads held-out training images' boxes, and %s", why)
     precision = resolve_precision(config.precision, device)
     if dropped := dataset.problems:
-        log.warning("dropped %d faulty records (environment.json lists them), first %s", len(dropped), dropped[0])
+        said = counted(len(dropped), "faulty record")
+        log.warning("dropped %s (all are in environment.json), first %s", said, dropped[0])
     box_file = None
     if config.method.boxes is not None:
         box_file = open_box_file(config, images, held_out, test)
@@ -95,9 +96,9 @@ def open_box_file(config: TrainConfig, images: Images, held_out: Images | None, 
         )
     log.info("%s: boxes of %d of %d training images%s", path, count, total, _lacking(found, images))
     if found.several:
-        log.info("%s: %d images have several boxes; that with the highest score counts", path, found.several)
+        log.info("%s: several boxes in %s; that with the highest score counts", path, counted(found.several, "image"))
     if found.unknown:
-        log.warning("%s: passed over %d rows, first %s", path, len(found.unknown), found.unknown[0])
+        log.warning("%s: passed over %s, first %s", path, counted(len(found.unknown), "row"), found.unknown[0])
     if in_test := found.count(test):
         missed = "" if in_test == len(test) else "; an image without one counts as missed"
         log.info("%s: boxes of %d of %d test images, the result Pseudo Label%s", path, in_test, len(test), missed)

@@ -43,7 +43,9 @@ def source_of(
     them (kind -> name -> module): LCHP's teacher and choice, DDT's directions; a map needs none. Raises RunError for
     boxes of a file, which holds none of other images."""
     if found.boxes == "file":
-        raise RunError(f"{found.title}: only the run's own images have some; its localizer answers for any image")
+        raise RunError(
+            f"{found.title}: only the run's own images have some; without --several its localizer answers for any image"
+        )
     if found.boxes == "teacher":
         teacher, how = done["classifier"]["teacher"], boxes_config(config, done)
         return PseudoSource(

@@ -23,8 +23,10 @@ from lchp.files.contents import content_hash
 from lchp.files.runs import DONE, SUMMARY, Kind, read_environment, read_metrics, read_summary, write_json
 from lchp.report.paper import Paper
 from lchp.report.read import collect
+from lchp.report.tables.cells import FieldTable
+from lchp.report.tables.fields import field_table
 from lchp.report.tables.methods import recipe_table
-from lchp.training.chain import chain_of, config_until, kinds_of, label, results_of
+from lchp.training.chain import chain_of, config_until, depends_on, kinds_of, label, results_of
 from lchp.training.definition import Session
 from lchp.training.run import Result, train, train_links
 
@@ -83,7 +85,7 @@ def test_the_file_s_boxes_of_test_images_are_a_result(result: Result) -> None:
     said = summary_table(result.summary)
     assert "the file has boxes of 29 of 32 training images, and of 8 test images" in said
     assert "  its training boxes in full_image: GT-Known 90.62 %, mean IoU 90.62 % (diagnostic" in said
-    assert method_line(result.config) == (
+    assert method_line(result.config, result.summary["results"]) == (
         "method: Boxes of mine.csv; Pseudo Label is the file's box, LCHP-I the localizer regressed on such boxes, "
         "LCHP-R that after LCHP's stage 2"
     )
@@ -101,8 +103,8 @@ def test_what_is_to_be_known_of_the_file_is_said(
     said = [r.getMessage().removeprefix(f"{file}: ") for r in caplog.records if r.getMessage().startswith(str(file))]
     assert said == [
         "boxes of 29 of 32 training images; those without one (first train/class_0/000.png) add nothing to L_reg",
-        "1 images have several boxes; that with the highest score counts",
-        f"passed over 1 rows, first {file}:32: image 'else.png' is not in the data set",
+        "several boxes in 1 image; that with the highest score counts",
+        f"passed over 1 row, first {file}:32: image 'else.png' is not in the data set",
         "no box of a test image, so there is no result Pseudo Label",
     ]
     summary = read_summary(tmp_path / "run")
@@ -205,6 +207,12 @@ def test_the_tables_show_the_boxes_beside_what_was_learnt_from_them(result: Resu
     assert ("Boxes of mine.csv, LCHP-I", "tiny_coarse, classifier tiny") in rows
     assert read_environment(result.run).get("files") == {"method.boxes": content_hash(given)}
     assert any("the file has boxes of 29 of 32 training images: GT-Known 90.62" in note for note in table.notes)
+    own = field_table(collect([result.run.parent]), FieldTable(("method.boxes",)))
+    assert own.columns == ("Pseudo Label", "LCHP-I", "LCHP-R")
+    assert own.sections[1].rows[0].cells[0].ours.startswith(f"{known['pseudo_label']:.2f} (1)")
+    fields = depends_on(result.config, "pseudo_label")
+    assert "model.classifier" in fields
+    assert not {"model.localizer", "refinement.tau"} & fields
 
 
 def test_its_links_are_trained_apart_and_share_the_classifier(root: Path, given: Path, tmp_path: Path) -> None:

@@ -10,7 +10,10 @@ import pytest
 from squares import small_values, write_images
 
 from lchp.cli import main
+from lchp.cli.train import method_line
+from lchp.config import override, preset
 from lchp.console import guarded
+from lchp.evaluation.metrics import RESULTS
 
 
 @pytest.fixture(scope="module")
@@ -248,3 +251,18 @@ def test_an_option_that_cannot_be_read_is_named_with_its_value_and_what_it_takes
 def test_output_that_cannot_be_written(root: Path, tmp_path: Path, capsys) -> None:
     (tmp_path / "file").write_text("")
     assert "cannot be written" in mistake(capsys, "train", *flags(root), "--output", str(tmp_path / "file" / "run"))
+
+
+def test_results_are_explained_where_the_run_has_them() -> None:
+    """A compared method's run may end with stage 1, and a file may hold no box of a test image."""
+    psol = {"method.name": "psol", "method.localizer": True, "method.refine": True}
+    refined = override(preset("parts"), psol)
+    ddt = "Pseudo Label is DDT's box, of the image's own class (where top-1 is right, that is the predicted one)"
+    regressed = "the localizer regressed on such boxes"
+    assert method_line(refined, ["pseudo_label"]) == f"method: DDT; {ddt}"
+    assert method_line(refined, RESULTS) == (
+        f"method: PSOL, refined by LCHP; {ddt}, LCHP-I {regressed}, LCHP-R that after LCHP's stage 2"
+    )
+    given = override(preset("parts"), {"method.name": "boxes", "method.boxes": "mine.csv"})
+    assert method_line(given, ["lchp_i"]) == f"method: Boxes of mine.csv; LCHP-I is {regressed}"
+    assert method_line(preset("parts"), RESULTS) is None

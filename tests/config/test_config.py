@@ -25,6 +25,7 @@ from lchp.config import (
     InitializationConfig,
     RefinementConfig,
     TrainConfig,
+    counted,
     field_types,
     fields_of,
     from_dict,
@@ -598,3 +599,8 @@ def test_fields_of_a_part() -> None:
     stage1 = fields_of("teacher", "masks", "teacher_boxes", "classifier", "localizer", "l_reg")
     assert {n for n in FIELDS if n.startswith("initialization.")} == {n for n in stage1 if not n.startswith("model.")}
     assert fields_of() == ()
+
+
+def test_things_are_counted_in_words() -> None:
+    assert [counted(n, "run") for n in (0, 1, 2)] == ["0 runs", "1 run", "2 runs"]
+    assert [counted(n, "class") for n in (1, 3)] == ["1 class", "3 classes"]

@@ -124,7 +124,7 @@ def test_faulty_rows_are_listed_by_line(tmp_path: Path) -> None:
         ),
         (
             "image_id,x1,y1,x2,y2\n2.jpg,1,2,3,4\n2.jpg,1,2,3,5\n",
-            "b.csv:3: 1 images have several boxes, and the file has no column score to choose by",
+            "b.csv:3: several boxes in 1 image, and the file has no column score to choose by",
         ),
     ],
 )

@@ -53,6 +53,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "acol": {"method.name": "acol"},
     "psol": {"method.name": "psol"},
     "psol of weights": {"method.name": "psol", "method.localizer": True, "model.pretrained": True},
+    "cam of one stage": {"method.name": "cam", "method.localizer": True, "method.refine": True, "stage": "init"},
     "cam, refined": {"method.name": "cam", "method.localizer": True, "method.refine": True},
     "boxes": {"method.name": "boxes"},
 }
@@ -99,11 +100,17 @@ def test_a_model_answers_bitwise_as_its_run(root: Path, tmp_path: Path, name: st
     run = trained_run(root, tmp_path / "made", RUNS[name]).run
     ways = (True,) if name == "boxes" else (True, False)
     expected = [said(load_run(run, CPU, localizer=way), root, several=not way) for way in ways]
+    stages = dict.fromkeys(line["stage"] for line in runs.read_metrics(run))
     publish(run, tmp_path / "model")
     shutil.rmtree(tmp_path / "made")
     found = [said(load_model(tmp_path / "model", CPU, localizer=way), root, several=not way) for way in ways]
     assert found == expected
     assert len(found[0]) == 9
+    recipe = [line.split("|")[1:3] for line in (tmp_path / "model" / CARD).read_text().splitlines() if "|" in line]
+    rows = {what.strip(): value.strip() for what, value in recipe}
+    assert [text.split()[0] for text in rows["epochs"].split(", ")] == list(stages)
+    assert ("tau" in rows) == ("refinement" in stages)
+    assert ("second_pass" in rows) == ("lchp" in name or name == "auto")
 
 
 def test_a_record_of_before_links_and_of_an_older_classifier_is_published_as_it_predicts(

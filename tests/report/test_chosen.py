@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+from report_records import analysis_script
 
 from lchp import TrainConfig, override
 from lchp.cli import main
 from lchp.config import show
+from lchp.report.dependence import kinds, stage1
 from lchp.report.read import collect
 from lchp.training.run import train
 
@@ -37,6 +39,26 @@ def test_its_record_is_read(storage: Path) -> None:
     assert set(records.runs["initialization.delta"]) == {"auto"}
 
 
+def test_the_link_that_chooses_is_of_stage_1(storage: Path) -> None:
+    """As its time is, on the page."""
+    (row, _) = collect([storage]).runs.to_dict("records")
+    assert stage1(row) == ("classifier", "choice", "boxes", "localizer")
+    assert kinds(row) == (*stage1(row), "refinement")
+    assert "choice" not in kinds(row | {f"initialization.{name}": None for name in FIELDS})
+
+
+def test_a_teacher_s_boxes_are_those_that_were_chosen(storage: Path, tmp_path: Path) -> None:
+    summary, file = json.loads((storage / "0" / "summary.json").read_text()), tmp_path / "boxes.csv"
+    values = summary["chosen"]["values"]
+    command = [str(storage / "0"), "--delta", str(values["delta"]), "--csv", str(file)]
+    assert analysis_script("teacher_boxes").main(command) == 0
+    head, *rows = [line.split(",") for line in file.read_text().splitlines()]
+    for row in (dict(zip(head, row, strict=True)) for row in rows):
+        assert [row[name] for name in FIELDS[1:]] == [values[name] for name in FIELDS[1:]]
+        known = summary["results"]["pseudo_label"][row["frame"]]["gt_known"]
+        assert float(row["merged"]) == pytest.approx(known, abs=0.01)
+
+
 def test_every_command_takes_it_and_says_what_was_chosen(
     storage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -49,5 +71,7 @@ def test_every_command_takes_it_and_says_what_was_chosen(
     assert main(["figures", *of, "--figure", "delta", "iou", "--out", str(tmp_path / "figures")]) == 1
     assert "initialization.delta is auto, which is no point of a curve" in capsys.readouterr().err
     assert (tmp_path / "figures" / "iou.png").is_file()
+    caption = " ".join((tmp_path / "figures" / "iou.txt").read_text().split())
+    assert words.removeprefix("auto ") in caption
     assert main(["report", *of, "--out", str(tmp_path / "report.html"), "--no-figures"]) == 0
     assert words in (tmp_path / "report.html").read_text()

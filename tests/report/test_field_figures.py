@@ -73,6 +73,11 @@ def test_a_heatmap_holds_the_means_and_leaves_gaps(tmp_path: Path) -> None:
     np.testing.assert_array_equal(shown, [[60, 61], [62, np.nan]])
     assert sorted(text.get_text() for text in ax.texts) == ["60.0", "61.0", "62.0"]
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("beta", "alpha")
+    assert [label.get_rotation() for label in ax.get_xticklabels()] == [0, 0]
+    run(tmp_path, {ALPHA: 5.0, BETA: 0.5, LABELLER: "ema"}, 60.0)
+    words = FieldTable((ALPHA,), LABELLER, where={BETA: 0.5})
+    (ax, _) = figure_of(field_table(collect([tmp_path]), words), words).figure.axes
+    assert [label.get_rotation() for label in ax.get_xticklabels()] == [20, 20]  # or they run into each other
 
 
 def test_fields_around_the_recipe_have_figures_and_pairs_that_were_crossed(tmp_path: Path) -> None:

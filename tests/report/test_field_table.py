@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -377,3 +378,18 @@ def test_the_errors_of_python_are_the_command_s(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(RunError, match="no finished run"):
         made(tmp_path / "empty", TAU)
+
+
+def test_a_setting_whose_images_have_no_boxes_is_not_counted(tmp_path: Path) -> None:
+    for labeller, known in (("online", 60.0), ("ema", 64.0)):
+        run(tmp_path, {LABELLER: labeller}, (40.0, 50.0, known))
+    boxless = run(tmp_path, {LABELLER: "frozen"})
+    summary = json.loads((boxless / "summary.json").read_text())
+    for part in ("results", "floors"):
+        text = json.dumps(summary[part])
+        summary[part] = json.loads(text, parse_float=lambda _: None, parse_int=lambda _: None)
+    (boxless / "summary.json").write_text(json.dumps(summary))
+    (boxless / "DONE").unlink()
+    boxless.rename(tmp_path / "boxless")  # a run folder of its own, without checksums
+    table = made(tmp_path, DELTA)
+    assert cell(table, ("0.5",), "LCHP-R").ours == "62.00 ± 2.83 (2; 2 settings)"

@@ -557,3 +557,6 @@ def test_a_compared_methods_run_is_drawn_with_the_results_it_has(
     assert titles[-1] in pick_images(predicted, "best", 3, 0).rule
     with pytest.raises(RunError, match="compares two results"):
         pick_images(replace(predicted, boxes={"lchp_i": predicted.boxes["pseudo_label"]}), "gained", 3, 0)
+    own = {"lchp_r": predicted.ious["pseudo_label"]}  # a file may have boxes of training images alone
+    with pytest.raises(RunError, match="has no LCHP-I, which --pick lost compares with, but LCHP-R"):
+        pick_images(replace(predicted, boxes=own, ious=own), "lost", 3, 0)

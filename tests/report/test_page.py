@@ -342,7 +342,7 @@ def test_a_storage_of_failed_cells_makes_a_page(tmp_path: Path, capsys: pytest.C
     assert "No finished trial of LCHP on parts (embedded, synthetic): the tables show" in parsed.text
     assert parsed.tables["failed-cells"][1][:3] == ["the preset's recipe", "0", "no GPU"]
     assert "not drawn: delta" in parsed.text
-    assert "1 failed cells" in capsys.readouterr().out
+    assert "1 failed cell (" in capsys.readouterr().out
 
 
 def test_figures_are_embedded(grid_storage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -382,7 +382,7 @@ def test_the_script_writes_into_the_first_storage(main, tmp_path: Path, capsys: 
     write_run(tmp_path / "run", preset("parts"))
     assert main(["--storage", str(tmp_path), "--no-figures"]) == 0
     assert (tmp_path / "report.html").is_file()
-    assert "preset parts: the recipe of 1 of 1 runs" in capsys.readouterr().out
+    assert "preset parts: the recipe of 1 of 1 run (" in capsys.readouterr().out
 
 
 def test_times_as_one_reads_them() -> None:

@@ -167,7 +167,7 @@ def test_the_script_says_what_it_kept(
     script = analysis_script("keep_records")
     monkeypatch.chdir(tmp_path)
     assert script.main(["--storage", str(storage), "--out", "records"]) == 0
-    assert capsys.readouterr().out.startswith("3 runs and 1 sweeps in records, 0.")
+    assert capsys.readouterr().out.startswith("3 runs and 1 sweep in records, 0.")
     assert script.main(["--storage", str(storage), "--out", "records"]) == 2
     assert "records: is there already and not empty" in capsys.readouterr().err
 

@@ -89,6 +89,8 @@ def test_stage_1_alone_is_no_row_but_is_said(tmp_path: Path) -> None:
     assert len(records.runs) == 1
     assert records.problems == ()
     assert records.notes == (f"{tmp_path / 'runs'}: 1 run folder with stage 1 alone, left out",)
+    first = tmp_path / "runs" / "first"
+    assert collect([first]).problems == (f"{first}: no finished run, but 1 run folder with stage 1 alone",)
 
 
 def test_without_boxes_figures_are_nan(tmp_path: Path) -> None:

@@ -49,3 +49,22 @@ def test_records_without_the_score_are_left_out(tmp_path: Path, capsys: pytest.C
     capsys.readouterr()
     assert analysis_script("rank_unboxed").main(["--storage", str(tmp_path)]) == 0
     assert "60.00" in capsys.readouterr().out
+
+
+def test_one_setting_on_other_images_is_another_and_a_copy_counts_once(tmp_path: Path) -> None:
+    for name, score in (("one", 10.0), ("copy", 10.0), ("other", 30.0)):
+        scored(tmp_path / name, score, 60.0)
+        (run,) = (folder for folder in (tmp_path / name).iterdir() if folder.name != "store")
+        run.rename(tmp_path / f"run_{name}")
+    environment = json.loads((tmp_path / "run_other" / "environment.json").read_text())
+    changed = environment | {"data_fingerprint": "other"}
+    (tmp_path / "run_other" / "environment.json").write_text(json.dumps(changed))
+    found = rank(collect([tmp_path]))
+    assert [(s.parts["score"], s.seeds) for s in found] == [(30.0, 1), (10.0, 1)]
+    assert "other" in rank_text(found)
+
+
+def test_that_runs_are_of_compared_methods_is_said(tmp_path: Path) -> None:
+    scored(tmp_path, 10.0, 60.0, method__name="cam")
+    with pytest.raises(RunError, match=r"of compared methods"):
+        rank(collect([tmp_path]))

@@ -9,6 +9,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from lchp.boxes import area, iou
+from lchp.config import counted
 from lchp.data.annotations import LARGEST, TOLERANCE, checked_box, shorten
 from lchp.data.base import Problem
 from lchp.data.box_tables import TOP, corners_of, read_table
@@ -43,7 +44,7 @@ class BoxScores:
         rows = [["over images (micro)", *self.micro.values()]]
         if self.macro is not None:
             rows.append(["over classes (macro)", *self.macro.values()])
-        head = [f"{self.images} images, %", *(METRICS[name] for name in self.micro)]
+        head = [f"{counted(self.images, 'image')}, %", *(METRICS[name] for name in self.micro)]
         return tabulate(rows, head, tablefmt="simple", floatfmt=".2f")
 
     def warnings(self) -> list[str]:

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from lchp.config import counted
 from lchp.data.base import Problem
 from lchp.errors import ConfigError, DataError
 
@@ -101,7 +102,7 @@ def warnings_of(counted: dict[str, int]) -> list[str]:
 
 def speed(images: int, seconds: float) -> str:
     """How many images were scored, and how fast."""
-    return f"{images} images in {seconds:.1f} s, {images / seconds:.1f} images/s"
+    return f"{counted(images, 'image')} in {seconds:.1f} s, {images / seconds:.1f} images/s"
 
 
 def refuse(problems: list[Problem]) -> None:

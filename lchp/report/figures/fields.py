@@ -1,7 +1,7 @@
 """Figures of any field: lines with bands over one, a heatmap over two; of the tables of `lchp.report.tables.fields`."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import combinations
 from typing import Any
@@ -34,6 +34,8 @@ from lchp.report.tables.grid import Section, Table
 MOST = 4
 """Heatmaps on one page; further ones are drawn by lchp table --figure."""
 _NUMBER = re.compile(r"[-+]?[\d.]+(?:e[-+]?\d+)?")
+_SLANTED: Mapping[str, Any] = {"rotation": 20, "ha": "right", "rotation_mode": "anchor"}
+"""Words along an axis, which would run into each other."""
 _MARKS: Mapping[str, Mark] = dict(zip(("LCHP-R", "LCHP-I", "Pseudo Label"), reversed(CURVES.values()), strict=True))
 _OTHERS = (Mark(BLUE, "-", "^"), Mark(ORANGE, "-", "o"), Mark(GREEN, DASHES["dashed"], "s"), Mark(VERMILLION, "-", "D"))
 
@@ -65,10 +67,10 @@ def figure_of(made: Table, asked: FieldTable) -> Drawing:
 def _lines(ax: Axes, section: Section, made: Table) -> None:
     """A line per column over the rows' value; of words, which have no order, points with bars."""
     labels = [row.labels[0] for row in section.rows]
-    words = not all(map(_NUMBER.fullmatch, labels))
+    words = _are_words(labels)
     x = np.arange(len(labels), dtype=float) if words else np.array(list(map(float, labels)))
     if words:
-        ax.set_xticks(x, labels, rotation=20, ha="right", rotation_mode="anchor")
+        ax.set_xticks(x, labels, **_SLANTED)
     for i, column in enumerate(made.columns):
         cells = [row.cells[i] for row in section.rows]
         mean = np.array([np.nan if c.mean is None else c.mean for c in cells])
@@ -84,12 +86,16 @@ def _lines(ax: Axes, section: Section, made: Table) -> None:
     ax.set(xlabel=made.head[0], ylabel="%")
 
 
+def _are_words(labels: Iterable[str]) -> bool:
+    return not all(map(_NUMBER.fullmatch, labels))
+
+
 def _heat(ax: Axes, section: Section, made: Table) -> None:
     """A square per cell, with its figure; what has none is left out."""
     means = np.array([[np.nan if c.mean is None else c.mean for c in row.cells] for row in section.rows], float)
     ax.imshow(means, cmap="viridis", aspect="auto")
     ax.grid(visible=False)
-    ax.set_xticks(range(len(made.columns)), made.columns)
+    ax.set_xticks(range(len(made.columns)), made.columns, **(_SLANTED if _are_words(made.columns) else {}))
     ax.set_yticks(range(len(means)), [row.labels[0] for row in section.rows])
     middle = (np.nanmin(means) + np.nanmax(means)) / 2 if np.isfinite(means).any() else 0.0
     for (i, j), value in np.ndenumerate(means):

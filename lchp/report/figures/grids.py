@@ -49,8 +49,11 @@ def pick_images(predicted: Predicted, pick: Pick, count: int, seed: int, against
         ious = predicted.ious[last]
         positions = np.argsort(-ious if pick == "best" else ious, kind="stable")[:count]
         return Picked(positions, len(everything), f"{TITLES[last]}'s {'highest' if pick == 'best' else 'lowest'} IoU")
-    if against == last or against not in predicted.ious:
+    if against == last:
         raise RunError(f"{predicted.run}: --pick {pick} compares two results, and its last is {TITLES[last]}")
+    if against not in predicted.ious:
+        there = ", ".join(TITLES[result] for result in predicted.ious)
+        raise RunError(f"{predicted.run}: has no {TITLES[against]}, which --pick {pick} compares with, but {there}")
     ours, theirs = hits(predicted.ious[last]), hits(predicted.ious[against])
     fit = np.flatnonzero(ours & ~theirs if pick == "gained" else theirs & ~ours)
     names = (TITLES[last], TITLES[against])

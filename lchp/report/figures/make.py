@@ -9,7 +9,7 @@ from typing import get_args
 
 import pandas as pd
 
-from lchp.config import PRESETS, Preset, TrainConfig, as_chosen, override, suggest
+from lchp.config import PRESETS, Preset, TrainConfig, as_chosen, counted, override, suggest
 from lchp.data import DataSet, load
 from lchp.errors import ConfigError, DataError, LchpError, RunError
 from lchp.evaluation.metrics import FRAMES
@@ -27,7 +27,7 @@ from lchp.report.flags import FigureName, Pick, Shown, Source
 from lchp.report.paper import Paper, read_paper
 from lchp.report.read import METHOD, OF_COMPARED, Records, collect
 from lchp.report.select import choose, differences, place, preset_of, show
-from lchp.report.tables.grid import DATA
+from lchp.report.tables.grid import DATA, chosen_in
 
 NAMES: tuple[FigureName, ...] = get_args(FigureName)
 OF_SWEEPS: tuple[FigureName, ...] = ("delta", "tau", "fields", "search")
@@ -122,7 +122,9 @@ class Material:
         other = "; ".join(
             f"{name} {show(value)}" for name, value in away.items() if name not in self.wanted.source.conditions
         )
-        text = f"{DATA[row['data.name']]}, {row['classes']} classes, {method}, lchp {versions}."
+        text = f"{DATA[row['data.name']]}, {counted(row['classes'], 'class')}, {method}, lchp {versions}."
+        chosen = chosen_in(self.rows)
+        text += f" {chosen[:1].upper()}{chosen[1:]}." if chosen else ""
         return text + (f" No run of the recipe itself was there; this one differs by {other}." if other else "")
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from lchp.config import PATHS, PRESETS, Preset, field_types, show, to_flat
+from lchp.config import PATHS, PRESETS, Preset, counted, field_types, show, to_flat
 from lchp.errors import RunError
 from lchp.files.remote import Remote
 from lchp.files.runs import read_environment, write_atomically
@@ -127,8 +127,9 @@ def make_page(wanted: PageOptions) -> int:
         print(line, file=sys.stderr)
     print(page.about)
     print(
-        f"written to {out}: {page.trials.count} trials, {len(page.tables)} tables, {len(page.figures)} figures, "
-        f"{len(page.failures)} failed cells ({len(text) / 1e6:.1f} MB)"
+        f"written to {out}: {counted(page.trials.count, 'trial')}, {counted(len(page.tables), 'table')}, "
+        f"{counted(len(page.figures), 'figure')}, {counted(len(page.failures), 'failed cell')} "
+        f"({len(text) / 1e6:.1f} MB)"
     )
     return 1 if records.problems else 0
 
@@ -253,7 +254,7 @@ def _environments(records: Records) -> Environments:
         one |= env.get("versions") or {}
         kinds.setdefault(json.dumps(one, sort_keys=True), (one, []))[1].append(env.get("peak_memory_mb") or {})
         names = tuple(map(str, env.get("class_names") or ()))
-        classes.setdefault(f"{DATA[name]}, {len(names)} classes", names)
+        classes.setdefault(f"{DATA[name]}, {counted(len(names), 'class')}", names)
         skipped |= dict.fromkeys(str(line) for line in env.get("skipped") or ())
     ordered = sorted(kinds.items(), key=lambda item: (-len(item[1][1]), item[0]))
     shown = [value for _, value in ordered[:MOST_ENVIRONMENTS]]

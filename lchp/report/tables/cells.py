@@ -1,5 +1,6 @@
 """The cells of a table of any fields: which runs, each training once, and which settings are in one cell."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -10,7 +11,7 @@ import pandas as pd
 from lchp.config import short_name, values_text
 from lchp.errors import ConfigError, RunError
 from lchp.evaluation.metrics import FRAMES, METRICS, RESULTS, TITLES
-from lchp.report.dependence import counts, is_complete, result_of, results
+from lchp.report.dependence import counts, is_complete, is_from_file, result_of, results
 from lchp.report.read import Records
 from lchp.report.select import (
     IDENTITY,
@@ -90,8 +91,10 @@ class CellRuns:
         """The figure; where it is of several settings it says so."""
         path = self.measure.path.format(frame=frame)
         cell = cell_of(self.runs, self.lost, path, self.measure, frame, None, trained=not self.maps)
-        several = len(self.settings) > 1 and cell.mean is not None
-        return replace(cell, ours=f"{cell.ours[:-1]}; {len(self.settings)} settings)") if several else cell
+        if cell.mean is None:
+            return cell
+        there = sum(bool(group.runs[path].notna().any()) for group in self.settings)
+        return replace(cell, ours=f"{cell.ours[:-1]}; {there} settings)") if there > 1 else cell
 
     @property
     def label(self) -> str:
@@ -100,9 +103,11 @@ class CellRuns:
 
     @property
     def maps(self) -> bool:
-        """Whether all are score maps' boxes, which no training makes."""
+        """Whether all are score maps' boxes or a file's, which no training makes."""
         runs = [] if self.runs is None else self.runs.to_dict("records")
-        return bool(runs) and not any(is_complete(run) for run in runs) and {*map(result_of, runs)} == {"pseudo_label"}
+        mapped = (not is_complete(run) and result_of(run) == "pseudo_label" for run in runs)
+        given = (_of_file(run, self.measure.result) for run in runs)
+        return bool(runs) and all(a or b for a, b in zip(mapped, given, strict=True))
 
 
 @dataclass(frozen=True)
@@ -181,7 +186,7 @@ def _distinct(runs: pd.DataFrame, result: str | None) -> pd.DataFrame:
     many runs is one."""
     records = runs.to_dict("records")
     whose = [result_of(run) if result == LAST else result for run in records]
-    there = [i for i, run in enumerate(records) if whose[i] in results(run)]
+    there = [i for i, run in enumerate(records) if whose[i] in results(run) or _of_file(run, whose[i])]
     values = {
         name: pd.Series(
             [records[i][name] if counts(name, records[i], whose[i]) else NO_PART for i in there], dtype=object
@@ -189,6 +194,12 @@ def _distinct(runs: pd.DataFrame, result: str | None) -> pd.DataFrame:
         for name in IDENTITY
     }
     return runs.iloc[there].assign(**values)
+
+
+def _of_file(run: Mapping[str, Any], result: str | None) -> bool:
+    """Whether a result is boxes of test images that a file holds, which no link made."""
+    known = run.get(f"results/pseudo_label/{FRAMES[0]}/gt_known", math.nan)
+    return result == "pseudo_label" and is_from_file(run) and not math.isnan(known)
 
 
 def _cell(

@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from lchp.config import AUGMENTATIONS, FIELDS, PRESETS, Preset, to_flat
+from lchp.config import AUGMENTATIONS, FIELDS, PRESETS, Preset, counted, to_flat
 from lchp.data import DATASETS
 from lchp.evaluation.metrics import FRAMES, RESULTS
 from lchp.evaluation.predictions import TITLES
@@ -476,7 +476,7 @@ def caption_of(records: Records, choice: Selection, preset: Preset, paper_preset
     base, runs = group.base, group.runs
     classes, total = int(runs["classes"].iloc[0]), runs["kept/total"].iloc[0] if "kept/total" in runs else math.nan
     data = [DATA[base["data.name"]], _classes(base["data.name"], classes)]
-    data += [] if math.isnan(total) else [f"{total:.0f} training images"]
+    data += [] if math.isnan(total) else [counted(int(total), "training image")]
     own = (axis,) if axis else ()
     return f"Data: {', '.join(data)}. {origin_of(records, runs)}. {unlike_paper(base, classes, paper_preset, own)}."
 
@@ -485,9 +485,15 @@ def origin_of(records: Records, runs: pd.DataFrame) -> str:
     """Seeds, versions, dates and commands of some runs, and what `auto` chose in them."""
     versions = sorted({str(version) for version in runs["version"]})
     text = f"{_seeds(runs['seed'])}; lchp {', '.join(versions)}; {_dates(runs)}; {commands(records, runs)}"
+    chosen = chosen_in(runs)
+    return f"{text}; {chosen}" if chosen else text
+
+
+def chosen_in(runs: pd.DataFrame) -> str:
+    """What `auto` chose in some runs; empty where nothing was `auto`."""
     chosen = {str(c): f" ({_seeds(found['seed']).lower()})" for c, found in runs.groupby("chosen")}
     of = [f"{c}{seeds if len(chosen) > 1 else ''}" for c, seeds in chosen.items()]
-    return f"{text}; auto chose {'; '.join(of)}" if of else text
+    return f"auto chose {'; '.join(of)}" if of else ""
 
 
 def unlike_paper(base: Mapping[str, Any], classes: int, paper: Preset, besides: Sequence[str]) -> str:
@@ -520,7 +526,7 @@ def part_of(group: Group | None) -> str:
 
 def _classes(name: str, classes: int) -> str:
     whole = DATASETS[name].classes or classes
-    return f"{classes} classes" if classes == whole else f"{classes} of {whole} classes"
+    return counted(classes, "class") if classes == whole else f"{classes} of {whole} classes"
 
 
 def _dates(runs: pd.DataFrame) -> str:

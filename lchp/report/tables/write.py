@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lchp.config import PRESETS, Preset
+from lchp.config import PRESETS, Preset, counted
 from lchp.errors import ConfigError, RunError
 from lchp.files.remote import Remote, Storage
 from lchp.files.runs import write_atomically
@@ -108,7 +108,7 @@ def _other_data(records: Records, preset: Preset) -> list[str]:
     counts = records.runs["data.name"].value_counts(sort=False).to_dict()
     counts.pop(preset.config.data.name, None)
     return [
-        f"{count} run{'' if count == 1 else 's'} on {name}: not in Tables 3-6, which are of {preset.config.data.name}; "
+        f"{counted(count, 'run')} on {name}: not in Tables 3-6, which are of {preset.config.data.name}; "
         + (f"--preset {own} makes theirs" if (own := _preset_on(name)) else f"no preset is of {name}")
         for name, count in sorted(counts.items())
     ]
