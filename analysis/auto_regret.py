@@ -28,7 +28,7 @@ from lchp.evaluation.frames import FRAMES, Frame
 from lchp.evaluation.metrics import best_iou, gt_known
 from lchp.files.runs import CHECKPOINTS, link_folder, read_config
 from lchp.files.schema import FrameName
-from lchp.method.choice import PARTS, ROUNDS, candidates, known_by_each, looked_at, score
+from lchp.method.choice import PARTS, ROUNDS, candidates, known_by_each, looked_at, score, spared
 from lchp.method.pseudo_boxes import Snapshots, make_teacher
 from lchp.training.batches import plain_batches
 from lchp.training.chain import STAGES, method_of
@@ -78,7 +78,8 @@ def _alike(preset: TrainConfig, config: TrainConfig) -> bool:
 def scored(teacher: Any, context: Context, configs: Sequence[InitializationConfig], images: int) -> torch.Tensor:
     """Candidates x PARTS in percent, over training images as `auto` sees them."""
     config = context.config
-    order = looked_at(len(context.images))[:images]
+    labels = context.images.split.labels.tolist()
+    order = ((spared(labels) if config.initialization.auto_fields else []) or looked_at(len(labels)))[:images]
     fill = teacher.mean if config.initialization.mask == "mean" else torch.zeros_like(teacher.mean)
     sums = torch.zeros(len(configs), len(PARTS), dtype=torch.float64)
     for batch in plain_batches(context, "center_crop", order):

@@ -2,11 +2,13 @@
 
 Of a good box the classifier knows the class from what is in it, and from nothing else, and the box is no larger than
 that: score = (softmax of the class on the crop - the same with the box masked out) x (1 - the box's area), in percent,
-averaged over training images. Ours, after the paper's masking. (A product: in the difference of the three, which
-`lchp.evaluation.metrics.unboxed` records, boxes around a part of the object and around everything weigh as much as
-good ones where the classifier knows the class from the background as well; analysis/FINDINGS.md.)
+averaged over training images that the classifier is not trained on (of a small data set, over all): on those that it
+has learnt it knows the class of whatever is large. Ours, after the paper's masking. (A product: in the difference of
+the three, which `lchp.evaluation.metrics.unboxed` records, boxes around a part of the object and around everything
+weigh as much as good ones where the classifier knows the class from the background as well; analysis/FINDINGS.md.)
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import product
@@ -27,6 +29,10 @@ DELTAS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 """Candidates of delta; those of the other fields are all that these take."""
 ROUNDS = (64, 128, 192)
 """Training images of each round, none in two of them; of fewer images the same shares."""
+SPARED = 8
+"""The images that choose are at most one in so many training images."""
+FEWEST = 64
+"""Fewer that are spared would tell candidates apart worse than those that are learnt."""
 KEPT = (24, 8)
 """Candidates that the second and the third round score further."""
 PARTS = ("crop", "masked", "area", "score")
@@ -44,6 +50,17 @@ def looked_at(images: int) -> list[int]:
     """Positions of the training images that scores are taken on, out of so many: the same whatever the seed of the
     training, so that what a seed changes is not what was looked at."""
     return torch.randperm(images, generator=torch.Generator().manual_seed(0)).tolist()[: sum(ROUNDS)]
+
+
+def spared(labels: Sequence[int]) -> list[int]:
+    """Positions of the training images that choose, and that the classifier does not learn, of their class ids: the
+    first of those that are looked at; of each class one is left. Empty where they would be fewer than FEWEST."""
+    left, found = Counter(labels), []
+    for position in looked_at(len(labels)):
+        if left[labels[position]] > 1 and len(found) < len(labels) // SPARED:
+            left[labels[position]] -= 1
+            found.append(position)
+    return found if len(found) >= FEWEST else []
 
 
 def parted(order: Sequence[int]) -> tuple[Sequence[int], ...]:

@@ -10,7 +10,7 @@ from lchp.boxes import area
 from lchp.config import show
 from lchp.evaluation.inference import BoxSource, predicting
 from lchp.method.batch import Batch
-from lchp.method.choice import ROUNDS, Choice, known_by_each, looked_at, parted
+from lchp.method.choice import ROUNDS, Choice, known_by_each, looked_at, parted, spared
 from lchp.method.pseudo_boxes import Snapshots, make_teacher
 from lchp.method.steps import pseudo_boxes
 from lchp.method.view_table import Boxes, ViewTable
@@ -33,14 +33,15 @@ def pseudo_source(work: Work) -> BoxSource:
 
 
 def train_choice(work: Work, link: Link) -> Training:
-    """How LCHP's teacher is to make boxes: candidates scored on some hundred training images (`lchp.method.choice`)."""
+    """How LCHP's teacher is to make boxes: candidates scored on the training images that the classifier was spared
+    (`lchp.method.choice`), or where it was spared none, on those that it learnt."""
     context, teacher = work.context, work.done["classifier"]["teacher"]
     config, first = context.config, context.config.initialization
     choice = Choice(first, config.model.head).to(context.device)
     kept: Snapshots = work.done["classifier"]["teachers"]
     scorer = make_teacher(teacher)
     fill = teacher.mean if first.mask == "mean" else torch.zeros_like(teacher.mean)
-    rounds = parted(looked_at(len(context.images)))
+    rounds = parted(spared(context.images.split.labels.tolist()) or looked_at(len(context.images)))
 
     def batches(epoch: int, _generator: torch.Generator, start: int) -> Iterator[Batch]:
         kept.load(scorer, kept.after(first.auto_after or first.epochs))

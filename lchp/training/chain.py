@@ -19,7 +19,7 @@ from lchp.errors import ConfigError
 from lchp.files import runs
 from lchp.files.contents import content_hash
 from lchp.files.runs import KINDS, STAGES, Kind
-from lchp.method.choice import ROUNDS
+from lchp.method.choice import ROUNDS, SPARED
 from lchp.method.networks import Classifier
 from lchp.method.steps import views_of
 from lchp.system.devices import resolve_device, resolve_precision
@@ -184,6 +184,11 @@ def boxes_apart(config: TrainConfig) -> bool:
     return method_of(config).boxes != "teacher" or config.initialization.mask_delta is not None
 
 
+def spares(config: TrainConfig) -> bool:
+    """Whether the classifier does not learn some training images, since they choose how boxes are made."""
+    return method_of(config).boxes == "teacher" and bool(config.initialization.auto_fields)
+
+
 def label(config: TrainConfig) -> str:
     """The row of a config in the paper's tables."""
     found, asked = method_of(config), config.method
@@ -202,7 +207,7 @@ def kinds_of(config: TrainConfig) -> tuple[Kind, ...]:
     found, asked = method_of(config), config.method
     wanted: dict[Kind, bool] = {
         "classifier": True,
-        "choice": found.boxes == "teacher" and bool(config.initialization.auto_fields),
+        "choice": spares(config),
         "boxes": boxes_apart(config),
         "localizer": found.complete or asked.localizer,
         "labels": (found.complete or asked.refine) and config.refinement.labeller == "frozen",
@@ -339,7 +344,9 @@ def _own_fields(config: TrainConfig, found: Method, kind: Kind) -> tuple[str, ..
         parts += {"map": ["map"], "teacher": ["teacher_boxes"]}.get(found.boxes, [])
     elif kind == "localizer":
         parts += ["l_reg"] if found.complete else []
-    more = ("refinement.temperature",) if kind == "labels" else ()
+    more = ["refinement.temperature"] if kind == "labels" else []
+    if kind == "classifier" and spares(config):
+        more += [f"initialization.{name}" for name in config.initialization.auto_fields]
     return (*fields_of(*parts), *more)
 
 
@@ -352,7 +359,7 @@ def _beside(config: TrainConfig, found: Method, kind: Kind, data: str, contents:
         # both train on the same images: with --from a threshold found on one is tried on the other
         images = config.data.name.removesuffix("_fullsup")
         weights = _classifier_weights(config, contents)
-        return {
+        return ({"spared": SPARED} if spares(config) else {}) | {
             "recipe": RECIPE_VERSION,
             "data": [images, data],
             "scheme": found.scheme.name,
@@ -430,7 +437,7 @@ def config_until(chain: Chain, kind: Kind) -> TrainConfig:
     kept["method.localizer"] = not found.complete and KINDS.index(kind) > KINDS.index("boxes")
     kept["method.refine"] = not found.complete and kind in ("labels", "refinement")
     if kind == "classifier" and "initialization.mask_delta" in kept:  # a GAP head has no attention maps
-        kept["initialization.attention"] = kept["initialization.mask_attention"]
+        kept.setdefault("initialization.attention", kept["initialization.mask_attention"])
     if kind == "labels":
         kept |= {"refinement.labeller": "frozen", "refinement.views": views_of(config.refinement)}
     return override(TrainConfig(), kept)

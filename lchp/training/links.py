@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import islice
 from types import MappingProxyType
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
@@ -17,6 +18,7 @@ from lchp.boxes import area
 from lchp.errors import ConfigError, RunError
 from lchp.evaluation.inference import Models
 from lchp.method.batch import Batch, Step
+from lchp.method.choice import spared
 from lchp.method.definition import Teaching
 from lchp.method.networks import Localizer
 from lchp.method.pseudo_boxes import update_teacher
@@ -25,7 +27,7 @@ from lchp.method.view_table import ViewTable
 from lchp.system import distributed
 from lchp.training.batches import general_batches, strong_batches, taught_batches
 from lchp.training.box_links import boxes_of, train_boxes, train_choice
-from lchp.training.chain import Chain, Kind, Link
+from lchp.training.chain import Chain, Kind, Link, spares
 from lchp.training.context import Context
 from lchp.training.definition import Metrics, Training, epoch_seed
 from lchp.training.measure import validate
@@ -54,6 +56,8 @@ def training_of(work: Work, link: Link) -> Training:
 
 def _classifier(work: Work, link: Link) -> Training:
     """theta_1 by its method's loss; LCHP's with its teacher, whose pseudo boxes are noted meanwhile (Eq. 2 and 7)."""
+    if spares(work.context.config):
+        work = replace(work, context=_without_spared(work.context))
     context, found, classifier = work.context, work.chain.method, work.nets.classifier
     config, first, scheme = context.config, context.config.initialization, found.scheme
     classifier.train().requires_grad_(True)
@@ -76,6 +80,14 @@ def _classifier(work: Work, link: Link) -> Training:
         lambda epoch, generator, start: taught_batches(context, epoch, generator, start, scheme.name),
     )
     return replace(training, updated=teaching.updated, ended=teaching.ended, describe=lambda m: epoch_line(m, link))
+
+
+def _without_spared(context: Context) -> Context:
+    """Without the training images that choose how boxes are made."""
+    images = context.images
+    return replace(
+        context, images=images.select(np.delete(np.arange(len(images)), spared(images.split.labels.tolist())))
+    )
 
 
 def _by_loss(found: Method) -> Step:

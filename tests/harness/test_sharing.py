@@ -89,7 +89,7 @@ def storage(swept: Swept, tmp_path: Path) -> Path:
 
 def test_every_link_is_trained_once_for_all_methods(swept: Swept) -> None:
     assert trained(swept.names, swept.plan) == {
-        "classifier": 4,  # two deltas, the one of all maps, the one with masks of its own
+        "classifier": 5,  # two deltas, the one of all maps, one with masks of its own, that of what is auto
         "choice": 1,
         "boxes": 6,  # CAM's, LayerCAM's, DDT's, three of the teacher
         "localizer": 7,  # two deltas, CAM's, PSOL's, three of the teacher

@@ -1,6 +1,8 @@
 """`auto`: masks apart from boxes, and how the teacher makes boxes chosen without a box."""
 
 import json
+import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,27 @@ from lchp.config import TrainConfig, as_chosen, from_dict, override, preset, to_
 from lchp.errors import ConfigError
 from lchp.evaluation.predictions import summary_table
 from lchp.files.runs import read_summary
-from lchp.method.choice import KEPT, ROUNDS, Choice, candidate_boxes, candidates, known_by, parted, score
+from lchp.method import choice
+from lchp.method.choice import (
+    KEPT,
+    ROUNDS,
+    Choice,
+    candidate_boxes,
+    candidates,
+    known_by,
+    looked_at,
+    parted,
+    score,
+    spared,
+)
 from lchp.method.networks import ClassifierOutput
-from lchp.method.pseudo_boxes import Snapshots, algorithm_1, of_masks
-from lchp.training.chain import chain_of, kinds_of, results_of
+from lchp.method.pseudo_boxes import Snapshots, algorithm_1, make_teacher, of_masks
+from lchp.method.steps import pseudo_boxes
+from lchp.training.batches import general_batches
+from lchp.training.chain import chain_of, kinds_of, method_of, results_of
+from lchp.training.context import open_context
+from lchp.training.definition import epoch_seed
+from lchp.training.networks import build_classifier
 from lchp.training.run import train
 
 FIELDS = ("delta", "attention", "normalization", "second_pass")
@@ -166,7 +185,8 @@ def test_cells_with_other_boxes_share_a_classifier_of_its_own_masks(root: Path) 
     apart = {"initialization.mask_delta": 0.5}
     chains = [chain_of(config_of(root, apart | {"initialization.delta": d}), "data") for d in (0.3, 0.5, 0.7)]
     chains.append(chain_of(override(config_of(root, {"initialization.delta": 0.5}), AUTO), "data"))
-    assert len({c["classifier"].key for c in chains}) == 1
+    assert len({c["classifier"].key for c in chains[:3]}) == 1
+    assert chains[3]["classifier"].key != chains[0]["classifier"].key  # it is spared the images that choose
     assert len({c["boxes"].key for c in chains}) == 4
     assert [link.kind for link in chains[-1]] == ["classifier", "choice", "boxes", "localizer", "labels", "refinement"]
     assert chains[0]["classifier"].passes == 7
@@ -197,10 +217,14 @@ def test_snapshots_give_back_the_network_of_an_epoch() -> None:
     assert all(torch.equal(v, states[15][k]) for k, v in net.state_dict().items())
 
 
-def test_a_run_that_chooses_its_boxes(root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The record says what was chosen; the localizer's boxes are those of the teachers by that choice, view by view;
-    and a run with that choice as fixed values shares all but the boxes' key, and gives the same figures bitwise."""
+def test_a_run_that_chooses_its_boxes(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record says what was chosen, and on how many images. The classifier is bitwise that of the data set without
+    them; the boxes of all are those of its teacher by that choice, view by view."""
     caplog.set_level("INFO", logger="lchp")
+    monkeypatch.setattr(choice, "SPARED", 4)
+    monkeypatch.setattr(choice, "FEWEST", 6)
     config = override(config_of(root, {"initialization.delta": 0.5}), AUTO)
     run = train(config, output=tmp_path / "auto").run
     chosen: Any = json.loads((run / "summary.json").read_text())["chosen"]
@@ -210,14 +234,38 @@ def test_a_run_that_chooses_its_boxes(root: Path, tmp_path: Path, caplog: pytest
     line = next(m for m in caplog.messages if m.startswith("boxes by "))
     assert f"delta {chosen['values']['delta']:g}" in line
     assert "no box read" in line
-    fixed = as_chosen(config, chosen)
-    same = train(fixed, output=tmp_path / "fixed").run
-    # a choice after the last epoch labels every view by the last teacher, a fixed setting by the epoch's own
-    assert torch.equal(modules(run, "boxes")["boxes"]["values"][-1], modules(same, "boxes")["boxes"]["values"][-1])
-    classifiers = [modules(r, "initialization")["classifier"] for r in (run, same)]
+    images = open_context(config, show_progress=False).images
+    positions = spared(images.split.labels.tolist())
+    assert best["images"] == len(positions) == 6
+    fewer = tmp_path / "images"
+    shutil.copytree(root, fewer)
+    for position in positions:
+        (fewer / images.split.image_ids[position]).unlink()
+    (fewer / "boxes.csv").write_text(
+        "".join(
+            line
+            for line in (root / "boxes.csv").read_text().splitlines(keepends=True)
+            if line.startswith("image,") or (fewer / line.partition(",")[0]).exists()
+        )
+    )
+    fixed = train(as_chosen(override(config, {"data.root": str(fewer)}), chosen), output=tmp_path / "fixed").run
+    classifiers = [modules(r, "initialization")["classifier"] for r in (run, fixed)]
     assert all(torch.equal(v, classifiers[1][k]) for k, v in classifiers[0].items())
-    predicted = [json.loads((r / "summary.json").read_text())["results"]["pseudo_label"] for r in (run, same)]
+    predicted = [json.loads((r / "summary.json").read_text())["results"]["pseudo_label"] for r in (run, fixed)]
     assert predicted[0] == predicted[1]
+
+
+def test_of_each_class_an_image_is_learnt() -> None:
+    assert spared(list(range(1000))) == []  # a class each
+    assert spared([0] * 511) == []  # too few
+    labels = [0] * 400 + [1] * 400 + [2]
+    found = spared(labels)
+    assert found == [n for n in looked_at(801) if n != 800][:100]
+    assert len(spared([0] * 10000)) == sum(ROUNDS)
+    scarce = [0] * 450 + [n for n in range(1, 51) for _ in range(2)]
+    learnt = Counter(scarce) - Counter(scarce[n] for n in spared(scarce))
+    assert min(learnt.values()) == 1
+    assert learnt.keys() == set(scarce)
 
 
 def test_no_ground_truth_box_is_read_by_a_choice(root: Path, tmp_path: Path) -> None:
@@ -258,19 +306,23 @@ def test_a_run_goes_on_from_every_link_and_is_taken_by_another(root: Path, tmp_p
 
 
 def test_boxes_of_before_a_choice_are_those_of_its_teacher(root: Path, tmp_path: Path) -> None:
-    """With a fixed setting each epoch has its own teacher; with auto_after 2 the first has the second's."""
-    fixed = config_of(root, {"initialization.mask_delta": 0.5, "initialization.delta": 0.3})
-    run = train(fixed, output=tmp_path / "fixed", stage="init").run
-    kept = modules(run, "initialization")["teachers"]["values"]
-    assert kept.shape[0] == 3
-    assert not torch.equal(kept[0], kept[1])
-    one = override(config_of(root, {"initialization.auto_after": 2}), {"initialization.delta": "auto"})
-    chosen = train(one, output=tmp_path / "auto", stage="init")
-    again = as_chosen(one, chosen.summary["chosen"])
-    own = train(again, output=tmp_path / "again", stage="init").run
-    a, b = (modules(r, "boxes")["boxes"]["values"] for r in (chosen.run, own))
-    assert torch.equal(a[1:], b[1:])
-    assert not torch.equal(a[0], b[0])
+    """With auto_after 2 those of the first epoch's views are by the teacher of the second."""
+    config = config_of(root, {"initialization.auto_after": 2, "initialization.delta": "auto"})
+    chosen = train(config, output=tmp_path / "auto", stage="init")
+    how = as_chosen(config, chosen.summary["chosen"]).initialization
+    state, found = modules(chosen.run, "initialization"), modules(chosen.run, "boxes")["boxes"]["values"]
+    assert not torch.equal(state["teachers"]["values"][0], state["teachers"]["values"][1])
+    teacher = make_teacher(build_classifier(config, method_of(config), 3))
+    kept = Snapshots(teacher, 3)
+    kept.load_state_dict(state["teachers"])
+    context = open_context(config, show_progress=False)
+    for epoch, of in enumerate((2, 2, 3)):
+        kept.load(teacher, of)
+        generator = torch.Generator().manual_seed(epoch_seed(config.seed, "initialization", epoch))
+        for batch in general_batches(context, generator):
+            assert batch.index is not None
+            boxes = pseudo_boxes(teacher, batch.images, how).box  # pyright: ignore[reportArgumentType]
+            torch.testing.assert_close(found[epoch, batch.index], boxes)
 
 
 def test_a_run_says_whether_stage_2_helped(root: Path, tmp_path: Path) -> None:

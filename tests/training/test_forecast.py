@@ -85,7 +85,7 @@ def test_what_is_chosen_is_tried_too_and_counted_by_the_images_that_it_looks_at(
     values = {"initialization.delta": "auto", "initialization.mask_delta": 0.5, "initialization.auto_after": 4}
     config = override(preset("parts"), values | {"data.batch_size": 8, "threads": 1})
     found = {link.kind: link for link in forecast(config).links}
-    assert found["choice"].steps == 384 // 8
+    assert found["choice"].steps == 3000 // 8 // 8
     assert found["localizer"].steps == 3000 // 8
     assert found["choice"].seconds < found["classifier"].seconds
 
