@@ -17,7 +17,7 @@ from lchp.data.cache import shown_bytes, size_of
 from lchp.data.decode import header
 from lchp.data.images import open_dataset
 from lchp.errors import DataError
-from lchp.method.choice import FEWEST, SPARED, looked_at
+from lchp.method.choice import looked_at, spared
 from lchp.system.devices import forget_peak_memory, peak_memory_mb, prepare, resolve_device, resolve_precision
 from lchp.training.chain import Kind, chain_of
 from lchp.training.context import Context
@@ -148,8 +148,8 @@ def _forecast(config: TrainConfig, device: torch.device, last: Kind | None, with
         memory = peak_memory_mb(device)
         opened = len(context.dataset.train) + len(context.dataset.test)
     links, teachers = [], 0
+    apart = len(spared([0] * train)) if "choice" in whole else 0
     for link in (each for each in whole if each.kind not in without):
-        apart = min(len(looked_at(train)), train // SPARED) if "choice" in whole and train >= SPARED * FEWEST else 0
         images = {"choice": apart or len(looked_at(train)), "classifier": train - apart}.get(link.kind, train)
         found, each = tried[link.kind], max(1, images // config.data.batch_size)
         epoch, predictions = (
