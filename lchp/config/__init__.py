@@ -28,4 +28,14 @@ from lchp.config.fields import (
     values_text,
 )
 from lchp.config.presets import PRESETS, Preset, alternatives, preset
-from lchp.config.stored import as_chosen, complete, flatten, from_dict, masked_as, override, to_dict, unique_keys
+from lchp.config.stored import (
+    as_chosen,
+    complete,
+    flatten,
+    from_dict,
+    masked_as,
+    override,
+    shown_choice,
+    to_dict,
+    unique_keys,
+)

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from lchp.config.about import as_given, quoted, suggest
+from lchp.config.about import as_given, quoted, show, suggest
 from lchp.config.fields import AUTO, FIELDS, GONE, MEANING_BEFORE, SECTIONS, TrainConfig, changed
 from lchp.errors import ConfigError
 
@@ -79,8 +79,15 @@ def masked_as(config: TrainConfig, before: TrainConfig) -> TrainConfig:
     return dataclasses.replace(config, initialization=dataclasses.replace(first, **kept))
 
 
+def shown_choice(chosen: Mapping[str, Any]) -> str:
+    """What a run's summary says was chosen, for people."""
+    text, more = ", ".join(f"{name} {show(value)}" for name, value in chosen["values"].items()), chosen.get("mean", [])
+    return f"{text} and the {len(more) - 1} next best, whose boxes are averaged" if more else text
+
+
 def as_chosen(config: TrainConfig, chosen: Mapping[str, Any] | None) -> TrainConfig:
-    """A config with what its run's summary says was chosen (`lchp.method.choice.Choice.record`), if anything was."""
+    """A config with what its run's summary says was chosen (`lchp.method.choice.Choice.record`), if anything was; of
+    several whose boxes are averaged, the best."""
     if chosen is None:
         return config
     return override(config, {f"initialization.{name}": value for name, value in chosen["values"].items()})

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tabulate import tabulate
 
-from lchp.config import counted, show
+from lchp.config import counted, shown_choice
 from lchp.errors import RunError, printable
 from lchp.evaluation.frames import FRAMES, GroundTruth
 from lchp.evaluation.metrics import (
@@ -331,11 +331,10 @@ def _selection_lines(summary: dict[str, Any]) -> list[str]:
     if chosen is None:
         lines.append("selection: none; thresholds are the config's, and the last epoch counts (no box chose anything)")
     else:
-        values = ", ".join(f"{name} {show(value)}" for name, value in chosen["values"].items())
         images = max(c["images"] for c in chosen["candidates"])
         lines.append(
-            f"selection: {values}, of {len(chosen['candidates'])} candidates by class labels of {images} training "
-            "images; the last epoch counts (no box chose anything)"
+            f"selection: {shown_choice(chosen)}, of {len(chosen['candidates'])} candidates by class labels of {images} "
+            "training images; the last epoch counts (no box chose anything)"
         )
     if stage2 := summary.get("stage2"):
         gain, error = stage2["gain"], stage2["error"]

@@ -10,7 +10,7 @@ weigh as much as good ones where the classifier knows the class from the backgro
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -92,6 +92,27 @@ def candidate_boxes(
         yield pseudo.l_r.float(), pseudo.box.float()
 
 
+@dataclass(frozen=True)
+class Mean:
+    """How a teacher makes boxes: each is the mean of those by `configs`, the best first, with `weights` that sum to 1.
+
+    Candidates that are about as good cut at different places, so the mean of their boxes is better than each of them
+    (analysis/FINDINGS.md)."""
+
+    configs: tuple[InitializationConfig, ...]
+    weights: tuple[float, ...] = (1.0,)
+
+    @property
+    def best(self) -> InitializationConfig:
+        """The config of the largest weight."""
+        return self.configs[0]
+
+    def boxes(self, teacher: Classifier, images: Tensor) -> Tensor:
+        """B x 4 of images B x 3 x H x W."""
+        each = [box for _, box in candidate_boxes(teacher, images, self.configs)]
+        return sum((weight * box for weight, box in zip(self.weights, each, strict=True)), torch.zeros_like(each[0]))
+
+
 def known_by(
     classifier: Classifier, images: Tensor, labels: Tensor, boxes: Tensor, fill: Tensor, margin: float
 ) -> tuple[Tensor, Tensor]:
@@ -166,14 +187,18 @@ class Choice(nn.Module):
         before, scores = self.running(of_round - 1), self.scores(of_round - 1)
         return sorted(sorted(before, key=lambda n: -float(scores[n]))[: KEPT[of_round - 1]])
 
-    def best(self) -> int:
-        """Position of the candidate with the best score of the last round."""
+    def best(self) -> list[int]:
+        """Positions of the auto_mean candidates with the best scores of the last round, the best first."""
         last = len(ROUNDS) - 1
-        return max(self.running(last), key=lambda n: float(self.scores(last)[n]))
+        scores = self.scores(last)
+        return sorted(self.running(last), key=lambda n: -float(scores[n]))[: self.of.auto_mean]
 
-    def config(self) -> InitializationConfig:
-        """The candidate that was chosen."""
-        return self.configs[self.best()]
+    def mean(self) -> Mean:
+        """The candidates that were chosen, weighted by their scores; alike where none is above 0."""
+        best = self.best()
+        scores = self.scores(len(ROUNDS) - 1)[best].nan_to_num().clamp(min=0)
+        weights = scores if scores.sum() > 0 else torch.ones_like(scores)
+        return Mean(tuple(self.configs[n] for n in best), tuple((weights / weights.sum()).tolist()))
 
     def record(self) -> dict[str, Any]:
         """For the summary: what was chosen, and each candidate with the parts of its score in its last round."""
@@ -186,5 +211,10 @@ class Choice(nn.Module):
                 | {name: round(value, 2) for name, value in figures.items()}
                 | {"images": int(self.sums[: last + 1, n, -1].sum())}
             )
-        values = {name: getattr(self.config(), name) for name in names}
-        return {"values": values, "after": self.of.auto_after or self.of.epochs, "candidates": rows}
+        mean = self.mean()
+        chosen = [{name: getattr(config, name) for name in names} for config in mean.configs]
+        record = {"values": chosen[0], "after": self.of.auto_after or self.of.epochs, "candidates": rows}
+        if len(chosen) > 1:
+            weights = [round(weight, 4) for weight in mean.weights]
+            record["mean"] = [values | {"weight": w} for values, w in zip(chosen, weights, strict=True)]
+        return record

@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from lchp.config import FILES, MEANING_BEFORE, counted, field_types, flatten, from_dict, show, suggest, to_flat
+from lchp.config import FILES, MEANING_BEFORE, counted, field_types, flatten, from_dict, shown_choice, suggest, to_flat
 from lchp.errors import ConfigError, RunError
 from lchp.evaluation.predictions import TITLES
 from lchp.files.remote import Storage
@@ -332,8 +332,7 @@ def _whole(path: Path) -> bool:
 
 
 def _chosen(summary: Mapping[str, Any]) -> str | None:
-    values = (summary.get("chosen") or {}).get("values", {})
-    return ", ".join(f"{name} {show(value)}" for name, value in values.items()) or None
+    return shown_choice(summary["chosen"]) if summary.get("chosen") else None
 
 
 def _figures(values: Mapping[str, Any], prefix: str, row: dict[str, Any], path: Path) -> None:

@@ -7,17 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from lchp.boxes import area
-from lchp.config import show
+from lchp.config import shown_choice
 from lchp.evaluation.inference import BoxSource, predicting
 from lchp.method.batch import Batch
 from lchp.method.choice import ROUNDS, Choice, known_by_each, looked_at, parted, spared
 from lchp.method.pseudo_boxes import Snapshots, make_teacher
-from lchp.method.steps import pseudo_boxes
 from lchp.method.view_table import Boxes, ViewTable
 from lchp.training.batches import general_batches, plain_batches
 from lchp.training.chain import Link
 from lchp.training.definition import Metrics, Training
-from lchp.training.map_boxes import Directions, boxes_config, ddt_trunk, source_of
+from lchp.training.map_boxes import Directions, boxes_by, ddt_trunk, source_of
 from lchp.training.work import Work, epoch_line, noting
 
 
@@ -57,12 +56,12 @@ def train_choice(work: Work, link: Link) -> Training:
         return score, {"score": score}
 
     def describe(metrics: Metrics) -> str:
-        n, of_round = choice.best(), metrics["epoch"] - 1
+        of_round = metrics["epoch"] - 1
         if of_round + 1 < len(ROUNDS):
             return f"{epoch_line(metrics, link)}  {len(choice.running(of_round))} candidates for the boxes"
-        values = ", ".join(f"{name} {show(getattr(choice.configs[n], name))}" for name in first.auto_fields)
-        score, images = float(choice.scores(of_round)[n]), sum(map(len, rounds))
-        return f"boxes by {values}: score {score:.1f} on {images} training images, no box read"
+        score, images = float(choice.scores(of_round)[choice.best()[0]]), sum(map(len, rounds))
+        how = shown_choice(choice.record())
+        return f"boxes by {how}: score {score:.1f} on {images} training images, no box read"
 
     return Training(
         link.stage,
@@ -85,7 +84,7 @@ def train_boxes(work: Work, link: Link) -> Training:
 
 def _teacher_boxes(work: Work, link: Link) -> Training:
     """Boxes of the views of each epoch by LCHP's teacher as it was after that epoch."""
-    context, how = work.context, boxes_config(work.context.config, work.done)
+    context, how = work.context, boxes_by(work.context.config, work.done)
     first = context.config.initialization
     kept: Snapshots = work.done["classifier"]["teachers"]
     teacher = make_teacher(work.done["classifier"]["teacher"])
@@ -98,7 +97,7 @@ def _teacher_boxes(work: Work, link: Link) -> Training:
         return general_batches(context, generator, start)
 
     def step(_net: None, batch: Batch, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
-        boxes = pseudo_boxes(teacher, batch.images, how).box
+        boxes = how.boxes(teacher, batch.images)
         table.note(epoch, batch.index, boxes)
         mean = 100 * area(boxes).mean()
         return mean, {"pseudo_area": mean}
