@@ -148,6 +148,13 @@ def score(crop: Tensor, masked: Tensor, boxes: Tensor) -> Tensor:
     return (crop - masked) * (1 - area(boxes))
 
 
+def weights(scores: Tensor) -> tuple[float, ...]:
+    """Of candidates whose boxes are averaged: their scores, scaled to a sum of 1; alike where none is above 0."""
+    above = scores.nan_to_num().clamp(min=0)
+    above = above if above.sum() > 0 else torch.ones_like(above)
+    return tuple((above / above.sum()).tolist())
+
+
 class Choice(nn.Module):
     """Scores of candidates, round by round; a module, so that it lies in a checkpoint. `sums`: rounds x candidates x 5:
     of PARTS over images, and the number of images."""
@@ -194,11 +201,9 @@ class Choice(nn.Module):
         return sorted(self.running(last), key=lambda n: -float(scores[n]))[: self.of.auto_mean]
 
     def mean(self) -> Mean:
-        """The candidates that were chosen, weighted by their scores; alike where none is above 0."""
+        """The candidates that were chosen, with their `weights`."""
         best = self.best()
-        scores = self.scores(len(ROUNDS) - 1)[best].nan_to_num().clamp(min=0)
-        weights = scores if scores.sum() > 0 else torch.ones_like(scores)
-        return Mean(tuple(self.configs[n] for n in best), tuple((weights / weights.sum()).tolist()))
+        return Mean(tuple(self.configs[n] for n in best), weights(self.scores(len(ROUNDS) - 1)[best]))
 
     def record(self) -> dict[str, Any]:
         """For the summary: what was chosen, and each candidate with the parts of its score in its last round."""
