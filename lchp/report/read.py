@@ -37,7 +37,7 @@ from lchp.files.runs import (
     read_sweep,
 )
 from lchp.files.schema import Environment, SummaryFields, SweepCell, SweepFields, cell_job, cell_key, is_figure
-from lchp.report.dependence import is_from_file, kinds, result_of, results, title
+from lchp.report.dependence import counts, is_from_file, kinds, result_of, results, title
 from lchp.report.mirrors import as_named, local
 
 OF_LINKS = ("boxes", "localizer", "refinement", "stage2")
@@ -289,7 +289,7 @@ class _Reader:
             flat = to_flat(config)
         except ConfigError as error:
             raise RunError(f"{path}: {error}") from None
-        missing = tuple(name for name in self.hints if name not in values)
+        missing = tuple(name for name in self.hints if name not in values and counts(name, flat))
         if missing:
             self.older.setdefault(missing, []).append(path.parent)
         return flat
