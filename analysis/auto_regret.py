@@ -4,9 +4,8 @@ python -m analysis.auto_regret RUN [RUN ...]                # teachers after the
 python -m analysis.auto_regret RUN --after 2 4 8 --csv FILE
 
 RUN is a run folder that holds stage 1 of LCHP (lchp train --stage init is enough). A row per run, number of epochs and
-frame: GT-Known of Pseudo Label by the mean of the candidates that `auto` chooses on training images, by the first of
-these alone, by the best of all (the oracle: it reads the test boxes), by the median, and by the preset's own setting;
-`regret` = oracle - auto. The mean of several may be better than each, so that the regret is below 0.
+frame: GT-Known of Pseudo Label by the candidate that `auto` chooses on training images, by the best of all (the oracle:
+it reads the test boxes), by the median, and by the preset's own setting; `regret` = oracle - auto.
 """
 
 from collections.abc import Sequence
@@ -14,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, cast
 
-import numpy as np
 import pandas as pd
 import torch
 import tyro
@@ -30,7 +28,7 @@ from lchp.evaluation.frames import FRAMES, Frame
 from lchp.evaluation.metrics import best_iou, gt_known
 from lchp.files.runs import CHECKPOINTS, link_folder, read_config
 from lchp.files.schema import FrameName
-from lchp.method.choice import PARTS, ROUNDS, candidates, known_by_each, looked_at, score, spared, weights
+from lchp.method.choice import PARTS, ROUNDS, candidates, known_by_each, looked_at, score, spared
 from lchp.method.pseudo_boxes import Snapshots, make_teacher
 from lchp.training.batches import plain_batches
 from lchp.training.chain import STAGES, method_of
@@ -48,8 +46,6 @@ class Flags:
     after: tuple[int, ...] = ()
     """Epochs of the classifier after which the teacher is looked at; by default the last. More than one needs a run
     with initialization.mask_delta, which keeps its teachers."""
-    mean: int = InitializationConfig().auto_mean
-    """Candidates whose boxes `auto` averages."""
     images: int = sum(ROUNDS)
     """Training images that score the candidates."""
     test: int = 0
@@ -137,18 +133,12 @@ def look(run: Path, flags: Flags) -> pd.DataFrame:
         for name in flags.frame:
             frame = Frame.of(name, config.data)
             truth = frame.truth(known, context.test.sizes())
-            found_boxes = boxes(teacher, context, frame, every)  # pyright: ignore
-            scores = parts[: len(configs), PARTS.index("score")]
-            best = scores.argsort(descending=True, stable=True)[: flags.mean]
-            averaged = sum(w * found_boxes[n][:, 1] for n, w in zip(best.tolist(), weights(scores[best]), strict=True))
-            of_mean = gt_known(best_iou(np.asarray(averaged), truth))
-            for n, (c, b) in enumerate(zip(every, found_boxes, strict=True)):
+            for n, (c, b) in enumerate(zip(every, boxes(teacher, context, frame, every), strict=True)):  # pyright: ignore
                 fields = {field: getattr(c, field) for field in AUTO}
                 figures = dict(zip(PARTS, parts[n].tolist(), strict=True))
                 rows.append(
                     {"run": str(run), "after": after, "frame": name, **fields, **figures}
                     | {"gt_known": gt_known(best_iou(b[:, 1], truth)), "own": c == own, "candidate": c in configs}
-                    | {"mean_gt_known": of_mean}
                 )
     return pd.DataFrame(rows)
 
@@ -167,14 +157,13 @@ def summary(found: pd.DataFrame) -> pd.DataFrame:
                 "run": Path(run).name,
                 "after": after,
                 "frame": frame,
-                "best score": " ".join(str(best[name]) for name in AUTO),
-                "auto GT-Known": best["mean_gt_known"],
-                "alone": best["gt_known"],
+                "auto": " ".join(str(best[name]) for name in AUTO),
+                "auto GT-Known": best["gt_known"],
                 "preset": part.loc[part["own"], "gt_known"].iloc[0],
                 "median": mine["gt_known"].median(),
                 "oracle GT-Known": oracle["gt_known"],
                 "oracle": " ".join(str(oracle[name]) for name in AUTO),
-                "regret": oracle["gt_known"] - best["mean_gt_known"],
+                "regret": oracle["gt_known"] - best["gt_known"],
                 "rho": correlate(mine["score"], mine["gt_known"]).statistic,
             }
         )

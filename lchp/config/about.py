@@ -66,7 +66,6 @@ Part = Literal[
     "teacher",  # LCHP's teacher, where its masks are those of its boxes
     "masks",  # LCHP's teacher, where it makes masks alone
     "teacher_boxes",  # the boxes that it makes then
-    "mean_boxes",  # where they are made as `auto` chose
     "map",  # the box of a compared method's score map
     "l_reg",  # how stage 1 weighs the regression
     "localizer",  # the localizer as it starts, and how it is trained

@@ -151,8 +151,6 @@ class InitializationConfig:
     auto_after: Annotated[int, changes("teacher_boxes"), within("0..1000000"), Since(4, 0)] = 0
     """Epochs of the classifier after which `auto` chooses, by the teacher of then, which also makes the boxes of the
     epochs before; 0: after the last. (Up to 8 teachers are kept, so of many epochs the next that is.)"""
-    auto_mean: Annotated[int, changes("mean_boxes"), within("1..8"), Since(4, 1)] = 4
-    """Candidates of `auto` whose boxes are averaged, weighted by their scores: the best so many; 1: the best alone."""
     resolution: Annotated[Literal["input", "native"], changes("teacher", "masks", "teacher_boxes"), Open(14)] = "input"
     """Threshold the attention upsampled to the input (bilinear), or at the trunk's own resolution."""
     mask: Annotated[Literal["mean", "black"], changes("teacher", "masks", "teacher_boxes", "predictions"), Open(13)] = (

@@ -81,13 +81,11 @@ def masked_as(config: TrainConfig, before: TrainConfig) -> TrainConfig:
 
 def shown_choice(chosen: Mapping[str, Any]) -> str:
     """What a run's summary says was chosen, for people."""
-    text, more = ", ".join(f"{name} {show(value)}" for name, value in chosen["values"].items()), chosen.get("mean", [])
-    return f"{text} and the {len(more) - 1} next best, whose boxes are averaged" if more else text
+    return ", ".join(f"{name} {show(value)}" for name, value in chosen["values"].items())
 
 
 def as_chosen(config: TrainConfig, chosen: Mapping[str, Any] | None) -> TrainConfig:
-    """A config with what its run's summary says was chosen (`lchp.method.choice.Choice.record`), if anything was; of
-    several whose boxes are averaged, the best."""
+    """A config with what its run's summary says was chosen (`lchp.method.choice.Choice.record`), if anything was."""
     if chosen is None:
         return config
     return override(config, {f"initialization.{name}": value for name, value in chosen["values"].items()})

@@ -195,11 +195,9 @@ def _recipe(record: Record) -> str:
     rows.append(("images", f"{data.resize} px, of which the networks see {data.image_size}"))
     rows.append(("epochs", ", ".join(epochs[STAGES[kind]] for kind in kinds_of(config) if kind in kinds)))
     if found.boxes == "teacher":
-        choice = record.summary.get("chosen") or {}
-        chosen, averaged = choice.get("values", {}), choice.get("mean", [])
+        chosen = (record.summary.get("chosen") or {}).get("values", {})
         said = {name: chosen.get(name, getattr(first, name)) for name in AUTO}
         rows += [(name, f"{show(v)}{' (chosen without a box)' if name in chosen else ''}") for name, v in said.items()]
-        rows += [("boxes averaged", f"those of the {len(averaged)} best candidates")] if averaged else []
     if found.boxes == "map":
         rows.append(("threshold of the map", show(config.method.threshold)))
     if "refinement" in kinds:

@@ -331,10 +331,10 @@ def _selection_lines(summary: dict[str, Any]) -> list[str]:
     if chosen is None:
         lines.append("selection: none; thresholds are the config's, and the last epoch counts (no box chose anything)")
     else:
-        images = max(c["images"] for c in chosen["candidates"])
+        of, images = len(chosen["candidates"]), max(c["images"] for c in chosen["candidates"])
         lines.append(
-            f"selection: {shown_choice(chosen)}, of {len(chosen['candidates'])} candidates by class labels of {images} "
-            "training images; the last epoch counts (no box chose anything)"
+            f"selection: {shown_choice(chosen)}, of {of} candidates by class labels of {images} training "
+            "images; the last epoch counts (no box chose anything)"
         )
     if stage2 := summary.get("stage2"):
         gain, error = stage2["gain"], stage2["error"]

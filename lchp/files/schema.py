@@ -185,17 +185,10 @@ class Candidate(ChosenSettings):
     images: Count
 
 
-class Averaged(ChosenSettings):
-    """Some settings whose boxes are averaged with others', and their weight."""
-
-    weight: Annotated[float, Field(ge=0, le=1)]
-
-
 class Chosen(TypedDict):
     """See `lchp.method.choice.Choice.record`."""
 
     values: ChosenSettings
-    mean: NotRequired[list[Averaged]]
     after: Count
     candidates: Annotated[list[Candidate], Field(min_length=1)]
 

@@ -10,7 +10,7 @@ weigh as much as good ones where the classifier knows the class from the backgro
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -92,27 +92,6 @@ def candidate_boxes(
         yield pseudo.l_r.float(), pseudo.box.float()
 
 
-@dataclass(frozen=True)
-class Mean:
-    """How a teacher makes boxes: each is the mean of those by `configs`, the best first, with `weights` that sum to 1.
-
-    Candidates that are about as good cut at different places, so the mean of their boxes is better than each of them
-    (analysis/FINDINGS.md)."""
-
-    configs: tuple[InitializationConfig, ...]
-    weights: tuple[float, ...] = (1.0,)
-
-    @property
-    def best(self) -> InitializationConfig:
-        """The config of the largest weight."""
-        return self.configs[0]
-
-    def boxes(self, teacher: Classifier, images: Tensor) -> Tensor:
-        """B x 4 of images B x 3 x H x W."""
-        each = [box for _, box in candidate_boxes(teacher, images, self.configs)]
-        return sum((weight * box for weight, box in zip(self.weights, each, strict=True)), torch.zeros_like(each[0]))
-
-
 def known_by(
     classifier: Classifier, images: Tensor, labels: Tensor, boxes: Tensor, fill: Tensor, margin: float
 ) -> tuple[Tensor, Tensor]:
@@ -146,13 +125,6 @@ def known_by_each(
 def score(crop: Tensor, masked: Tensor, boxes: Tensor) -> Tensor:
     """The score of boxes B x 4, from what `known_by` says of them; B values in [-1, 1]."""
     return (crop - masked) * (1 - area(boxes))
-
-
-def weights(scores: Tensor) -> tuple[float, ...]:
-    """Of candidates whose boxes are averaged: their scores, scaled to a sum of 1; alike where none is above 0."""
-    above = scores.nan_to_num().clamp(min=0)
-    above = above if above.sum() > 0 else torch.ones_like(above)
-    return tuple((above / above.sum()).tolist())
 
 
 class Choice(nn.Module):
@@ -194,16 +166,14 @@ class Choice(nn.Module):
         before, scores = self.running(of_round - 1), self.scores(of_round - 1)
         return sorted(sorted(before, key=lambda n: -float(scores[n]))[: KEPT[of_round - 1]])
 
-    def best(self) -> list[int]:
-        """Positions of the auto_mean candidates with the best scores of the last round, the best first."""
+    def best(self) -> int:
+        """Position of the candidate with the best score of the last round."""
         last = len(ROUNDS) - 1
-        scores = self.scores(last)
-        return sorted(self.running(last), key=lambda n: -float(scores[n]))[: self.of.auto_mean]
+        return max(self.running(last), key=lambda n: float(self.scores(last)[n]))
 
-    def mean(self) -> Mean:
-        """The candidates that were chosen, with their `weights`."""
-        best = self.best()
-        return Mean(tuple(self.configs[n] for n in best), weights(self.scores(len(ROUNDS) - 1)[best]))
+    def config(self) -> InitializationConfig:
+        """The candidate that was chosen."""
+        return self.configs[self.best()]
 
     def record(self) -> dict[str, Any]:
         """For the summary: what was chosen, and each candidate with the parts of its score in its last round."""
@@ -216,10 +186,5 @@ class Choice(nn.Module):
                 | {name: round(value, 2) for name, value in figures.items()}
                 | {"images": int(self.sums[: last + 1, n, -1].sum())}
             )
-        mean = self.mean()
-        chosen = [{name: getattr(config, name) for name in names} for config in mean.configs]
-        record = {"values": chosen[0], "after": self.of.auto_after or self.of.epochs, "candidates": rows}
-        if len(chosen) > 1:
-            weights = [round(weight, 4) for weight in mean.weights]
-            record["mean"] = [values | {"weight": w} for values, w in zip(chosen, weights, strict=True)]
-        return record
+        values = {name: getattr(self.config(), name) for name in names}
+        return {"values": values, "after": self.of.auto_after or self.of.epochs, "candidates": rows}

@@ -12,11 +12,12 @@ from lchp.evaluation.inference import BoxSource, predicting
 from lchp.method.batch import Batch
 from lchp.method.choice import ROUNDS, Choice, known_by_each, looked_at, parted, spared
 from lchp.method.pseudo_boxes import Snapshots, make_teacher
+from lchp.method.steps import pseudo_boxes
 from lchp.method.view_table import Boxes, ViewTable
 from lchp.training.batches import general_batches, plain_batches
 from lchp.training.chain import Link
 from lchp.training.definition import Metrics, Training
-from lchp.training.map_boxes import Directions, boxes_by, ddt_trunk, source_of
+from lchp.training.map_boxes import Directions, boxes_config, ddt_trunk, source_of
 from lchp.training.work import Work, epoch_line, noting
 
 
@@ -59,9 +60,8 @@ def train_choice(work: Work, link: Link) -> Training:
         of_round = metrics["epoch"] - 1
         if of_round + 1 < len(ROUNDS):
             return f"{epoch_line(metrics, link)}  {len(choice.running(of_round))} candidates for the boxes"
-        score, images = float(choice.scores(of_round)[choice.best()[0]]), sum(map(len, rounds))
-        how = shown_choice(choice.record())
-        return f"boxes by {how}: score {score:.1f} on {images} training images, no box read"
+        score, images = float(choice.scores(of_round)[choice.best()]), sum(map(len, rounds))
+        return f"boxes by {shown_choice(choice.record())}: score {score:.1f} on {images} training images, no box read"
 
     return Training(
         link.stage,
@@ -84,7 +84,7 @@ def train_boxes(work: Work, link: Link) -> Training:
 
 def _teacher_boxes(work: Work, link: Link) -> Training:
     """Boxes of the views of each epoch by LCHP's teacher as it was after that epoch."""
-    context, how = work.context, boxes_by(work.context.config, work.done)
+    context, how = work.context, boxes_config(work.context.config, work.done)
     first = context.config.initialization
     kept: Snapshots = work.done["classifier"]["teachers"]
     teacher = make_teacher(work.done["classifier"]["teacher"])
@@ -97,7 +97,7 @@ def _teacher_boxes(work: Work, link: Link) -> Training:
         return general_batches(context, generator, start)
 
     def step(_net: None, batch: Batch, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
-        boxes = how.boxes(teacher, batch.images)
+        boxes = pseudo_boxes(teacher, batch.images, how).box
         table.note(epoch, batch.index, boxes)
         mean = 100 * area(boxes).mean()
         return mean, {"pseudo_area": mean}

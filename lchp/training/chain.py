@@ -342,7 +342,6 @@ def _own_fields(config: TrainConfig, found: Method, kind: Kind) -> tuple[str, ..
         parts += ["ratio"] if found.scheme.teach is None and fresh else []
     elif kind == "boxes":
         parts += {"map": ["map"], "teacher": ["teacher_boxes"]}.get(found.boxes, [])
-        parts += ["mean_boxes"] if spares(config) else []
     elif kind == "localizer":
         parts += ["l_reg"] if found.complete else []
     more = ["refinement.temperature"] if kind == "labels" else []
@@ -408,7 +407,7 @@ def _passes(config: TrainConfig, found: Method, kind: Kind) -> int:
     if kind == "classifier":  # raw and masked, and the teacher's own
         return 3 if found.scheme.teach is None else 6 + (1 if boxes_apart(config) else teachers)
     if kind == "boxes" and found.boxes == "teacher":
-        return teachers if teachers == 1 or not spares(config) else 1 + config.initialization.auto_mean
+        return teachers
     # a choice looks at some hundred images, however many there are
     return {"choice": 0, "boxes": 0 if found.from_file else 1, "localizer": 3, "labels": 2}.get(
         kind, 3 if config.refinement.labeller == "frozen" else 5

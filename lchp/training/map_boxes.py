@@ -12,17 +12,17 @@ from torch import Tensor, nn
 from lchp.backbones import backbone, build_trunk
 from lchp.baselines import Method
 from lchp.baselines.ddt import Descriptors, Transform
-from lchp.config import ModelConfig, TrainConfig
+from lchp.config import InitializationConfig, ModelConfig, TrainConfig
 from lchp.data.images import batches as read_batches
 from lchp.data.images import in_order
 from lchp.errors import DataError, RunError
 from lchp.evaluation.frames import Frame
 from lchp.evaluation.inference import BoxSource, MapSource, MaskSource
 from lchp.files.runs import Kind
-from lchp.method.choice import Mean
 from lchp.method.losses import foreground
 from lchp.method.pseudo_boxes import attention_masks, enclosing_boxes, upsample
 from lchp.method.regions import largest_component_boxes
+from lchp.method.steps import pseudo_boxes
 from lchp.training.context import Context
 
 
@@ -47,12 +47,11 @@ def source_of(
             f"{found.title}: only the run's own images have some; without --several its localizer answers for any image"
         )
     if found.boxes == "teacher":
-        teacher, how = done["classifier"]["teacher"], boxes_by(config, done)
-        best = how.best
+        teacher, how = done["classifier"]["teacher"], boxes_config(config, done)
         return PseudoSource(
-            lambda images, _labels: how.boxes(teacher, images),
+            lambda images, _labels: pseudo_boxes(teacher, images, how).box.float(),
             lambda images, _labels: attention_masks(
-                lambda x: teacher(x).attention(best.attention), images, best, teacher.mean
+                lambda x: teacher(x).attention(how.attention), images, how, teacher.mean
             ),
         )
     maps = map_source(found, classifier)
@@ -62,9 +61,9 @@ def source_of(
     return PseudoSource(of_map(config, maps), mask_of_map(config, maps))
 
 
-def boxes_by(config: TrainConfig, done: Mapping[Kind, Mapping[str, Any]]) -> Mean:
+def boxes_config(config: TrainConfig, done: Mapping[Kind, Mapping[str, Any]]) -> InitializationConfig:
     """How LCHP's teacher makes boxes: as the config says, or as was chosen."""
-    return done["choice"]["choice"].mean() if "choice" in done else Mean((config.initialization,))
+    return done["choice"]["choice"].config() if "choice" in done else config.initialization
 
 
 def map_source(found: Method, classifier: nn.Module) -> MapSource | None:

@@ -234,7 +234,6 @@ OUT_OF_RANGE: dict[str, tuple[Any, ...]] = {
     "initialization.mask_attention": ("auto", "maps", 3, True),
     "initialization.mask_normalization": ("auto", "range", 3, True),
     "initialization.auto_after": (41,),
-    "initialization.auto_mean": (0, 9),
     "initialization.alpha": (-1e-9, 1e7),
     "initialization.beta": (1.0, -0.1),
     "initialization.lr": (0.0, -1e-3),
@@ -555,7 +554,6 @@ def test_every_field_says_all_about_itself() -> None:
 def test_what_older_records_mean() -> None:
     meant = {
         "initialization.auto_after": 0,
-        "initialization.auto_mean": 1,
         "initialization.mask_delta": None,
         "initialization.mask_attention": None,
         "initialization.mask_normalization": None,
@@ -598,7 +596,7 @@ def test_fields_of_a_part() -> None:
     assert fields_of("predictions") == ("initialization.mask", "refinement.crop_margin")
     assert fields_of("labels") == ("refinement.epochs", "refinement.crop_margin", "refinement.augmenter")
     assert {n for n in FIELDS if n.startswith("refinement.")} | {"initialization.beta"} == set(fields_of("refinement"))
-    stage1 = fields_of("teacher", "masks", "teacher_boxes", "mean_boxes", "classifier", "localizer", "l_reg")
+    stage1 = fields_of("teacher", "masks", "teacher_boxes", "classifier", "localizer", "l_reg")
     assert {n for n in FIELDS if n.startswith("initialization.")} == {n for n in stage1 if not n.startswith("model.")}
     assert fields_of() == ()
 

@@ -21,7 +21,6 @@ from lchp.method.choice import (
     KEPT,
     ROUNDS,
     Choice,
-    Mean,
     candidate_boxes,
     candidates,
     known_by,
@@ -125,40 +124,13 @@ def test_the_better_candidates_are_scored_on_more_images() -> None:
     assert finalists == list(range(number - KEPT[1], number))
     for n in finalists:  # on more images the order turns
         choice.note(last, n, -3 * one * n / 100, 0 * one, torch.zeros(1, 4))
-    assert choice.best() == finalists[:4]
+    assert choice.best() == finalists[0]
     assert float(choice.scores(last)[finalists[0]]) == pytest.approx(-finalists[0] / 3)  # the mean over all rounds
     record = choice.record()
     assert record["values"] == {name: getattr(choice.configs[finalists[0]], name) for name in FIELDS}
     images = [c["images"] for c in record["candidates"]]
     assert images == [1] * (number - KEPT[0]) + [2] * (KEPT[0] - KEPT[1]) + [3] * KEPT[1]
-    mean = choice.mean()
-    assert as_chosen(override(preset("cub"), AUTO), record).initialization == mean.best
-    assert mean.weights == (0.25,) * 4  # none is above 0
-    assert [{k: v for k, v in m.items() if k != "weight"} for m in record["mean"]] == [
-        {name: getattr(config, name) for name in FIELDS} for config in mean.configs
-    ]
-
-
-def test_the_boxes_of_the_best_candidates_are_averaged_by_their_scores() -> None:
-    """Closed form; the best alone where auto_mean is 1, and then nothing of a mean is recorded."""
-    first = override(preset("cub"), AUTO | {"initialization.auto_mean": 3}).initialization
-    x, net, one = pictures(), Bright(), torch.ones(1)
-    choice = Choice(first, "bap")
-    for of_round in range(len(ROUNDS)):
-        for n in choice.running(of_round):
-            choice.note(of_round, n, one * max(0, n - 51) / 100, 0 * one, torch.zeros(1, 4))
-    mean = choice.mean()
-    assert mean.configs == tuple(choice.configs[n] for n in (55, 54, 53))
-    assert mean.weights == pytest.approx((4 / 9, 3 / 9, 2 / 9))
-    assert [m["weight"] for m in choice.record()["mean"]] == [0.4444, 0.3333, 0.2222]
-    each = [box for _, box in candidate_boxes(net, x, mean.configs)]  # pyright: ignore
-    expected = (4 * each[0] + 3 * each[1] + 2 * each[2]) / 9
-    torch.testing.assert_close(mean.boxes(net, x), expected)  # pyright: ignore
-    alone = Choice(replace(first, auto_mean=1), "bap")
-    alone.sums.copy_(choice.sums)
-    assert alone.mean() == Mean((alone.configs[55],))
-    assert "mean" not in alone.record()
-    assert torch.equal(alone.mean().boxes(net, x), pseudo_boxes(net, x, alone.configs[55]).box)  # pyright: ignore
+    assert as_chosen(override(preset("cub"), AUTO), record).initialization == choice.config()
 
 
 def test_rounds_share_no_image() -> None:
@@ -253,7 +225,7 @@ def test_a_run_that_chooses_its_boxes(
     caplog.set_level("INFO", logger="lchp")
     monkeypatch.setattr(choice, "SPARED", 4)
     monkeypatch.setattr(choice, "FEWEST", 6)
-    config = override(config_of(root, {"initialization.delta": 0.5}), AUTO | {"initialization.auto_mean": 1})
+    config = override(config_of(root, {"initialization.delta": 0.5}), AUTO)
     run = train(config, output=tmp_path / "auto").run
     chosen: Any = json.loads((run / "summary.json").read_text())["chosen"]
     assert chosen["values"].keys() == set(FIELDS)
@@ -334,14 +306,10 @@ def test_a_run_goes_on_from_every_link_and_is_taken_by_another(root: Path, tmp_p
 
 
 def test_boxes_of_before_a_choice_are_those_of_its_teacher(root: Path, tmp_path: Path) -> None:
-    """With auto_after 2 those of the first epoch's views are by the teacher of the second; all are means."""
+    """With auto_after 2 those of the first epoch's views are by the teacher of the second."""
     config = config_of(root, {"initialization.auto_after": 2, "initialization.delta": "auto"})
     chosen = train(config, output=tmp_path / "auto", stage="init")
-    best = chosen.summary["chosen"]["mean"]
-    assert len(best) == 4
-    how = Mean(
-        tuple(replace(config.initialization, delta=one["delta"]) for one in best), tuple(one["weight"] for one in best)
-    )
+    how = as_chosen(config, chosen.summary["chosen"]).initialization
     state, found = modules(chosen.run, "initialization"), modules(chosen.run, "boxes")["boxes"]["values"]
     assert not torch.equal(state["teachers"]["values"][0], state["teachers"]["values"][1])
     teacher = make_teacher(build_classifier(config, method_of(config), 3))
@@ -353,8 +321,8 @@ def test_boxes_of_before_a_choice_are_those_of_its_teacher(root: Path, tmp_path:
         generator = torch.Generator().manual_seed(epoch_seed(config.seed, "initialization", epoch))
         for batch in general_batches(context, generator):
             assert batch.index is not None
-            boxes = how.boxes(teacher, batch.images)  # pyright: ignore[reportArgumentType]
-            torch.testing.assert_close(found[epoch, batch.index], boxes, atol=1e-3, rtol=0)  # weights are rounded
+            boxes = pseudo_boxes(teacher, batch.images, how).box  # pyright: ignore[reportArgumentType]
+            torch.testing.assert_close(found[epoch, batch.index], boxes)
 
 
 def test_a_run_says_whether_stage_2_helped(root: Path, tmp_path: Path) -> None:

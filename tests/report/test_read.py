@@ -159,10 +159,9 @@ def test_an_older_record_is_read_as_what_it_was_made_with(tmp_path: Path) -> Non
 
 
 def test_what_a_record_without_a_field_means_is_what_the_default_means() -> None:
-    """But for a default that mends something: a record from before it has the fault. (`auto_mean` means something only
-    beside `auto`.)"""
+    """But for a default that mends something: a record from before it has the fault."""
     flat = to_flat(TrainConfig())
-    mended = {"refinement.bn_statistics": "strong", "initialization.auto_mean": 1}
+    mended = {"refinement.bn_statistics": "strong"}
     assert {name: flat[name] for name in MEANING_BEFORE} | mended == dict(MEANING_BEFORE)
 
 
