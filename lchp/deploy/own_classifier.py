@@ -8,6 +8,7 @@ import torch
 
 from lchp.backbones.own import OwnClassifier, read_own
 from lchp.baselines import method
+from lchp.baselines.cam import PLAIN
 from lchp.config import DataConfig, InitializationConfig, MethodConfig, ModelConfig, TrainConfig
 from lchp.data.annotations import list_folders
 from lchp.deploy.trained import TrainedRun
@@ -50,8 +51,9 @@ def load_own(own: OwnFlags, photos: Path, device: torch.device) -> TrainedRun:
         initialization=InitializationConfig(epochs=0),
     )
     found = method(own.method)
-    if found.boxes != "map" or found.name not in with_own_classifier():
-        fit = [name for name in with_own_classifier() if method(name).boxes == "map"]
+    # CutMix and its like train a classifier for CAM's map; here nothing is trained
+    fit = [name for name in with_own_classifier() if method(name).boxes == "map" and method(name).scheme is PLAIN]
+    if found.name not in fit:
         raise ConfigError(f"--method {own.method}: expected one whose map is of a plain classifier: {', '.join(fit)}")
     method_of(config)  # for what else contradicts it
     read = read_own(own.weights, own.backbone)

@@ -261,6 +261,7 @@ def test_classes_that_nothing_names_have_numbers(place: Path, tmp_path: Path, ca
         (["--method", "boxes"], "--method boxes: expected one whose map is of a plain classifier: "),
         (["--method", "lchp"], "--method lchp: expected one whose map is of a plain classifier: "),
         (["--method", "acol"], "--method acol: expected one whose map is of a plain classifier: "),
+        (["--method", "cutmix"], "--method cutmix: expected one whose map is of a plain classifier: cam, grad_cam, "),
         (["--method", "nothing"], "--method = 'nothing': expected lchp, "),
         (["--backbone", "tiny"], "--backbone = 'tiny': has no class head of one linear layer"),
         (["--backbone", "resnet51"], "--backbone = 'resnet51': expected one of "),
