@@ -8,6 +8,7 @@ epoch goes on exactly as the run that was never stopped.
 import logging
 import math
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -245,7 +246,9 @@ def _run_epoch(
                 keep(partial)
     _refuse_infinite(training, epoch, steps - 1, recent)
     if training.schedule is not None and not training.schedule.per_step:
-        training.schedule.scheduler.step()
+        with warnings.catch_warnings():  # who goes on after an epoch's last step has taken none that torch saw
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+            training.schedule.scheduler.step()
     totals = {name: float(total) for name, total in sums.items()}  # the epoch's only device-to-host copy
     means = distributed.mean_over_workers(totals, steps)
     seconds = before + time.perf_counter() - begin

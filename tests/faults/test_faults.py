@@ -5,6 +5,7 @@ import random
 import shutil
 import signal
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,8 @@ def test_a_signal_writes_a_checkpoint_at_the_steps_end(
     assert f"lchp: stopped; what was trained is kept: go on with the same command, --output {tmp_path / 'run'}" in said
     found = max((tmp_path / "run" / "checkpoints").glob("*.pt"), key=lambda p: p.stat().st_mtime_ns)
     assert load_checkpoint(found)["within"] is not None, "the checkpoint is of the middle of an epoch"
-    train(config, output=tmp_path / "run", resume=True)
+    with warnings.catch_warnings(action="error", category=UserWarning):
+        train(config, output=tmp_path / "run", resume=True)
     assert comparable(tmp_path / "run") == comparable(straight.run)
 
 
