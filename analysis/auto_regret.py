@@ -64,9 +64,9 @@ def own_setting(config: TrainConfig) -> InitializationConfig:
     """What the boxes of a config go by without `auto`: its own fields, or those of its masks."""
     first = config.initialization
     masks = {n: getattr(first, m) if m else "own" for n, m in AUTO.items() if getattr(first, n) == "auto"}
-    named = next((p.config.initialization for p in PRESETS.values() if _alike(p.config, config)), None)
-    if named is not None and "second_pass" in masks and named.second_pass != "auto":
-        masks["second_pass"] = named.second_pass
+    if "second_pass" in masks:
+        named = (p.config.initialization.second_pass for p in PRESETS.values() if _alike(p.config, config))
+        masks["second_pass"] = next((second_pass for second_pass in named if second_pass != "auto"), "own")
     return replace(first, **masks)
 
 

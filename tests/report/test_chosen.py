@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from report_records import analysis_script
 
-from lchp import TrainConfig, override
+from lchp import TrainConfig, override, preset
 from lchp.cli import main
 from lchp.config import show
 from lchp.report.dependence import kinds, stage1
@@ -57,6 +57,14 @@ def test_a_teacher_s_boxes_are_those_that_were_chosen(storage: Path, tmp_path: P
         assert [row[name] for name in FIELDS[1:]] == [values[name] for name in FIELDS[1:]]
         known = summary["results"]["pseudo_label"][row["frame"]]["gt_known"]
         assert float(row["merged"]) == pytest.approx(known, abs=0.01)
+
+
+def test_auto_is_compared_with_the_setting_of_its_preset() -> None:
+    """Not with that of another recipe for the same network, which is `auto` itself."""
+    fixed = preset("cub50_cpu")
+    asked = override(fixed, dict.fromkeys([f"initialization.{name}" for name in FIELDS], "auto"))
+    own = analysis_script("auto_regret").own_setting(asked)
+    assert [getattr(own, name) for name in FIELDS] == [getattr(fixed.initialization, name) for name in FIELDS]
 
 
 def test_every_command_takes_it_and_says_what_was_chosen(
