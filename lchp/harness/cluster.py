@@ -44,7 +44,7 @@ QUIET = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # 2 s by default, which every short trial would wait for
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_prestart_worker_first_driver": "0",  # workers that no trial of Tune's, which has settings of its own, can take
+    "RAY_prestart_worker_first_driver": "0",  # workers without the environment that Tune gives its trials
     "RAY_worker_niceness": "0",  # 15 by default, which starves trainings on a machine that does anything else
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C reaches us, and ends the sweep at once

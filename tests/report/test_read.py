@@ -156,6 +156,9 @@ def test_an_older_record_is_read_as_what_it_was_made_with(tmp_path: Path) -> Non
     assert records.runs.iloc[0]["refinement.vanished"] == "dropped"
     (note,) = records.notes
     assert "what the code did then: refinement.views 0, refinement.vanished dropped" in note
+    edit(run / "config.json", refinement__vanished="dropped", refinement__views=0, method__threshold=None)
+    seal(run)
+    assert collect([tmp_path]).notes == ()  # LCHP has no score map
 
 
 def test_what_a_record_without_a_field_means_is_what_the_default_means() -> None:
