@@ -4,7 +4,7 @@
 """
 
 import hashlib
-import importlib.util
+import importlib
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -27,14 +27,8 @@ TAUS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 def analysis_script(name: str) -> ModuleType:
-    """analysis/NAME.py, which is no module of a package."""
-    spec = importlib.util.spec_from_file_location(name, ANALYSIS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # where the types of its flags are looked up
-    spec.loader.exec_module(module)
-    return module
+    """analysis/NAME.py, as `python -m analysis.NAME` finds it."""
+    return importlib.import_module(f"analysis.{name}")
 
 
 def known(config: TrainConfig) -> dict[str, float]:
