@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import runpy
+import signal
 import sys
 import textwrap
 import time
@@ -98,6 +99,7 @@ def run_code(folder: Path, code: str) -> Any:
 
 def _run(script: Path, arguments: tuple[str, ...], environment: dict[str, str], *said: Path) -> None:
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell has the suite in the background
     os.chdir(script.parent)
     for number, file in enumerate(said, 1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
