@@ -50,7 +50,7 @@ def small_values(root: Path) -> dict[str, Any]:
         "initialization.delta": 0.5,
         "refinement.epochs": 2,
         "refinement.tau": 0.3,
-        "evaluation.batch_size": 4,
+        "evaluation.batch_size": 8,
         "device": "cpu",
         "precision": "fp32",
     }
@@ -59,6 +59,11 @@ def small_values(root: Path) -> dict[str, Any]:
 def small_config(root: Path, values: dict[str, Any] | None = None) -> TrainConfig:
     """The small config, with other values by dotted name."""
     return override(preset("cub"), small_values(root) | (values or {}))
+
+
+def cached_config(root: Path, values: dict[str, Any] | None = None) -> TrainConfig:
+    """The small config for many trainings on the same images, which are decoded once."""
+    return small_config(root, {"data.cache": str(root / ".cache")} | (values or {}))
 
 
 def small_flags(values: dict[str, Any]) -> list[str]:

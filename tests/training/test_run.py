@@ -6,6 +6,7 @@ import re
 import signal
 import time
 from collections.abc import Callable
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -15,6 +16,7 @@ import pytest
 import torch
 from squares import (
     assert_same_run,
+    cached_config,
     predictions,
     small_config,
     small_flags,
@@ -45,7 +47,6 @@ from lchp.training.run import Result, train
 
 CHAINS: dict[str, dict[str, Any]] = {
     "lchp": {},
-    "lchp, labels once": {"refinement.labeller": "frozen"},
     "psol refined": {
         "method.name": "psol",
         "method.localizer": True,
@@ -56,7 +57,6 @@ CHAINS: dict[str, dict[str, Any]] = {
 EPOCHS = {"initialization": 2, "boxes": 1, "regression": 2, "labels": 2, "refinement": 2}
 LINKS = {
     "lchp": ["initialization", "regression", "refinement"],
-    "lchp, labels once": ["initialization", "regression", "labels", "refinement"],
     "psol refined": ["initialization", "boxes", "regression", "labels", "refinement"],
 }
 
@@ -74,7 +74,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def straight(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
     """A run of both stages without a break."""
-    return train(small_config(root), output=tmp_path_factory.mktemp("straight") / "run")
+    return train(cached_config(root), output=tmp_path_factory.mktemp("straight") / "run")
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def unbroken(root: Path, straight: Result, tmp_path_factory: pytest.TempPathFact
 
     def of(name: str) -> Path:
         if name not in found:
-            found[name] = train(small_config(root, CHAINS[name]), output=tmp_path_factory.mktemp("chain") / "run").run
+            found[name] = train(cached_config(root, CHAINS[name]), output=tmp_path_factory.mktemp("chain") / "run").run
         return found[name]
 
     return of
@@ -114,7 +114,7 @@ def test_run_folder(straight: Result) -> None:
 
 
 def test_config_written_is_config_received(straight: Result, root: Path) -> None:
-    assert runs.read_config(straight.run) == straight.config == small_config(root)
+    assert runs.read_config(straight.run) == straight.config == cached_config(root)
 
 
 def test_predictions_have_a_row_per_image_and_frame(straight: Result) -> None:
@@ -145,9 +145,10 @@ def test_summary_follows_from_the_predictions(straight: Result) -> None:
 
 
 def test_the_same_seed_twice_is_bitwise_equal_and_another_is_not(straight: Result, root: Path, tmp_path: Path) -> None:
-    assert_same_run(straight.run, train(small_config(root), output=tmp_path / "again").run)
-    other = train(small_config(root, {"seed": 1}), output=tmp_path / "other")
-    assert predictions(other.run) != predictions(straight.run)
+    assert_same_run(straight.run, train(cached_config(root), output=tmp_path / "again").run)
+    other = train(cached_config(root, {"seed": 1}), output=tmp_path / "other", stage="init")
+    for name in ("pseudo_label_box", "lchp_i_box"):
+        assert other.predictions()[name] != straight.predictions()[name]
 
 
 class Stopped(Exception):
@@ -157,7 +158,7 @@ class Stopped(Exception):
 @pytest.mark.parametrize("chain", CHAINS)
 def test_broken_off_after_each_epoch_it_equals_the_straight_run(unbroken, root: Path, tmp_path: Path, chain) -> None:
     """Also between two links, where the last epoch of one is over."""
-    config, run = small_config(root, CHAINS[chain]), tmp_path / "run"
+    config, run = cached_config(root, CHAINS[chain]), tmp_path / "run"
     for number, end in enumerate(ends(chain)):
         assert go_on(config, run, until=end, resume=number > 0) == [end]
         assert not (run / "summary.json").exists()
@@ -181,37 +182,39 @@ def go_on(
     return seen
 
 
-@pytest.mark.parametrize(
-    ("chain", "stage"),
-    [("lchp", "initialization"), ("lchp", "refinement"), *(("psol refined", stage) for stage in LINKS["psol refined"])],
-)
-def test_resume_in_the_middle_of_an_epoch_equals_the_straight_run(
-    unbroken, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chain: str, stage: str
+@pytest.mark.parametrize("chain", CHAINS)
+def test_resumed_in_the_middle_of_an_epoch_of_each_link_it_equals_the_straight_run(
+    unbroken, root: Path, tmp_path: Path, chain: str
 ) -> None:
     """Every link writes a checkpoint at the end of the step in which it is asked to stop."""
-    stop, real, taken = Stop(), loop.take_step, []
+    config, run, real = cached_config(root, CHAINS[chain]), tmp_path / "run", loop.take_step
 
-    def take(training: loop.Training, *rest: Any) -> Any:
-        if training.name == stage:
-            taken.append(rest)
-            if len(taken) == (2 if stage == "boxes" else 5):  # of 6 batches of one epoch, or 3 of each of two
-                stop.ask(signal.SIGTERM)
-        return real(training, *rest)
+    def broken_off(stage: str, *, resume: bool) -> None:
+        stop, taken = Stop(), []
 
-    config = small_config(root, CHAINS[chain])
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "take_step", take)
-        with pytest.raises(Interrupted):
-            train(config, output=tmp_path / "run", stop=stop)
-    state = torch.load(tmp_path / "run" / "checkpoints" / f"{stage}.pt", weights_only=True)
-    assert state["within"]["steps"] == 2
-    train(config, output=tmp_path / "run", resume=True)
-    assert_same_run(unbroken(chain), tmp_path / "run")
+        def take(training: loop.Training, *rest: Any) -> Any:
+            if training.name == stage:
+                taken.append(rest)
+                if len(taken) == (2 if stage == "boxes" else 5):  # of 6 batches of one epoch, or 3 of each of two
+                    stop.ask(signal.SIGTERM)
+            return real(training, *rest)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop, "take_step", take)
+            with pytest.raises(Interrupted):
+                train(config, output=run, stop=stop, resume=resume)
+        state = torch.load(run / "checkpoints" / f"{stage}.pt", weights_only=True)
+        assert state["within"]["steps"] == 2
+
+    for number, stage in enumerate(LINKS[chain]):
+        broken_off(stage, resume=number > 0)
+    train(config, output=run, resume=True)
+    assert_same_run(unbroken(chain), run)
 
 
 def test_resume_with_one_cycle_schedules_and_a_moving_labeller(root: Path, tmp_path: Path) -> None:
     """State that only some configs have: schedulers that step per batch, and a second localizer."""
-    config = small_config(
+    config = cached_config(
         root,
         {
             "initialization.schedule": "onecycle",
@@ -231,18 +234,12 @@ def test_resume_with_one_cycle_schedules_and_a_moving_labeller(root: Path, tmp_p
     ("chain", "stage1", "taken", "results"),
     [
         ("lchp", ("initialization", "regression"), ("initialization", "regression"), {"pseudo_label", "lchp_i"}),
-        (
-            "lchp, labels once",
-            ("initialization", "regression"),
-            ("initialization", "regression"),
-            {"pseudo_label", "lchp_i"},
-        ),
         # a threshold or another method may be tried on its classifier
         ("psol refined", ("initialization", "boxes"), ("initialization",), {"pseudo_label"}),
     ],
 )
 def test_stages_apart_equal_both_at_once(unbroken, root: Path, tmp_path: Path, chain, stage1, taken, results) -> None:
-    config = small_config(root, CHAINS[chain])
+    config = cached_config(root, CHAINS[chain])
     first = train(config, output=tmp_path / "init", stage="init")
     assert set(first.summary["results"]) == results
     second = train(config, output=tmp_path / "refine", stage="refine", source=tmp_path / "init")
@@ -260,13 +257,14 @@ def test_stages_apart_equal_both_at_once(unbroken, root: Path, tmp_path: Path, c
 
 def test_the_localizer_may_start_late(root: Path, tmp_path: Path) -> None:
     """Its first epochs are passed over, with their views and rates; a break changes nothing."""
-    config = small_config(root, {"initialization.epochs": 3, "initialization.localizer_start": 1})
-
+    late = {"initialization.epochs": 3, "initialization.localizer_start": 1, "refinement.epochs": 1}
+    config = cached_config(root, late)
     straight = train(config, output=tmp_path / "straight").run
     lines = [m for m in runs.read_metrics(straight) if m["stage"] == "regression"]
     assert [m["epoch"] for m in lines] == [2, 3]
-    assert epochs_of(config) == {"initialization": 3, "regression": 2, "refinement": 2}
-    whole = train(override(config, {"initialization.localizer_start": 0}), output=tmp_path / "whole").run
+    assert epochs_of(config) == {"initialization": 3, "regression": 2, "refinement": 1}
+    early = override(config, {"initialization.localizer_start": 0})
+    whole = train(early, output=tmp_path / "whole", stage="init").run
     rates = {m["epoch"]: m["lr_localizer"] for m in runs.read_metrics(whole) if m["stage"] == "regression"}
     assert {m["epoch"]: m["lr_localizer"] for m in lines} == {epoch: rates[epoch] for epoch in (2, 3)}
     go_on(config, tmp_path / "run", until=("regression", 2), resume=False)
@@ -276,18 +274,18 @@ def test_the_localizer_may_start_late(root: Path, tmp_path: Path) -> None:
 
 def test_another_tau_reuses_stage_1_and_another_delta_does_not(straight: Result, root: Path, tmp_path: Path) -> None:
     run = straight.run
-    train(small_config(root, {"refinement.tau": 0.9}), output=tmp_path / "tau", stage="refine", source=run)
+    train(cached_config(root, {"refinement.tau": 0.9}), output=tmp_path / "tau", stage="refine", source=run)
     with pytest.raises(RunError, match="another config"):
-        train(small_config(root, {"initialization.delta": 0.4}), output=tmp_path / "d", stage="refine", source=run)
+        train(cached_config(root, {"initialization.delta": 0.4}), output=tmp_path / "d", stage="refine", source=run)
     assert not (tmp_path / "d").exists()
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(straight: Result, root: Path) -> None:
     before = predictions(straight.run)
     with pytest.raises(RunError, match="holds a run already"):
-        train(small_config(root), output=straight.run)
+        train(cached_config(root), output=straight.run)
     with pytest.raises(RunError, match="differs from the config asked for"):
-        train(small_config(root, {"seed": 5}), output=straight.run, resume=True)
+        train(cached_config(root, {"seed": 5}), output=straight.run, resume=True)
     assert predictions(straight.run) == before
 
 
@@ -298,15 +296,15 @@ def test_a_folder_with_files_of_the_users_that_a_run_would_replace_is_refused(
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / name).mkdir() if name == "checkpoints" else (tmp_path / name).write_text("mine")
     with pytest.raises(RunError, match=f"^{tmp_path}: holds {name}, but no run; move it or take another --output$"):
-        train(small_config(root), output=tmp_path)
+        train(cached_config(root), output=tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {"notes.txt", name}
 
 
 def test_stage_2_needs_a_finished_stage_1(root: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="needs the run folder of its stage 1"):
-        train(small_config(root), output=tmp_path / "a", stage="refine")
+        train(cached_config(root), output=tmp_path / "a", stage="refine")
     with pytest.raises(RunError, match=r"nothing/environment.json: no such file; is .*/nothing a run folder"):
-        train(small_config(root), output=tmp_path / "b", stage="refine", source=tmp_path / "nothing")
+        train(cached_config(root), output=tmp_path / "b", stage="refine", source=tmp_path / "nothing")
     for after, said in (
         (1, "initialization.pt: stopped after 1 of 2 epochs"),
         (2, "regression.pt: no such checkpoint"),
@@ -317,15 +315,21 @@ def test_stage_2_needs_a_finished_stage_1(root: Path, tmp_path: Path) -> None:
                 raise Stopped
 
         with pytest.raises(Stopped):
-            train(small_config(root), stop, output=tmp_path / f"until {after}")
+            train(cached_config(root), stop, output=tmp_path / f"until {after}")
         with pytest.raises(RunError, match=said):
-            train(small_config(root), output=tmp_path / "c", stage="refine", source=tmp_path / f"until {after}")
+            train(cached_config(root), output=tmp_path / "c", stage="refine", source=tmp_path / f"until {after}")
         assert not (tmp_path / "c").exists()
 
 
-def test_images_without_boxes(tmp_path: Path) -> None:
-    config = small_config(write_images(tmp_path / "images", boxes=False))
-    summary = train(config, output=tmp_path / "run").summary
+@pytest.fixture(scope="module")
+def boxless(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """The straight run on the same images, without any box."""
+    root = write_images(tmp_path_factory.mktemp("boxless") / "images", boxes=False)
+    return train(cached_config(root), output=root.parent / "run")
+
+
+def test_images_without_boxes(boxless: Result) -> None:
+    summary = boxless.summary
     assert summary["results"]["lchp_r"]["center_crop"]["gt_known"] is None
     assert set(summary["consistency"]) == {"pseudo_label", "lchp_i", "lchp_r"}
     assert all(0 <= v <= 100 for v in summary["consistency"].values())
@@ -336,40 +340,53 @@ def test_images_without_boxes(tmp_path: Path) -> None:
         assert min(parts["crop"], parts["masked"], parts["area"]) >= 0
 
 
-def test_boxes_change_nothing_but_metrics(straight: Result, tmp_path: Path) -> None:
+def test_boxes_change_nothing_but_metrics(straight: Result, boxless: Result) -> None:
     """Weak supervision: the run sees class labels only. Without any box its predictions are the same."""
-    config = small_config(write_images(tmp_path / "images", boxes=False))
-    table, other = straight.predictions(), train(config, output=tmp_path / "run").predictions()
+    table, other = straight.predictions(), boxless.predictions()
     boxes, scores = ("pseudo_label_box", "lchp_i_box", "lchp_r_box"), ("confidence", "crop_score", "masked_score")
     for column in ("image_id", "frame", "label", "top5", *boxes, *scores):
         assert table[column].to_pylist() == other[column].to_pylist()
 
 
-OPEN_CHOICES = [
-    {name: value}
-    for name, hint in field_types().items()
-    if name.startswith(("initialization.", "refinement.", "model.")) and get_origin(hint) is Literal
-    for value in get_args(hint)
-    if value != dict(vars(TrainConfig().__getattribute__(name.split(".")[0])))[name.split(".")[1]]
-]
+def choices(section: str) -> list[dict[str, Any]]:
+    """Every value of its fields of a few values that is not the default."""
+    default = getattr(TrainConfig(), section)
+    return [
+        {name: value}
+        for name, hint in field_types().items()
+        if name.startswith(f"{section}.") and get_origin(hint) is Literal
+        for value in get_args(hint)
+        if value != getattr(default, name.split(".")[1])
+    ]
+
+
+# a choice of stage 1 or of a network, and one of stage 2, which do not meet
+OPEN_CHOICES = zip_longest(
+    [
+        *choices("initialization"),
+        {"initialization.localizer_start": 1, "initialization.epochs": 2},
+        *choices("model"),
+    ],
+    [
+        *choices("refinement"),
+        {"refinement.augmentations": ("scale",)},
+        {"refinement.freeze_bn": True},
+        {"refinement.views": 2, "auto_batch": True},
+        {"evaluation.consistency": True},
+    ],
+    fillvalue={},
+)
 
 
 @pytest.mark.parametrize(
     "values",
-    [
-        *OPEN_CHOICES,
-        {"refinement.augmentations": ("scale",)},
-        {"refinement.freeze_bn": True},
-        {"refinement.views": 2, "auto_batch": True},
-        {"initialization.localizer_start": 1, "initialization.epochs": 2},
-        {"evaluation.consistency": True},
-    ],
+    [one | other for one, other in OPEN_CHOICES],
     ids=lambda v: ",".join(f"{k.split('.')[-1]}={x}" for k, x in v.items()),
 )
 def test_every_open_choice_trains(root: Path, tmp_path: Path, values) -> None:
     needs = {"initialization.attention": "features"} if values.get("model.head") == "gap" else {}
     quick = {"initialization.epochs": 1, "refinement.epochs": 1, "data.batch_size": 12, "refinement.tau": 0.0}
-    config = override(small_config(root, quick), needs | values)
+    config = override(cached_config(root, quick), needs | values)
     result = train(config, output=tmp_path / "run")
     assert all(v == v for m in runs.read_metrics(result.run) for v in m.values())  # no NaN
     assert result.summary["results"]["lchp_r"]["center_crop"]["gt_known"] >= 0
@@ -377,19 +394,18 @@ def test_every_open_choice_trains(root: Path, tmp_path: Path, values) -> None:
 
 def test_resume_needs_a_run_and_the_same_stage(straight: Result, root: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="holds no run to go on with"):
-        train(small_config(root), output=tmp_path / "nothing", resume=True)
+        train(cached_config(root), output=tmp_path / "nothing", resume=True)
     with pytest.raises(RunError, match="another --stage than init"):
-        train(small_config(root), output=straight.run, stage="init", resume=True)
+        train(cached_config(root), output=straight.run, stage="init", resume=True)
 
 
 def test_a_bad_test_image_stops_the_run_before_it_starts(tmp_path: Path) -> None:
     images = write_images(tmp_path / "images")
-    first = train(small_config(images), output=tmp_path / "first")  # which images are the test images
-    name = str(read_predictions(first.run)["image_id"][0].as_py())
+    name = open_context(small_config(images), show_progress=False).test.split.image_ids[0]
     (images / name).write_bytes(b"not an image")
     with pytest.raises(DataError, match=re.escape(Path(name).name)):
-        train(override(small_config(images), {"data.cache": str(tmp_path / "cache")}), output=tmp_path / "second")
-    assert not (tmp_path / "second").exists()
+        train(cached_config(images), output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_changed_boxes_do_not_pass_for_the_recorded_ones(straight: Result) -> None:
@@ -415,7 +431,8 @@ def test_kept_boxes_of_stage_1_are_taken_only_for_the_same_crop(squares_config: 
 
 def test_lchp_r_is_left_with_the_statistics_of_general_views(straight: Result, root: Path, tmp_path: Path) -> None:
     """The weights are those of a training that keeps the strong views' statistics; the running means are not."""
-    kept = train(override(small_config(root), {"refinement.bn_statistics": "strong"}), output=tmp_path / "run").run
+    config = cached_config(root, {"refinement.bn_statistics": "strong"})
+    kept = train(config, output=tmp_path / "run", stage="refine", source=straight.run).run
     general, strong = weights(straight.run, "refinement"), weights(kept, "refinement")
     trained = [name for name in general if name.startswith("localizer") and "running" not in name]
     moved = [name for name in general if name.startswith("localizer") and name.endswith("running_mean")]
@@ -473,7 +490,7 @@ def test_compiled_networks_train_the_same(
         self._compiled_call_impl = torch.compile(self._call_impl, backend="eager")  # pyright: ignore
 
     monkeypatch.setattr(torch.nn.Module, "compile", compile_eagerly)
-    run = train(override(small_config(root), {"compile": True}), output=tmp_path / "run").run
+    run = train(override(cached_config(root), {"compile": True}), output=tmp_path / "run").run
     assert compiled == ["Classifier", "Localizer", "Classifier"]  # theta_1, Loc and theta_2
     assert_same_run(run, straight.run)
 
@@ -489,7 +506,7 @@ def test_compiled_networks_train_the_same(
 def test_a_diverged_training_names_its_link_and_the_images_of_its_batch(
     root: Path, tmp_path: Path, field: str, stage: str
 ) -> None:
-    config = override(small_config(root, {"refinement.labeller": "frozen", "refinement.tau": 0.0}), {field: 1e18})
+    config = override(cached_config(root, {"refinement.labeller": "frozen", "refinement.tau": 0.0}), {field: 1e18})
     with pytest.raises(DivergedError) as error:
         train(config, output=tmp_path / "run")
     said = str(error.value)
@@ -519,7 +536,7 @@ def test_boxes_and_labels_that_are_not_finite_are_named_by_their_link(
     }
     monkeypatch.setattr(links if part == "label_views" else box_links, part, broken[part])
     with pytest.raises(DivergedError, match=f"{said}; training diverged"):
-        train(small_config(root, CHAINS["psol refined"]), output=tmp_path / "run")
+        train(cached_config(root, CHAINS["psol refined"]), output=tmp_path / "run")
 
 
 # --- one run per folder
@@ -546,12 +563,12 @@ def test_of_two_trainings_into_one_folder_one_wins_and_the_other_writes_nothing(
     run, winner = tmp_path / "run", {}
 
     def other() -> None:
-        train(small_config(root), output=run)
+        train(cached_config(root), output=run)
         winner.update(contents(run))
 
     meanwhile(monkeypatch, other)
     with pytest.raises(RunError) as error:
-        train(small_config(root, {"seed": 1}), output=run)
+        train(cached_config(root, {"seed": 1}), output=run)
     assert str(error.value) == f"{run}: holds a run already; go on with it by --resume, or name another --output"
     assert contents(run) == winner
     assert_same_run(run, straight.run)
@@ -571,18 +588,18 @@ def test_two_commands_at_once_with_one_folder(straight: Result, root: Path, tmp_
 
 
 def test_trainings_without_a_folder_of_the_same_second_are_two(
-    straight: Result, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(time, "strftime", lambda *_: "20260101-000000")
-    config, found = small_config(root), []
+    config, found = cached_config(root, {"method.name": "cam", "initialization.epochs": 1}), []
     found.append(train(config).run)
     meanwhile(monkeypatch, lambda: found.append(train(config).run))
     found.append(train(config).run)
     name = "folder-seed0-20260101-000000"
     assert found == [Path("runs") / name, Path("runs") / f"{name}-2", Path("runs") / f"{name}-3"]
-    for run in found:
-        assert_same_run(run, straight.run)
+    for run in found[1:]:
+        assert_same_run(run, found[0])
 
 
 def test_a_running_training_can_be_used_and_not_be_gone_on_with(straight: Result, root: Path, tmp_path: Path) -> None:
@@ -591,15 +608,16 @@ def test_a_running_training_can_be_used_and_not_be_gone_on_with(straight: Result
     def look(metrics: dict[str, Any]) -> None:
         before = contents(run)
         with pytest.raises(RunError, match="holds a run already"):
-            train(small_config(root), output=run)
+            train(cached_config(root), output=run)
         with pytest.raises(HeldError, match=r"run/lock: held by a process that is still running \(pid"):
-            train(small_config(root), output=run, resume=True)
+            train(cached_config(root), output=run, resume=True)
         if metrics["stage"] == "refinement":
             seen.append(load_run(run, torch.device("cpu")).result)
-            train(small_config(root), output=tmp_path / f"from {len(seen)}", stage="refine", source=run)
+            config = cached_config(root, {"refinement.epochs": 1})
+            train(config, output=tmp_path / f"from {len(seen)}", stage="refine", source=run)
         assert contents(run) == before
 
-    train(small_config(root), look, output=run)
+    train(cached_config(root), look, output=run)
     assert seen == ["lchp_i", "lchp_r"]
     assert_same_run(run, straight.run)
     assert not (run / "lock").exists()
@@ -611,5 +629,5 @@ def test_a_claimed_folder_that_is_gone_is_not_made_again(root: Path, tmp_path: P
     run.mkdir(parents=True)
     meanwhile(monkeypatch, lambda: run.parent.rename(tmp_path / "aside"))
     with pytest.raises(RunError, match=r"run/lock: cannot be written \(No such file or directory\)"):
-        train(small_config(root), output=run)
+        train(cached_config(root), output=run)
     assert [p.name for p in tmp_path.iterdir()] == ["aside"]
