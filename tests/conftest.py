@@ -74,6 +74,15 @@ def quick_starts() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def coarse_thresholds() -> Iterator[None]:
+    """For tests that ask nothing of the best threshold of score maps: at the thousand that a run tries, most of a tiny
+    run's time is theirs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lchp.training.measure.MAP_INTERVAL", 0.05)
+        yield
+
+
 @pytest.fixture(scope="session", autouse=True)
 def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What is remembered of the tests' images does not go into the user's cache folder."""

@@ -3,14 +3,16 @@
 import json
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from squares import small_config, write_images
+from squares import cached_config, small_config, write_images
 from wsol_folder import write_clone
 
 from lchp.backbones import build_trunk
@@ -35,7 +37,7 @@ from lchp.harness.grids import SWEEPS
 from lchp.method.batch import Batch
 from lchp.report.read import collect, result_of
 from lchp.report.select import rows
-from lchp.training import links, map_boxes
+from lchp.training import links, map_boxes, measure
 from lchp.training.chain import Chain, Kind, chain_of, depends_on, epochs_of, label
 from lchp.training.context import held_out_images, open_context
 from lchp.training.definition import Session
@@ -43,6 +45,7 @@ from lchp.training.links import require_whole_batches
 from lchp.training.networks import build_classifier, by_rate
 from lchp.training.run import Result, train, train_links
 
+pytestmark = pytest.mark.usefixtures("coarse_thresholds")
 COMPARED = [name for name, method in METHODS.items() if not method.complete]
 
 
@@ -56,7 +59,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config_of(root: Path, name: str, **values: Any) -> TrainConfig:
-    return small_config(root, {"method.name": name, "threads": 1, **{f"method.{k}": v for k, v in values.items()}})
+    """Of one epoch of each stage."""
+    short = {"initialization.epochs": 1, "refinement.epochs": 1, "threads": 1}
+    return cached_config(root, {"method.name": name, **short, **{f"method.{k}": v for k, v in values.items()}})
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +70,18 @@ def psol(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
     return train(config_of(root, "psol", localizer=True, refine=True), output=tmp_path_factory.mktemp("psol") / "run")
 
 
+@pytest.fixture(scope="module")
+def of_method(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Result]:
+    """The run of a compared method without a localizer."""
+    return lru_cache(lambda name: train(config_of(root, name), output=tmp_path_factory.mktemp("runs") / name))
+
+
 @pytest.mark.parametrize("name", COMPARED)
-def test_every_method_trains_and_is_recorded(root: Path, tmp_path: Path, name: str) -> None:
-    result = train(config_of(root, name), output=tmp_path / "run")
+def test_every_method_trains_and_is_recorded(root: Path, of_method: Callable[[str], Result], name: str) -> None:
+    result = of_method(name)
     assert set(result.summary["results"]) == {"pseudo_label"}
-    trained, found = (runs.read_metrics(result.run)[part] for part in (slice(0, 2), slice(2, None)))
-    assert all(np.isfinite(m["loss"]) for m in trained)
+    trained, *found = runs.read_metrics(result.run)
+    assert np.isfinite(trained["loss"])
     assert [(m["stage"], 0 < m["pseudo_area"] <= 100) for m in found] == [("boxes", True)]  # once
     boxes = np.array(result.predictions()["pseudo_label_box"].to_pylist())
     assert boxes.shape == (2 * 9, 4)
@@ -105,35 +116,17 @@ def predicted_again(result: Result, root: Path) -> None:
 
 def test_a_regressed_and_refined_run_has_all_three_results_and_predicts(psol: Result) -> None:
     assert list(psol.summary["results"]) == ["pseudo_label", "lchp_i", "lchp_r"]
-    assert [m["stage"] for m in runs.read_metrics(psol.run)] == [
-        *["initialization"] * 2,
-        "boxes",
-        *["regression"] * 2,
-        *["refinement"] * 2,
-    ]
+    stages = ["initialization", "boxes", "regression", "refinement"]
+    assert [m["stage"] for m in runs.read_metrics(psol.run)] == stages
     assert load_run(psol.run, torch.device("cpu")).result == "lchp_r"
     assert psol.summary["kept"]["total"] == 24
 
 
-@pytest.mark.parametrize("after", [("initialization", 1), ("boxes", 1), ("regression", 1), ("refinement", 1)], ids=str)
-def test_resume_equals_the_straight_run(psol: Result, tmp_path: Path, after: tuple[str, int]) -> None:
-    class Stopped(Exception):
-        pass
-
-    def stop(metrics: dict[str, Any]) -> None:
-        if (metrics["stage"], metrics["epoch"]) == after:
-            raise Stopped
-
-    with pytest.raises(Stopped):
-        train(psol.config, stop, output=tmp_path / "run")
-    resumed = train(psol.config, output=tmp_path / "run", resume=True)
-    assert (resumed.run / runs.PREDICTIONS).read_bytes() == (psol.run / runs.PREDICTIONS).read_bytes()
-
-
-def test_a_classifier_of_the_same_scheme_serves(psol: Result, tmp_path: Path) -> None:
+def test_a_classifier_of_the_same_scheme_serves(
+    psol: Result, of_method: Callable[[str], Result], tmp_path: Path
+) -> None:
     """As the harness trains it, link by link, and by hand with --stage."""
-    shared = override(psol.config, {"method.name": "cam", "method.localizer": False, "method.refine": False})
-    first = train(shared, output=tmp_path / "first")
+    first = of_method("cam")
     own = train(psol.config, output=tmp_path / "own", stage="init")
     assert list(own.summary["results"]) == ["pseudo_label"]
     for n, source in enumerate((first, own)):
@@ -147,7 +140,7 @@ def test_a_classifier_of_the_same_scheme_serves(psol: Result, tmp_path: Path) ->
     found: dict[Kind, Path] = {"classifier": alone.run, "boxes": own.run, "localizer": psol.run}
     joined = train_links(psol.config, tmp_path / "joined", Session(psol.config.seed), found=found)
     assert (joined.run / runs.PREDICTIONS).read_bytes() == (psol.run / runs.PREDICTIONS).read_bytes()
-    assert [m["stage"] for m in runs.read_metrics(joined.run)] == ["refinement"] * 2
+    assert [m["stage"] for m in runs.read_metrics(joined.run)] == ["refinement"]
 
 
 def test_methods_of_one_scheme_share_their_classifier(root: Path) -> None:
@@ -369,7 +362,7 @@ def test_an_oracle_without_held_out_boxes_says_that_it_is_idle(root: Path, caplo
     assert "without effect" not in caplog.text
 
 
-def test_score_maps_are_scored_and_what_an_oracle_chose_is_named(root: Path, tmp_path: Path) -> None:
+def test_score_maps_are_scored_and_what_an_oracle_chose_is_named(root: Path, psol: Result, tmp_path: Path) -> None:
     values = {"data.validation": 0.25, "evaluation.oracle": True, "method.threshold": 0.5}
     result = train(override(config_of(root, "cam"), values), output=tmp_path / "run")
     maps = result.summary["score_maps"]
@@ -382,13 +375,15 @@ def test_score_maps_are_scored_and_what_an_oracle_chose_is_named(root: Path, tmp
     text = summary_table(result.summary)
     assert f"MaxBoxAcc {maps['oracle_maxboxacc']:.2f} % (oracle" in text
     assert "chosen on the boxes of held-out training images" in text
-    regressed = train(config_of(root, "psol", localizer=True), output=tmp_path / "psol")
-    assert "score_maps" not in regressed.summary
+    assert "score_maps" not in psol.summary
 
 
-def test_a_run_s_map_scores_are_those_of_lchp_score_on_its_files(tmp_path: Path, capsys: Any) -> None:
+def test_a_run_s_map_scores_are_those_of_lchp_score_on_its_files(
+    of_method: Callable[[str], Result], tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A run on wsolevaluation's train-fullsup split; and a threshold found there is tried on the test split with the
     same classifier."""
+    monkeypatch.setattr(measure, "MAP_INTERVAL", 0.001)
     clone = write_clone(tmp_path / "clone", per_class={"train": 6, "val": 5, "test": 4})
     values = {"data.name": "wsol_fullsup", "data.root": str(clone), "data.batch_size": 4}
     config = override(config_of(clone, "cam"), values | {"evaluation.batch_size": 4, "method.threshold": 0.3})
@@ -423,8 +418,7 @@ def test_a_run_s_map_scores_are_those_of_lchp_score_on_its_files(tmp_path: Path,
     assert "is there already and not empty" in capsys.readouterr().err
     with pytest.raises(RunError, match=r"of another config: data.validation 0 \(asked for: 0.25\)"):
         train(override(on_test, {"data.validation": 0.25}), output=tmp_path / "held", stage="refine", source=run)
-    psol = train(override(config, {"method.name": "psol"}), output=tmp_path / "psol").run
-    assert main(["scoremaps", "--run", str(psol), "--output", str(tmp_path / "none")]) == 2
+    assert main(["scoremaps", "--run", str(of_method("psol").run), "--output", str(tmp_path / "none")]) == 2
     assert "a run of DDT, which has no score maps" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
 
@@ -572,9 +566,9 @@ def test_a_class_without_training_images_is_said_before_ddt_trains(tmp_path: Pat
     make_cell(config, {"data.validation": 0.0})
 
 
-def test_a_second_classifier_names_the_classes(psol: Result, root: Path, tmp_path: Path, capsys: Any) -> None:
+def test_a_second_classifier_names_the_classes(psol: Result, of_method: Callable[[str], Result], capsys: Any) -> None:
     """The boxes stay; only what needs the class changes, and the record says whose classes they are."""
-    other = train(config_of(root, "has"), output=tmp_path / "has")
+    other = of_method("has")
     found = second_classifier(psol.run, other.run, torch.device("cpu"))
     assert found["classifier"] == {"run": "has", "backbone": "tiny", "method": "has"}
     assert found["classification"] == other.summary["classification"]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import report_records
 import torch
-from squares import small_config, write_images
+from squares import cached_config, write_images
 
 from lchp.config import TrainConfig, as_chosen, from_dict, override, preset, to_dict
 from lchp.errors import ConfigError
@@ -49,7 +49,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config_of(root: Path, values: dict[str, Any]) -> TrainConfig:
-    return small_config(root, {"threads": 1, "initialization.epochs": 3, "refinement.labeller": "frozen"} | values)
+    return cached_config(root, {"threads": 1, "initialization.epochs": 3, "refinement.labeller": "frozen"} | values)
 
 
 def modules(run: Path, name: str) -> dict[str, Any]:
@@ -226,7 +226,7 @@ def test_a_run_that_chooses_its_boxes(
     monkeypatch.setattr(choice, "SPARED", 4)
     monkeypatch.setattr(choice, "FEWEST", 6)
     config = override(config_of(root, {"initialization.delta": 0.5}), AUTO)
-    run = train(config, output=tmp_path / "auto").run
+    run = train(config, output=tmp_path / "auto", stage="init").run
     chosen: Any = json.loads((run / "summary.json").read_text())["chosen"]
     assert chosen["values"].keys() == set(FIELDS)
     best = max(chosen["candidates"], key=lambda c: (c["images"], c["score"]))
@@ -248,7 +248,8 @@ def test_a_run_that_chooses_its_boxes(
             if line.startswith("image,") or (fewer / line.partition(",")[0]).exists()
         )
     )
-    fixed = train(as_chosen(override(config, {"data.root": str(fewer)}), chosen), output=tmp_path / "fixed").run
+    less = as_chosen(override(config, {"data.root": str(fewer)}), chosen)
+    fixed = train(less, output=tmp_path / "fixed", stage="init").run
     classifiers = [modules(r, "initialization")["classifier"] for r in (run, fixed)]
     assert all(torch.equal(v, classifiers[1][k]) for k, v in classifiers[0].items())
     predicted = [json.loads((r / "summary.json").read_text())["results"]["pseudo_label"] for r in (run, fixed)]
@@ -277,17 +278,21 @@ def test_no_ground_truth_box_is_read_by_a_choice(root: Path, tmp_path: Path) -> 
     (other / "boxes.csv").write_text("\n".join(moved) + "\n")
     found = []
     for n, images in enumerate((root, other)):
-        config = override(config_of(images, {"initialization.epochs": 1}), AUTO)
+        config = config_of(images, {"initialization.epochs": 1, "initialization.delta": "auto"})
         found.append(read_summary(train(config, output=tmp_path / str(n), stage="init").run)["chosen"])  # pyright: ignore
     assert found[0] == found[1]
 
 
-def test_a_run_goes_on_from_every_link_and_is_taken_by_another(root: Path, tmp_path: Path) -> None:
+def test_a_run_goes_on_from_every_link_and_is_taken_by_another(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Bitwise: interrupted after each epoch of each link and resumed; stage 2 alone from another run's stage 1."""
-    config = override(config_of(root, {"initialization.auto_after": 2}), AUTO)
+    monkeypatch.setattr(choice, "KEPT", (4, 2))  # of 7 deltas
+    short = {"initialization.epochs": 2, "initialization.auto_after": 1, "refinement.epochs": 1}
+    config = config_of(root, short | {"initialization.delta": "auto"})
     straight = train(config, output=tmp_path / "straight")
     stops = len((straight.run / "metrics.jsonl").read_text().splitlines())
-    assert stops == 3 + len(ROUNDS) + 3 + 3 + 2 + 2
+    assert stops == 2 + len(ROUNDS) + 2 + 2 + 1 + 1
 
     class Stopped(Exception):
         pass
