@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def configs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    config = small.config(small.make_folder(tmp_path_factory.mktemp("images")), first=1, second=2)
+    config = small.config(small.make_folder(tmp_path_factory.mktemp("images")), first=1, second=1)
     config = override(config, {"data.validation": 0.25, "evaluation.batch_size": 5})
     return {name: to_dict(override(config, method)) for name, method in METHODS.items()}
 
@@ -195,8 +195,8 @@ METHODS: dict[str, dict[str, Any]] = {
         "evaluation.batch_size": 64,
     },
 }
-LINES = {"lchp": 4, "psol": 7}
-"""Epochs of all links: the classifier's one, PSOL's boxes, the localizer's one, two of labels, two of refinement."""
+LINES = {"lchp": 3, "psol": 5}
+"""Epochs of all links: the classifier's one, PSOL's boxes, the localizer's one, labels' one, the refinement's one."""
 
 
 @pytest.mark.slow
