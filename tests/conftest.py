@@ -9,7 +9,7 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -51,25 +51,35 @@ def pytest_runtest_setup() -> None:
 
 @pytest.fixture(scope="module")
 def quick_starts() -> Iterator[None]:
-    """For tests that ask nothing of the first weights: weights drawn from whole normal distributions where torchvision
-    cuts their tails off, and VGG's classification layers, which no trunk has, left as the memory was. Either takes
-    seconds per network."""
-    linear, normal = torch.nn.Linear.reset_parameters, torch.nn.init.normal_
+    """For tests that ask nothing of the first weights: large tensors begin with a stretch of the same million random
+    numbers, repeated, torchvision's normal distributions keep their tails, and VGG's classification layers, which no
+    trunk has, are left as the memory was. Each takes up to seconds per network."""
 
-    def start(layer: torch.nn.Linear) -> None:
-        if layer.weight.numel() < 10**7:
-            linear(layer)
+    def quick(name: str, scale: Callable[[float, float], float]) -> Callable[..., torch.Tensor]:
+        draw: Callable[..., torch.Tensor] = getattr(torch.Tensor, name)
+        pool = draw(torch.empty(2**20 + 7))
 
-    def drawn(tensor: torch.Tensor, mean: float = 0.0, std: float = 1.0, generator: Any = None) -> torch.Tensor:
-        large = tensor.dim() == 2 and tensor.numel() >= 10**7
-        return tensor if large else normal(tensor, mean, std, generator)
+        def drawn(tensor: torch.Tensor, low: float = 0.0, high: float = 1.0, **more: Any) -> torch.Tensor:
+            n, at = tensor.numel(), 0
+            if n < 10**4 or tensor.device.type != "cpu" or not tensor.is_contiguous():
+                return draw(tensor, low, high, **more)
+            if tensor.dim() == 2 and n >= 10**7:
+                return tensor
+            flat, start = tensor.view(-1), int(torch.randint(len(pool), ()))
+            while at < n:
+                part = pool[start : start + n - at]
+                flat[at : at + len(part)] = part
+                at, start = at + len(part), 0
+            return tensor.mul_(scale(low, high)).add_(low)
+
+        return drawn
 
     def whole(weight: torch.Tensor, mean: float = 0.0, std: float = 1.0, **_: float) -> torch.Tensor:
-        return normal(weight, mean, std)
+        return torch.nn.init.normal_(weight, mean, std)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.nn.Linear, "reset_parameters", start)
-        patch.setattr(torch.nn.init, "normal_", drawn)
+        patch.setattr(torch.Tensor, "normal_", quick("normal_", lambda _, std: std))
+        patch.setattr(torch.Tensor, "uniform_", quick("uniform_", lambda low, high: high - low))
         patch.setattr(torch.nn.init, "trunc_normal_", whole)
         yield
 

@@ -20,6 +20,8 @@ from lchp.errors import ConfigError, LchpError, WeightsError
 from lchp.method.networks import Classifier
 from lchp.training.own_classifier import fill_classifier
 
+pytestmark = pytest.mark.usefixtures("quick_starts")
+
 CLASSES = 3
 TIMM = ("timm:resnet10t", "timm:regnetx_002", "timm:efficientnet_lite0")
 
@@ -189,10 +191,14 @@ def test_data_that_are_no_weights_are_one_line(content: Any, tmp_path: Path) -> 
         read_own(tmp_path / "w.pt", "mobilenet_v2")
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("own")
+
+
 @settings(max_examples=40, deadline=None, derandomize=True, database=None)
 @given(st.binary(max_size=60), st.sampled_from(["w.pt", "w.safetensors"]), st.integers(0, 400))
-def test_damaged_files_are_one_line(tmp_path_factory: Any, content: bytes, name: str, kept: int) -> None:
-    folder = tmp_path_factory.mktemp("own")
+def test_damaged_files_are_one_line(folder: Path, content: bytes, name: str, kept: int) -> None:
     WAYS["w.pth" if name == "w.pt" else name]({"classifier.1.weight": torch.zeros(3, 8)}, folder / name)
     whole = (folder / name).read_bytes()
     (folder / name).write_bytes(whole[:kept] + content)
