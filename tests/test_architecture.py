@@ -1,10 +1,12 @@
 """Imports point one way, and what should not need torch or Ray does not."""
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -62,22 +64,42 @@ def part_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imports(path: Path, *, top_level: bool = False) -> Iterator[str]:
-    """Dotted names that a file imports; with `top_level`, only those that run when it is imported itself."""
+class Read(NamedTuple):
+    """What a file says: dotted names that it imports, those of them that run when it is imported itself, and its types:
+    classes, and aliases of the form `Name = Something[...]`."""
 
-    def visit(node: ast.AST) -> Iterator[str]:
-        for child in ast.iter_child_nodes(node):
-            if isinstance(child, ast.Import):
-                yield from (alias.name for alias in child.names)
-            elif isinstance(child, ast.ImportFrom):
-                assert child.level == 0, f"{path}: relative import"
-                yield from (f"{child.module}.{alias.name}" for alias in child.names)
-            elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test):
-                continue
-            elif not (top_level and isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))):
-                yield from visit(child)
+    imports: tuple[str, ...]
+    top_level: tuple[str, ...]
+    types: tuple[str, ...]
 
-    return visit(ast.parse(path.read_text(), str(path)))
+
+@functools.cache
+def read(path: Path) -> Read:
+    tree = ast.parse(path.read_text(), str(path))
+    found = list(imports(tree))
+    return Read(tuple(n for n, _ in found), tuple(n for n, later in found if not later), tuple(types(tree)))
+
+
+def imports(node: ast.AST, later: bool = False) -> Iterator[tuple[str, bool]]:
+    """Names, and whether they are imported only when a function runs."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            yield from ((alias.name, later) for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            assert child.level == 0, f"relative import: {ast.unparse(child)}"
+            yield from ((f"{child.module}.{alias.name}", later) for alias in child.names)
+        elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test):
+            continue
+        elif isinstance(child, (ast.stmt, ast.ExceptHandler, ast.match_case)):  # an expression imports nothing
+            yield from imports(child, later or isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)))
+
+
+def types(tree: ast.Module) -> Iterator[str]:
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Subscript):
+            yield from (t.id for t in node.targets if isinstance(t, ast.Name) and t.id.strip("_")[0].isupper())
 
 
 def test_every_module_has_a_layer() -> None:
@@ -87,7 +109,7 @@ def test_every_module_has_a_layer() -> None:
 @pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_point_downwards(path: Path) -> None:
     own = part_of(path)
-    for name in imports(path):
+    for name in read(path).imports:
         parts = name.split(".")
         if parts[0] == "lchp" and len(parts) > 1 and parts[1] in LEVEL:
             assert LEVEL[parts[1]] <= LEVEL[own], f"{own} imports {name} from a layer above it"
@@ -108,7 +130,7 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
     uses: dict[str, set[str]] = {}
     for path in modules():
         own = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-        found = {module_of(n) for n in imports(path) if n.split(".")[0] == "lchp"}
+        found = {module_of(n) for n in read(path).imports if n.split(".")[0] == "lchp"}
         uses[own] = {name for name in found if name is not None} - {own}
     assert uses["lchp.training.run"] >= {"lchp.training.chain", "lchp.training.links"}
 
@@ -122,19 +144,10 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
     assert not [name for name in uses if reaches(name, name, set())]
 
 
-def types_of(path: Path) -> Iterator[str]:
-    """The classes of a module, and its aliases of types: `Name = Something[...]`."""
-    for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.ClassDef):
-            yield node.name
-        elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Subscript):
-            yield from (t.id for t in node.targets if isinstance(t, ast.Name) and t.id.strip("_")[0].isupper())
-
-
 def test_no_two_types_have_one_name() -> None:
     places: dict[str, list[str]] = {}
     for path in modules():
-        for name in types_of(path):
+        for name in read(path).types:
             places.setdefault(name, []).append(str(path.relative_to(ROOT)))
     assert places["TrainConfig"] == ["lchp/config/fields.py"]
     assert "Overrides" in places, "aliases are among them"
@@ -142,11 +155,10 @@ def test_no_two_types_have_one_name() -> None:
 
 
 def test_only_the_harness_and_sweeps_import_ray() -> None:
-    folders = [PACKAGE, *(ROOT / f for f in ("analysis", "tests"))]
-    for path in (p for f in folders for p in sorted(f.rglob("*.py"))):
-        if path.is_relative_to(PACKAGE / "harness") or path.is_relative_to(ROOT / "tests"):
+    for path in (*modules(), *sorted((ROOT / "analysis").rglob("*.py"))):
+        if path.is_relative_to(PACKAGE / "harness"):
             continue
-        assert not [n for n in imports(path) if n.split(".")[0] == "ray"], path
+        assert not [n for n in read(path).imports if n.split(".")[0] == "ray"], path
 
 
 @pytest.mark.parametrize("name", WITHOUT_TORCH)
@@ -154,7 +166,7 @@ def test_light_modules_import_no_torch(name) -> None:
     heavy = {"torch", "torchvision", "ray", "imgaug"}
     paths = [p for p in modules() if p.relative_to(PACKAGE).with_suffix("").is_relative_to(name)]
     assert paths
-    assert not [n for p in paths for n in imports(p, top_level=True) if n.split(".")[0] in heavy]
+    assert not [n for p in paths for n in read(p).top_level if n.split(".")[0] in heavy]
 
 
 def test_analysis_needs_no_torch_but_to_measure_networks() -> None:
@@ -169,7 +181,7 @@ def test_analysis_needs_no_torch_but_to_measure_networks() -> None:
             "several",
         ):
             continue
-        assert not [n for n in imports(path) if n.split(".")[0] in ("torch", "torchvision", "ray")], path
+        assert not [n for n in read(path).imports if n.split(".")[0] in ("torch", "torchvision", "ray")], path
 
 
 def run_without(*blocked: str, code: str) -> None:

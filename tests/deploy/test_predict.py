@@ -1,5 +1,6 @@
 """lchp predict: what it says, in every format; broken images, interruptions and odd run folders."""
 
+import copy
 import csv
 import glob
 import itertools
@@ -275,8 +276,9 @@ def test_a_stopped_run_knows_its_classes(squares_config: TrainConfig, tmp_path: 
 def test_strides_that_a_weight_file_moved_come_back_with_the_checkpoint() -> None:
     torch.manual_seed(0)
     moved = build_trunk("resnet50", "classifier", pretrained=False, weights_dir=None).eval()
-    plain = build_trunk("resnet50", "classifier", pretrained=False, weights_dir=None).eval()
-    network = backbone("resnet50").build()
+    plain = copy.deepcopy(moved)
+    with torch.device("meta"):
+        network = backbone("resnet50").build()
     _move_strides(network, "a weight file")
     for layer, place in (("layer2", "1.5"), ("layer3", "1.6")):
         block, source = moved.get_submodule(f"{place}.0"), network.get_submodule(f"{layer}.0")

@@ -174,9 +174,3 @@ def test_the_mean_colour_of_a_network_is_its_weights() -> None:
 def test_normalisation_is_no_part_of_a_checkpoint() -> None:
     trunk = build_trunk("tiny", "classifier", pretrained=False, weights_dir=None)
     assert not any(k.startswith("0.") for k in trunk.state_dict())
-
-
-def test_an_image_too_small_for_a_backbone_is_one_clear_line() -> None:
-    with pytest.raises(ConfigError, match=r"^data\.image_size = 48: too small") as error:
-        Localizer(ModelConfig(localizer="inception_v3", pretrained=False), 48)
-    assert "\n" not in str(error.value)

@@ -268,14 +268,20 @@ def test_enclosing_boxes_of_a_batch() -> None:
 
 @pytest.mark.parametrize("normalization", ["max", "minmax"])
 @pytest.mark.parametrize(
-    ("small", "size"),
-    [((28, 28), (448, 448)), ((5, 5), (160, 160)), ((7, 9), (50, 77)), ((9, 9), (12, 10)), ((8, 8), (8, 8))],
+    ("maps", "small", "size"),
+    [
+        (4, (28, 28), (448, 448)),
+        (16, (5, 5), (160, 160)),
+        (16, (7, 9), (50, 77)),
+        (16, (9, 9), (12, 10)),
+        (16, (8, 8), (8, 8)),
+    ],
 )
-def test_boxes_of_the_upsampled_map_without_building_it(small, size, normalization) -> None:
+def test_boxes_of_the_upsampled_map_without_building_it(maps, small, size, normalization) -> None:
     rng = torch.Generator().manual_seed(len(normalization) + size[0])
     config = InitializationConfig(normalization=normalization)
     for delta in (0.1, 0.3, 0.5, 0.7, 0.9):
-        a, reference = (torch.rand(16, *small, generator=rng) ** power for power in (4, 2))
+        a, reference = (torch.rand(maps, *small, generator=rng) ** power for power in (4, 2))
         for of in (None, reference):
             boxes, found = attention_boxes(a, size, replace(config, delta=delta), of)
             range_of = None if of is None else upsample(of, size)

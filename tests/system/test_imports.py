@@ -1,5 +1,6 @@
 """A package that cannot be imported, for want of memory or because it is broken, is one line."""
 
+import ast
 import subprocess
 import sys
 from collections.abc import Callable
@@ -65,9 +66,14 @@ def test_mistakes_in_our_own_code_and_the_users_stay_whole() -> None:
     assert imports.failed_import(ValueError("anything")) is None
 
 
-@pytest.mark.parametrize(
-    "command", [["-m", "lchp", "train"], *([str(p)] for p in sorted(SWEEPS.glob("*.py")))], ids=str
-)
+def test_every_sweep_begins_as_the_one_that_is_run_below() -> None:
+    for path in sorted(SWEEPS.glob("*.py")):
+        _, first, *more = ast.parse(path.read_text()).body
+        assert ast.unparse(first) == "from lchp.harness import exit_program, run_named", path
+        assert not any(isinstance(node, (ast.Import, ast.ImportFrom)) for node in more), path
+
+
+@pytest.mark.parametrize("command", [["-m", "lchp", "train"], [str(SWEEPS / "search.py")]], ids=["lchp", "sweep"])
 def test_too_little_address_space_for_torch_is_one_line(command: list[str], tmp_path: Path) -> None:
     """900 MB, which suffice for Python and NumPy."""
     limited = ["bash", "-c", 'ulimit -v 900000; exec "$@"', "-", sys.executable, *command]

@@ -82,7 +82,8 @@ def test_a_mistake_comes_before_an_unread_pipe() -> None:
 
 
 def test_training_goes_on_without_a_reader_and_without_stderr(squares_root: Path, tmp_path: Path) -> None:
-    flags = "--preset parts --data.name folder --data.cache off --initialization.epochs 1 --refinement.epochs 1"
+    flags = "--preset parts --data.name folder --data.cache off --data.resize 36 --data.image-size 32"
+    flags += " --initialization.epochs 1 --refinement.epochs 1"
     shell = f'set -o pipefail; "$0" -m lchp train {flags} --data.root "$1" --output "$2" 2>&- | head -1'
     where = {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "ascii"}
     command = ["bash", "-c", shell, sys.executable, str(squares_root), str(tmp_path / "run")]
