@@ -1,11 +1,13 @@
 """lchp publish: a model answers bitwise as its run does, its card is the record's, nothing of the machine is in it."""
 
 import errno
+import functools
 import json
 import os
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -78,8 +80,14 @@ def trained_run(root: Path, to: Path, values: dict[str, Any]) -> Result:
 
 
 @pytest.fixture(scope="module")
-def result(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
-    return trained_run(root, tmp_path_factory.mktemp("runs"), {})
+def made(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Result]:
+    """The runs by name, each trained once, alone in a folder with its weights. Tests only read them."""
+    return functools.cache(lambda name: trained_run(root, tmp_path_factory.mktemp("runs") / "made", RUNS[name]))
+
+
+@pytest.fixture(scope="module")
+def result(made: Callable[[str], Result]) -> Result:
+    return made("lchp")
 
 
 @pytest.fixture(scope="module")
@@ -95,15 +103,20 @@ def said(trained: TrainedRun, root: Path, *, several: bool = False) -> list[Pred
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_model_answers_bitwise_as_its_run(root: Path, tmp_path: Path, name: str) -> None:
+def test_a_model_answers_bitwise_as_its_run(
+    root: Path, made: Callable[[str], Result], tmp_path: Path, name: str
+) -> None:
     """Also where neither the run, its weights nor its data are there any more."""
-    run = trained_run(root, tmp_path / "made", RUNS[name]).run
+    run = made(name).run
     ways = (True,) if name == "boxes" else (True, False)
     expected = [said(load_run(run, CPU, localizer=way), root, several=not way) for way in ways]
     stages = dict.fromkeys(line["stage"] for line in runs.read_metrics(run))
     publish(run, tmp_path / "model")
-    shutil.rmtree(tmp_path / "made")
-    found = [said(load_model(tmp_path / "model", CPU, localizer=way), root, several=not way) for way in ways]
+    away = run.parent.rename(tmp_path / "away")
+    try:
+        found = [said(load_model(tmp_path / "model", CPU, localizer=way), root, several=not way) for way in ways]
+    finally:
+        away.rename(run.parent)
     assert found == expected
     assert len(found[0]) == 9
     recipe = [line.split("|")[1:3] for line in (tmp_path / "model" / CARD).read_text().splitlines() if "|" in line]
@@ -223,17 +236,19 @@ def test_a_card_without_boxes_has_what_needs_none(tmp_path: Path) -> None:
     ],
 )
 def test_the_card_says_where_all_is_from_and_names_no_place(
-    root: Path, tmp_path: Path, name: str, expected: list[str]
+    root: Path, made: Callable[[str], Result], tmp_path: Path, name: str, expected: list[str]
 ) -> None:
-    run = trained_run(root, tmp_path / "made", RUNS[name]).run
+    origin = made(name).run
+    run = Path(shutil.copytree(origin, tmp_path / "run"))
     environment = runs.read_environment(run)
     runs.write_json(run / runs.ENVIRONMENT, environment | {"platform": "node17.lab", "skipped": ["/a/b: damaged"]})
     publish(run, tmp_path / "model")
     text = (tmp_path / "model" / CARD).read_text()
     assert [line for line in expected if line not in re.sub(r"(?<=\S)\n(?=\S)", " ", text) + text] == []
+    places = (*map(str, (tmp_path, origin.parent, root)), root.name, "/tmp", f"{Path.home()}/", "node17", "/a/b")
     for path in (tmp_path / "model").iterdir():
         content = path.read_bytes()
-        for place in (str(tmp_path), str(root), root.name, "/tmp", f"{Path.home()}/", "node17", "/a/b"):
+        for place in places:
             assert place.encode() not in content, (path.name, place)
 
 
