@@ -137,7 +137,7 @@ def onnx_outputs(file: Path, images: Tensor) -> tuple[list[np.ndarray], dict]:
     return session.run(list(OUTPUTS), {"images": images.numpy()}), metadata
 
 
-EXPORTED = {(m.map, m.scheme.build): name for name, m in reversed(METHODS.items()) if not m.complete}.values()
+EXPORTED = {(m.map, m.scheme.build): name for name, m in METHODS.items() if not m.complete}.values()
 """A method of each map and network: those that differ in their training alone are exported alike."""
 
 

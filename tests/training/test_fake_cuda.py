@@ -105,7 +105,8 @@ def test_prediction_in_both_frames(cuda: Cuda, monkeypatch: pytest.MonkeyPatch) 
         assert p.top5.shape == p.top5_score.shape == (6, 5)
         assert {n: b.shape for n, b in p.boxes.items()} == dict.fromkeys(("pseudo_label", "lchp_i", "lchp_r"), (6, 4))
         assert p.confidence.dtype == p.masked_score.dtype == np.float32
-    boxes = inference.view_boxes(models, images, SIZE, **how | {"batch_size": 6})
+    how["batch_size"] = len(images)
+    boxes = inference.view_boxes(models, images, SIZE, **how)
     assert {b.shape for b in boxes.values()} == {(3, 6, 4)}
 
 
