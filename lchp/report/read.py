@@ -354,12 +354,13 @@ def _frame(rows: list[dict[str, Any]], more: Sequence[str] = ()) -> pd.DataFrame
     for row in rows:
         columns |= dict.fromkeys(row)
     data: dict[str, pd.Series] = {}
+    index = pd.RangeIndex(len(rows))  # one for all, so that pandas need not align them
     for name in columns:
         hint: Any = float if "/" in name and not name.startswith("environment/") else hints.get(name, object)
         dtype = hint if hint in (float, int, bool) else object
         default = math.nan if hint is float else None
-        data[name] = pd.Series([row.get(name, default) for row in rows], dtype=dtype)
-    return pd.DataFrame(data)
+        data[name] = pd.Series([row.get(name, default) for row in rows], index, dtype)
+    return pd.DataFrame(data, index)
 
 
 def _read_sweeps(

@@ -1,6 +1,7 @@
 """Which runs stand in one table: those that differ in its axis and in the seed only."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -210,11 +211,13 @@ def split(runs: pd.DataFrame, axis: str | None) -> list[Group]:
     shared = [name for name in (*IDENTITY, FINGERPRINT, RECIPE) if name != axis]
     if runs.empty:
         return []
-    vary = [name for name in shared if len(set(runs[name])) > 1]
+    # lists: a look into the table per group and field takes minutes where there are a thousand groups
+    values = {name: runs[name].tolist() for name in shared}
+    vary = [name for name, column in values.items() if len(set(column)) > 1]
     parts = [part for _, part in runs.groupby(vary, sort=False, dropna=False)] if vary else [runs]
-    # one look at all first rows: a look per group and field takes minutes where there are a thousand groups
-    firsts = runs.loc[[part.index[0] for part in parts], shared].to_dict("records")
-    return [Group(axis, base, part) for base, part in zip(firsts, parts, strict=True)]
+    firsts = runs.index.get_indexer([part.index[0] for part in parts])
+    bases = ({name: column[first] for name, column in values.items()} for first in firsts)
+    return [Group(axis, base, part) for base, part in zip(bases, parts, strict=True)]
 
 
 def once(group: Group, figures_of: tuple[str, ...] = ("results/", "kept/")) -> Group:
@@ -222,9 +225,11 @@ def once(group: Group, figures_of: tuple[str, ...] = ("results/", "kept/")) -> G
     differ, a note says so."""
     cell = [*([group.axis] if group.axis else []), "seed"]
     figures = [name for name in group.runs.columns if name.startswith(figures_of)]
-    twice = group.runs.duplicated(cell, keep=False)
+    each = list(zip(*(group.runs[name].tolist() for name in cell), strict=True))
+    often = Counter(each)
+    twice = np.array([often[values] > 1 for values in each], bool)
     kept, notes = list(group.runs.index[~twice]), []
-    for _, same in rows(group.runs, twice).groupby(cell, sort=False):
+    for _, same in rows(group.runs, twice).groupby(cell, sort=False) if twice.any() else ():
         values = same[figures].to_numpy(float)
         used = same.index[int(np.isfinite(values).sum(axis=1).argmax())]
         kept.append(used)

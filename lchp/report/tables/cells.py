@@ -101,7 +101,7 @@ class CellRuns:
         """Its values, for a note."""
         return values_text(self.values)
 
-    @property
+    @cached_property
     def maps(self) -> bool:
         """Whether all are score maps' boxes or a file's, which no training makes."""
         runs = [] if self.runs is None else self.runs.to_dict("records")
