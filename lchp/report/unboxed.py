@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import spearmanr
 from tabulate import tabulate
 
 from lchp.config import short_name, show
@@ -85,6 +84,8 @@ def rank_text(settings: Sequence[RankedSetting]) -> str:
     ]
     known, scores = [s.known for s in settings], [s.parts["score"] for s in settings]
     if len(settings) > 2 and None not in known and len(set(scores)) > 1 and len(set(known)) > 1:
+        from scipy.stats import spearmanr  # half a second, which other tables need not wait for
+
         correlate: Any = spearmanr
         lines.append(
             f"Spearman's rho of score and GT-Known over these settings: {correlate(scores, known).statistic:.2f}"

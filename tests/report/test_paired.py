@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from lchp.errors import RunError
 from lchp.report.paired import difference, holm
@@ -38,6 +37,8 @@ def test_the_interval_holds_the_truth_as_often_as_it_says(
 
 def test_the_variance_is_that_of_the_crossed_random_effects() -> None:
     """(MS_seeds + MS_images - MS_rest) / SN."""
+    from scipy import stats  # a second, which not every process of the suite need wait for
+
     d = drawn(np.random.default_rng(1), 5, 400, 6.0, 20.0, 20.0) + 3.0
     s, n = d.shape
     rest = d - d.mean(0) - d.mean(1, keepdims=True) + d.mean()
