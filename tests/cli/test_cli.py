@@ -1,6 +1,8 @@
 """`lchp train` from end to end, and what a user's mistakes are answered with: one line, status 2."""
 
+import contextlib
 import errno
+import io
 import subprocess
 import sys
 from itertools import pairwise
@@ -35,10 +37,17 @@ def flags(root: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def finished(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+    """A run folder, and what its training printed on standard output and standard error."""
     run = tmp_path_factory.mktemp("runs") / "finished"
-    assert main(["train", *flags(root), "--output", str(run)]) == 0
-    return run
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        assert main(["train", *flags(root), "--output", str(run)]) == 0
+    return run, out.getvalue(), err.getvalue()
+
+
+@pytest.fixture(scope="module")
+def finished(trained: tuple[Path, str, str]) -> Path:
+    return trained[0]
 
 
 def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -66,10 +75,8 @@ def test_too_few_threads_are_one_line(fault: Exception, capsys: pytest.CaptureFi
     )
 
 
-def test_train_prints_the_table_and_the_run_folder(root: Path, tmp_path: Path, capsys) -> None:
-    run = tmp_path / "run"
-    assert main(["train", *flags(root), "--output", str(run)]) == 0
-    out, err = capsys.readouterr()
+def test_train_prints_the_table_and_the_run_folder(trained: tuple[Path, str, str]) -> None:
+    run, out, err = trained
     for text in ("Pseudo Label", "LCHP-I", "LCHP-R", "GT-Known", "Top-1", "Top-5", "mean IoU", "floor"):
         assert text in out
     for frame in ("center_crop", "full_image"):
@@ -199,7 +206,7 @@ def test_wrong_values(arguments, said, capsys) -> None:
 def test_checkpoint_of_another_config(finished: Path, root: Path, tmp_path: Path, capsys) -> None:
     arguments = flags(root)
     arguments[arguments.index("--initialization.delta") + 1] = "0.3"
-    refine = ["--stage", "refine", "--from", str(finished), "--output", str(tmp_path / "run")]
+    refine = ["--no-forecast", "--stage", "refine", "--from", str(finished), "--output", str(tmp_path / "run")]
     assert "another config" in mistake(capsys, "train", *arguments, *refine)
     line = mistake(capsys, "train", *arguments, "--resume", "--output", str(finished))
     assert "differs from the config asked for: initialization.delta 0.5 (asked for: 0.3); resume with" in line
@@ -208,7 +215,7 @@ def test_checkpoint_of_another_config(finished: Path, root: Path, tmp_path: Path
 
 def test_checkpoint_of_a_run_with_other_classes(finished: Path, tmp_path: Path, capsys) -> None:
     more = write_images(tmp_path / "images", classes=4)
-    refine = ["--stage", "refine", "--from", str(finished), "--output", str(tmp_path / "run")]
+    refine = ["--no-forecast", "--stage", "refine", "--from", str(finished), "--output", str(tmp_path / "run")]
     line = mistake(capsys, "train", *flags(more), *refine)
     assert str(finished) in line
     assert not (tmp_path / "run").exists()
@@ -250,7 +257,8 @@ def test_an_option_that_cannot_be_read_is_named_with_its_value_and_what_it_takes
 
 def test_output_that_cannot_be_written(root: Path, tmp_path: Path, capsys) -> None:
     (tmp_path / "file").write_text("")
-    assert "cannot be written" in mistake(capsys, "train", *flags(root), "--output", str(tmp_path / "file" / "run"))
+    arguments = [*flags(root), "--no-forecast", "--output", str(tmp_path / "file" / "run")]
+    assert "cannot be written" in mistake(capsys, "train", *arguments)
 
 
 def test_results_are_explained_where_the_run_has_them() -> None:
