@@ -3,6 +3,7 @@
 Where samples are missing, what needs them is skipped, saying so; with $LCHP_REQUIRE_DATA set it fails instead.
 """
 
+import functools
 import os
 
 # one thread here and in every process that a test starts: sums in another order are other digits. Before torch is read
@@ -102,10 +103,25 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def coarse_figures() -> Iterator[None]:
-    """A pixel of a figure's file is asked for by no test: at 300 of them an inch, most of a figure's time is theirs."""
+def coarse_figures() -> Iterator[int]:
+    """A pixel of a figure's file is asked for by no test: at 300 of them an inch, most of a figure's time is theirs.
+    Letters go into a PDF in the way that is quickly made. Gives the way that users have, for the test that asks."""
+    from lchp.report.figures import style
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lchp.report.figures.style.DPI", 60)
+        patch.setattr(style, "DPI", 60)
+        users = style._RC["pdf.fonttype"]
+        patch.setitem(style._RC, "pdf.fonttype", 3)
+        yield users
+
+
+@pytest.fixture(scope="session", autouse=True)
+def options_read_once() -> Iterator[None]:
+    """tyro reads the source of a command's classes for every command line, and where pytest runs many times over."""
+    from tyro._docstrings import _ClassTokenization as Source
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Source, "make", staticmethod(functools.cache(Source.make)))
         yield
 
 

@@ -15,7 +15,6 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
 from report_records import analysis_script, write_grid, write_run
-from scipy.stats import spearmanr
 
 from lchp.config import PRESETS, TrainConfig, override, preset
 from lchp.data import load
@@ -29,13 +28,14 @@ from lchp.pictures import STYLES
 from lchp.report.figures import curves
 from lchp.report.figures.grids import Picked, grid, pick_images
 from lchp.report.figures.images import Predicted, read_frame, read_pixels
-from lchp.report.figures.make import FigureOptions, Material, make_figures
+from lchp.report.figures.make import FigureOptions, Material, draw, make_figures
 from lchp.report.figures.panel import follow, panel
 from lchp.report.figures.run_files import config_of, metrics_of
-from lchp.report.figures.style import CURVES, Drawing, rendered
+from lchp.report.figures.style import _RC, CURVES, Drawing, rendered
 from lchp.report.flags import Shown, Source
 from lchp.report.paper import read_paper
 from lchp.report.read import collect
+from lchp.report.select import preset_of
 from lchp.report.tables.numbers import table
 from lchp.training.run import train
 
@@ -170,6 +170,8 @@ def test_accuracy_over_the_threshold_is_averaged_over_seeds() -> None:
 
 
 def test_correlation_is_scipys_with_an_interval_around_it() -> None:
+    from scipy.stats import spearmanr  # a second, which not every process of the suite need wait for
+
     rng = np.random.default_rng(3)
     p = rng.uniform(size=80)
     iou = p + rng.normal(scale=0.5, size=80)
@@ -385,7 +387,10 @@ def test_the_panel_needs_both_checkpoints(run_copy: Path, squares) -> None:
 # files
 
 
-def test_the_same_records_give_the_same_bytes(storage: Path) -> None:
+def test_the_same_records_give_the_same_bytes(
+    storage: Path, coarse_figures: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(_RC, "pdf.fonttype", coarse_figures)
     paper, before = read_paper(), dict(matplotlib.rcParams)
 
     def files() -> list[bytes]:
@@ -397,6 +402,8 @@ def test_the_same_records_give_the_same_bytes(storage: Path) -> None:
     with matplotlib.rc_context({"font.size": 30, "lines.linewidth": 9}):  # whatever the user's own settings are
         assert files() == first
     assert b"CreationDate" not in first[1]
+    assert b"/FontFile2" in first[1]  # letters as TrueType, which journals take, and none as drawings
+    assert b"/Type3" not in first[1]
     assert b"tEXtSoftware\0lchp" in first[0]  # no version of Matplotlib's
 
 
@@ -533,8 +540,10 @@ def test_a_compared_methods_run_is_drawn_with_the_results_it_has(
     train(
         override(squares_config, {"method.name": name, "tensorboard": True, "refinement.tau": 0.0, **more}), output=run
     )
-    assert make_figures(FigureOptions(Source(), run=run), tmp_path / "figures") == 0
-    made = {path.stem: path.read_text() for path in (tmp_path / "figures").glob("*.txt")}
+    records = collect([run])
+    drawn = list(draw(FigureOptions(Source(), run=run), records, PRESETS[preset_of(records)[0]], read_paper()))
+    assert all(isinstance(one, Drawing) and rendered(one, "png") for one in drawn)
+    made = {one.name: one.caption for one in drawn if isinstance(one, Drawing)}
     assert set(made) == {"iou", "confidence", "training", "grid_random_center_crop"}
     assert all(said in caption for caption in made.values())
     assert all(
@@ -544,8 +553,8 @@ def test_a_compared_methods_run_is_drawn_with_the_results_it_has(
     assert f"on the crop in {titles[-1]}'s box" in made["confidence"]
     assert f"Epochs of {', '.join(f'{t}: 1' for t in trained)}." in made["training"]
     upper = curves.training(metrics_of(run), "").figure.axes[0]
-    losses = [drawn for drawn in upper.get_lines() if str(drawn.get_label()).startswith("$L")]
-    assert [list(np.asarray(drawn.get_xdata())) for drawn in losses] == [[i + 1] for i in range(len(trained))]
+    losses = [curve for curve in upper.get_lines() if str(curve.get_label()).startswith("$L")]
+    assert [list(np.asarray(curve.get_xdata())) for curve in losses] == [[i + 1] for i in range(len(trained))]
     events = b"".join(path.read_bytes() for path in (run / "tensorboard").iterdir())
     stages = [line["stage"] for line in metrics_of(run) if line["stage"] != "initialization"]
     assert all(f"{stage}/boxes".encode() in events for stage in stages)
