@@ -16,17 +16,17 @@ from lchp.files import runs
 from lchp.tracking import required
 from lchp.training.run import train
 
-wandb = pytest.importorskip("wandb", reason="no wandb: pip install wandb")
-
 
 @pytest.fixture(autouse=True)
-def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The client, offline; imported here, since that takes a second in every process that collects this file."""
+    client: Any = pytest.importorskip("wandb", reason="no wandb: pip install wandb")
     for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
         monkeypatch.setenv(name, str(tmp_path / "wandb"))
     monkeypatch.setenv("WANDB_MODE", "offline")
-    wandb.teardown()  # what it read of the environment before
-    yield
-    wandb.teardown()
+    client.teardown()  # what it read of the environment before
+    yield client
+    client.teardown()
 
 
 def records(folder: Path) -> Iterator[Any]:
@@ -54,7 +54,7 @@ def items(some: Any) -> dict[str, Any]:
 
 
 def test_a_run_that_is_resumed_is_one_run_with_all_of_it(
-    squares_config: TrainConfig, squares_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    squares_config: TrainConfig, squares_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], wandb: Any
 ) -> None:
     output = tmp_path / "mine"
     train(squares_config, output=output, stage="init", track=["wandb"])
@@ -105,7 +105,7 @@ def test_a_run_that_is_resumed_is_one_run_with_all_of_it(
 
 
 def test_a_missing_account_is_said_before_anything_is_trained(
-    squares_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    squares_config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wandb: Any
 ) -> None:
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
@@ -125,7 +125,7 @@ def test_a_missing_account_is_said_before_anything_is_trained(
     ],
 )
 def test_settings_that_the_client_refuses_are_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, said: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wandb: Any, variable: str, value: str, said: str
 ) -> None:
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
