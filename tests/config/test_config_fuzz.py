@@ -168,7 +168,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_images(tmp_path_factory.mktemp("images"), classes=2, train=4, test=2)
 
 
-@fuzz(40)
+@fuzz(25)
 @given(values=TRAINED)
 def test_any_config_trains_both_stages_or_is_refused_by_name(root: Path, values) -> None:
     base = preset("cub")
