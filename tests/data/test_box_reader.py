@@ -287,6 +287,11 @@ def one_line(error: DataError) -> None:
     assert len(str(error).splitlines()) == 1
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("drawn")
+
+
 def sound(found: BoxFile) -> None:
     for image_id, box in found.boxes.items():
         assert image_id in (*TRAIN.split.image_ids, *TEST.split.image_ids)
@@ -298,9 +303,8 @@ def sound(found: BoxFile) -> None:
 
 
 @settings(max_examples=200, deadline=None, derandomize=True, database=None)
-@given(st.lists(ENTRY, max_size=3), st.lists(ENTRY, min_size=1, max_size=4))
-def test_any_json_gives_sound_boxes_or_one_line(tmp_path_factory: Any, found: Any, annotations: Any) -> None:
-    folder = tmp_path_factory.mktemp("json")
+@given(found=st.lists(ENTRY, max_size=3), annotations=st.lists(ENTRY, min_size=1, max_size=4))
+def test_any_json_gives_sound_boxes_or_one_line(folder: Path, found: Any, annotations: Any) -> None:
     try:
         sound(coco(folder, {"images": [*IMAGES, *found], "annotations": annotations}))
     except DataError as error:
@@ -308,9 +312,8 @@ def test_any_json_gives_sound_boxes_or_one_line(tmp_path_factory: Any, found: An
 
 
 @settings(max_examples=200, deadline=None, derandomize=True, database=None)
-@given(st.lists(st.lists(CELL, min_size=6, max_size=6), max_size=4))
-def test_any_csv_gives_sound_boxes_or_one_line(tmp_path_factory: Any, rows: list[list[str]]) -> None:
-    folder = tmp_path_factory.mktemp("csv")
+@given(rows=st.lists(st.lists(CELL, min_size=6, max_size=6), max_size=4))
+def test_any_csv_gives_sound_boxes_or_one_line(folder: Path, rows: list[list[str]]) -> None:
     text = "\n".join(",".join(row) for row in [["image", "x1", "y1", "x2", "y2", "score"], *rows])
     (folder / "b.csv").write_bytes(text.encode(errors="surrogateescape"))
     try:

@@ -315,6 +315,12 @@ def test_a_setting_that_both_have_is_compared(tmp_path: Path) -> None:
     assert "the difference of labeller ema is of the one setting that both have" in table.notes
 
 
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tests only read it."""
+    return write_grid(tmp_path_factory.mktemp("grid"))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -346,14 +352,13 @@ def test_a_setting_that_both_have_is_compared(tmp_path: Path) -> None:
         ("--compare refinement.tau=0.9 refinement.tau=0.8", "add what tells them apart: model.localizer"),
     ],
 )
-def test_a_mistake_is_one_line(tmp_path: Path, options: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    write_grid(tmp_path)
-    assert main(["table", *options.split(), "--storage", str(tmp_path)]) == 2
+def test_a_mistake_is_one_line(grid: Path, options: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["table", *options.split(), "--storage", str(grid)]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert message in err
     assert err.count("\n") == 1
-    assert not (tmp_path / "tables").exists()
+    assert not (grid / "tables").exists()
 
 
 def test_the_command_writes_every_format(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

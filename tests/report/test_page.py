@@ -307,7 +307,6 @@ def test_how_to_repeat_it(grid_page: Parsed, tmp_path: Path) -> None:
 
 
 def test_the_same_records_make_the_same_page(grid_storage: Path, grid_html: str, tmp_path: Path) -> None:
-    assert page_of(grid_storage) == grid_html
     copy = tmp_path / grid_storage.name
     shutil.copytree(grid_storage, copy)
     assert page_of(copy).replace(str(copy), str(grid_storage)) == grid_html
