@@ -236,7 +236,8 @@ def test_a_disk_that_vanishes(namespace: Namespace, root: Path, straight: Path, 
     assert (store / runs.PREDICTIONS).read_bytes() == (straight / runs.PREDICTIONS).read_bytes()
 
 
-@pytest.mark.parametrize(("at", "replaced"), [(("initialization", 1), True), (("refinement", 2), False)])
+@pytest.mark.parametrize("at", [("initialization", 1), ("refinement", 2)])
+@pytest.mark.parametrize("replaced", [False, True])
 def test_a_run_folder_that_goes_away(root: Path, straight: Path, tmp_path: Path, at, replaced: bool, capsys) -> None:
     run, aside = tmp_path / "there" / "run", tmp_path / "aside"
 
