@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 import small
+from drained import drain, planned
 from programs import finished_epochs, lines_of, program, result_of, start, wait_for, wait_until_gone
 
 from lchp.files import runs
-from lchp.harness import Sweep, grid
-from lchp.harness.cells import expand, pinned
+from lchp.harness import grid
+from lchp.harness.cells import pinned
+from lchp.harness.record import outcomes_of
 from lchp.training.chain import KINDS
-from lchp.training.run import train
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -35,12 +36,12 @@ ONE = ("--max-concurrent", "1")
 
 def test_kill_the_driver_at_a_random_moment_and_resume(root: Path, tmp_path: Path) -> None:
     """SIGKILL anywhere between the first epoch and the end, then --resume: every cell's predictions equal, bitwise,
-    those of plain runs; and the terminal shows our lines alone."""
+    those of a sweep that nothing disturbed; and the terminal shows our lines alone."""
     epochs = {"first": 4, "second": 4}
     script, storage = program(tmp_path, root, **epochs), tmp_path / "results"
     moment = random.SystemRandom().randint(1, 24)  # of 32 epochs
     print(f"kill after {moment} epochs")
-    process = start(script, "--storage", str(storage))
+    process = start(script, "--storage", str(storage), *ONE)
     wait_for(lambda: finished_epochs(storage) >= moment, process)
     assert process.poll() is None
     process.kill()
@@ -70,9 +71,9 @@ def test_kill_the_driver_at_a_random_moment_and_resume(root: Path, tmp_path: Pat
         kept = lines[:-1]  # the last may lack its checkpoint; a folder may have been made and no more
         assert runs.read_metrics(storage / "store" / kind / key)[: len(kept)] == kept
     assert finished or any(begun.values())  # every classifier may be finished and nothing else have an epoch yet
-    for cell in expand(Sweep("x", pinned(small.config(root, **epochs), gpu=False), CELLS)):
-        alone = train(cell.config, output=tmp_path / "alone" / cell.key)
-        assert (alone.run / runs.PREDICTIONS).read_bytes() == found[cell.key]
+    undisturbed = planned(tmp_path / "undisturbed", pinned(small.config(root, **epochs), gpu=False), CELLS)
+    drain(undisturbed)
+    assert {o.cell.key: (o.run / runs.PREDICTIONS).read_bytes() for o in outcomes_of(undisturbed) if o.run} == found
 
 
 def test_ctrl_c_and_sigterm_end_at_once_and_say_how_to_go_on(root: Path, tmp_path: Path) -> None:
