@@ -19,22 +19,19 @@ import tyro
 from scipy.stats import spearmanr
 from tabulate import tabulate
 
-from analysis.teacher_boxes import boxes
+from analysis.teacher_boxes import boxes, open_teacher, truth_of
 from lchp.boxes import area
-from lchp.config import AUTO, PRESETS, InitializationConfig, TrainConfig, override
+from lchp.config import AUTO, PRESETS, InitializationConfig, TrainConfig
 from lchp.console import run_scoring
 from lchp.errors import RunError
 from lchp.evaluation.frames import FRAMES, Frame
 from lchp.evaluation.metrics import best_iou, gt_known
-from lchp.files.runs import CHECKPOINTS, link_folder, read_config
+from lchp.files.runs import read_config
 from lchp.files.schema import FrameName
 from lchp.method.choice import PARTS, ROUNDS, candidates, known_by_each, looked_at, score, spared
-from lchp.method.pseudo_boxes import Snapshots, make_teacher
+from lchp.method.pseudo_boxes import Snapshots
 from lchp.training.batches import plain_batches
-from lchp.training.chain import STAGES, method_of
-from lchp.training.checkpoints import load_checkpoint
-from lchp.training.context import Context, open_context
-from lchp.training.networks import build_classifier
+from lchp.training.context import Context
 
 
 @dataclass
@@ -77,9 +74,7 @@ def _alike(preset: TrainConfig, config: TrainConfig) -> bool:
 @torch.inference_mode()
 def scored(teacher: Any, context: Context, configs: Sequence[InitializationConfig], images: int) -> torch.Tensor:
     """Candidates x PARTS in percent, over training images as `auto` sees them."""
-    config = context.config
-    labels = context.images.split.labels.tolist()
-    order = ((spared(labels) if config.initialization.auto_fields else []) or looked_at(len(labels)))[:images]
+    config, order = context.config, scoring(context, images)
     fill = teacher.mean if config.initialization.mask == "mean" else torch.zeros_like(teacher.mean)
     sums = torch.zeros(len(configs), len(PARTS), dtype=torch.float64)
     for batch in plain_batches(context, "center_crop", order):
@@ -91,37 +86,43 @@ def scored(teacher: Any, context: Context, configs: Sequence[InitializationConfi
     return 100 * sums / len(order)
 
 
+def every_candidate(config: TrainConfig) -> tuple[tuple[InitializationConfig, ...], InitializationConfig]:
+    """All candidates, whatever is `auto` in a config, its masks as they are; and its own setting among them."""
+    first = config.initialization
+    masks = {m: getattr(first, m) or getattr(first, n) for n, m in AUTO.items() if m}
+    asked = replace(first, **dict.fromkeys(AUTO, "auto"), **{m: v for m, v in masks.items() if v != "auto"})
+    own = own_setting(config)
+    return candidates(asked, config.model.head), replace(asked, **{name: getattr(own, name) for name in AUTO})
+
+
+def tested_on(context: Context, images: int) -> Context:
+    """With so many of the test images, drawn once and for all; 0: all."""
+    if not images:
+        return context
+    some = torch.randperm(len(context.test), generator=torch.Generator().manual_seed(0))[:images].sort()[0]
+    return replace(context, test=context.test.select(some.numpy()))
+
+
+def scoring(context: Context, images: int) -> list[int]:
+    """Positions of the training images that score candidates, so many at most: those that the classifier was spared, or
+    where it was spared none those that `auto` would look at."""
+    labels = context.images.split.labels.tolist()
+    auto = context.config.initialization.auto_fields
+    return ((spared(labels) if auto else []) or looked_at(len(labels)))[:images]
+
+
 def look(run: Path, flags: Flags) -> pd.DataFrame:
     """A row per number of epochs, candidate and frame: its fields, the parts of its score, and GT-Known. Raises an
     LchpError."""
     config = read_config(run)
-    found = method_of(config)
-    if found.boxes != "teacher":
-        raise RunError(f"{run}: a run of {found.title}, which has no teacher")
-    places = {"data.root": str(flags.data_root)} if flags.data_root else {}
-    config = override(
-        config, {"model.pretrained": False, "model.weights_dir": None, "threads": flags.threads, **places}
-    )
-    context = open_context(config, show_progress=False)
-    if context.test.split.boxes is None:
-        raise RunError(f"{run}: its test images have no boxes, which the oracle reads")
-    if flags.test:
-        some = torch.randperm(len(context.test), generator=torch.Generator().manual_seed(0))[: flags.test].sort()[0]
-        context = replace(context, test=context.test.select(some.numpy()))
-    known, first = context.test.split.boxes, config.initialization
-    assert known is not None
-    teacher = make_teacher(build_classifier(config, found, len(context.dataset.class_names)))
-    teacher.to(device=context.device, memory_format=torch.channels_last)  # pyright: ignore
-    state = load_checkpoint(link_folder(run, "classifier") / CHECKPOINTS / f"{STAGES['classifier']}.pt")["modules"]
-    teacher.load_state_dict(state["teacher"])
+    context, teacher, modules = open_teacher(run, config, flags.data_root, flags.threads)
+    context = tested_on(context, flags.test)
+    first = config.initialization
     kept = None
-    if "teachers" in state:
+    if "teachers" in modules:
         kept = Snapshots(teacher, first.epochs).to(context.device)
-        kept.load_state_dict(state["teachers"])
-    masks = {m: getattr(first, m) or getattr(first, n) for n, m in AUTO.items() if m}
-    asked = replace(first, **dict.fromkeys(AUTO, "auto"), **{m: v for m, v in masks.items() if v != "auto"})
-    configs, own = candidates(asked, config.model.head), own_setting(config)
-    own = replace(asked, **{name: getattr(own, name) for name in AUTO})
+        kept.load_state_dict(modules["teachers"])
+    configs, own = every_candidate(config)
     every = [*configs, *([own] if own not in configs else [])]
     rows = []
     for after in flags.after or (first.epochs,):
@@ -132,7 +133,7 @@ def look(run: Path, flags: Flags) -> pd.DataFrame:
         parts = scored(teacher, context, every, flags.images)
         for name in flags.frame:
             frame = Frame.of(name, config.data)
-            truth = frame.truth(known, context.test.sizes())
+            truth = truth_of(context, frame)
             for n, (c, b) in enumerate(zip(every, boxes(teacher, context, frame, every), strict=True)):  # pyright: ignore
                 fields = {field: getattr(c, field) for field in AUTO}
                 figures = dict(zip(PARTS, parts[n].tolist(), strict=True))

@@ -20,12 +20,12 @@ import tyro
 from tabulate import tabulate
 from torch import Tensor
 
-from lchp.config import InitializationConfig, as_chosen, override
+from lchp.config import InitializationConfig, TrainConfig, as_chosen, override
 from lchp.console import run_scoring
 from lchp.data.images import batches, in_order
-from lchp.errors import ConfigError, RunError
+from lchp.errors import RunError
 from lchp.evaluation.frames import FRAMES, Frame
-from lchp.evaluation.metrics import best_iou, gt_known
+from lchp.evaluation.metrics import GroundTruth, best_iou, gt_known
 from lchp.files.runs import CHECKPOINTS, link_folder, read_config, read_summary
 from lchp.method.choice import candidate_boxes
 from lchp.method.networks import Classifier
@@ -85,31 +85,43 @@ def boxes(
     return [torch.cat(parts).numpy() for parts in found]
 
 
-def score(run: Path, flags: Flags) -> pd.DataFrame:
-    """The rows: choices, delta, frame, one_pass, merged and gain (percent). Raises an LchpError."""
-    config = read_config(run)
+def open_teacher(
+    run: Path, config: TrainConfig, data_root: Path | None, threads: int
+) -> tuple[Context, Classifier, dict[str, Any]]:
+    """The data of a run, its finished teacher, and all modules of the classifier's checkpoint. config: the run's, with
+    what was chosen or without. Raises an LchpError."""
     found = method_of(config)
     if found.boxes != "teacher":
         raise RunError(f"{run}: a run of {found.title}, which has no teacher")
-    places = {"data.root": str(flags.data_root)} if flags.data_root else {}
-    config = override(
-        as_chosen(config, read_summary(run).get("chosen")),
-        {"model.pretrained": False, "model.weights_dir": None, "threads": flags.threads, **places},
-    )
-    configs = variants(flags, config.initialization)
-    for c in configs:  # the rules of every config: delta in (0, 1), attention maps only of a head that has them
-        replace(config, initialization=c)
-    context = open_context(config, show_progress=True)
-    split = context.test.split
-    if split.boxes is None:
-        raise ConfigError(f"{run}: its test images have no boxes to score by")
+    places = {"data.root": str(data_root)} if data_root else {}
+    config = override(config, {"model.pretrained": False, "model.weights_dir": None, "threads": threads, **places})
+    context = open_context(config, show_progress=False)
+    if context.test.split.boxes is None:
+        raise RunError(f"{run}: its test images have no boxes to score by")
     classifier: Any = build_classifier(config, found, len(context.dataset.class_names))
     teacher = make_teacher(classifier).to(device=context.device, memory_format=torch.channels_last)
     checkpoint = load_checkpoint(link_folder(run, "classifier") / CHECKPOINTS / f"{STAGES['classifier']}.pt")
     teacher.load_state_dict(checkpoint["modules"]["teacher"])
+    return context, teacher, checkpoint["modules"]
+
+
+def truth_of(context: Context, frame: Frame) -> GroundTruth:
+    """The boxes of the test images that `open_teacher` has found, as a frame has them."""
+    known = context.test.split.boxes
+    assert known is not None
+    return frame.truth(known, context.test.sizes())
+
+
+def score(run: Path, flags: Flags) -> pd.DataFrame:
+    """The rows: choices, delta, frame, one_pass, merged and gain (percent). Raises an LchpError."""
+    config = as_chosen(read_config(run), read_summary(run).get("chosen"))
+    configs = variants(flags, config.initialization)
+    for c in configs:  # the rules of every config: delta in (0, 1), attention maps only of a head that has them
+        replace(config, initialization=c)
+    context, teacher, _ = open_teacher(run, config, flags.data_root, flags.threads)
     rows = []
-    for frame in (Frame.of(name, config.data) for name in FRAMES):
-        truth = frame.truth(split.boxes, context.test.sizes())
+    for frame in (Frame.of(name, context.config.data) for name in FRAMES):
+        truth = truth_of(context, frame)
         for c, b in zip(configs, boxes(teacher, context, frame, configs), strict=True):
             one, merged = (gt_known(best_iou(b[:, i], truth)) for i in range(2))
             rows.append([*(getattr(c, name) for name in CHOICES), c.delta, frame.name, one, merged, merged - one])

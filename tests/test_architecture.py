@@ -178,6 +178,7 @@ def test_analysis_needs_no_torch_but_to_measure_networks() -> None:
             "teacher_boxes",
             "together",
             "auto_regret",
+            "learnt_boxes",
             "several",
         ):
             continue

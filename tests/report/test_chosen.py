@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
+import torch
 from report_records import analysis_script
 
 from lchp import TrainConfig, override, preset
@@ -65,6 +67,41 @@ def test_auto_is_compared_with_the_setting_of_its_preset() -> None:
     asked = override(fixed, dict.fromkeys([f"initialization.{name}" for name in FIELDS], "auto"))
     own = analysis_script("auto_regret").own_setting(asked)
     assert [getattr(own, name) for name in FIELDS] == [getattr(fixed.initialization, name) for name in FIELDS]
+
+
+def test_what_is_learnt_of_a_candidate_s_boxes(
+    storage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of the candidate that was chosen are the run's Pseudo Label."""
+    file, summary = tmp_path / "rows.csv", json.loads((storage / "0" / "summary.json").read_text())
+    main = analysis_script("learnt_boxes").main
+    assert main([str(storage / "0"), "--csv", str(file)]) == 2
+    assert "none is left to learn from; --images N" in capsys.readouterr().err
+    assert main([str(storage / "0"), "--images", "12", "--top", "56", "--csv", str(file)]) == 0
+    rows = pd.read_csv(file).astype({"delta": str})
+    values = {name: str(value) for name, value in summary["chosen"]["values"].items()}
+    for frame, there in rows[rows["candidate"]].groupby("frame"):
+        assert len(there) >= 3
+        assert there["learnt_gt_known"].between(0, 100).all()
+        (chosen,) = there.loc[
+            [all(row[name] == values[name] for name in FIELDS) for _, row in there.iterrows()], "gt_known"
+        ]
+        assert chosen == pytest.approx(summary["results"]["pseudo_label"][frame]["gt_known"], abs=0.01)
+    assert len(set(rows["frame"])) == 2
+
+
+def test_a_linear_localizer_learns_what_is_linear_and_the_mean_of_what_is_not() -> None:
+    ridge = analysis_script("learnt_boxes").Ridge
+    draw = torch.Generator().manual_seed(0)
+    features, new = torch.randn(60, 8, generator=draw), torch.randn(5, 8, generator=draw)
+    box = torch.tensor([0.2, 0.3, 0.6, 0.8])
+    slopes = 0.01 * torch.randn(8, 4, generator=draw)
+    noise = 0.1 * (torch.randint(0, 2, (60, 4), generator=draw) - 0.5)
+    fitted = ridge.fit(features, torch.stack([box + features @ slopes, box + noise]), 1e-4)
+    linear, noisy = fitted.boxes(new)
+    torch.testing.assert_close(linear, box + new @ slopes, atol=1e-4, rtol=0)
+    assert (ridge.fit(features, (box + noise)[None], 1e4).boxes(new) - (box + noise.mean(0))).abs().max() < 1e-4
+    assert noisy.shape == (5, 4)
 
 
 def test_every_command_takes_it_and_says_what_was_chosen(
