@@ -13,7 +13,7 @@ A row per candidate and frame. `score` and `gt_known` are those of the candidate
 `learnt_gt_known` those of the regression's.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -26,11 +26,10 @@ from tabulate import tabulate
 from torch import Tensor
 
 from analysis.auto_regret import every_candidate, scored, scoring, tested_on
-from analysis.teacher_boxes import open_teacher, truth_of
+from analysis.teacher_boxes import boxes, open_teacher, test_images, truth_of
 from lchp.boxes import order
 from lchp.config import AUTO, InitializationConfig
 from lchp.console import run_scoring
-from lchp.data.images import batches, in_order
 from lchp.errors import RunError
 from lchp.evaluation.frames import FRAMES, Frame
 from lchp.evaluation.metrics import best_iou, gt_known
@@ -99,13 +98,6 @@ def features_of(teacher: Classifier, images: Tensor) -> Tensor:
     return teacher(images).features.float().flatten(1).cpu()
 
 
-def seen(context: Context, frame: Frame) -> Iterator[Tensor]:
-    """The test images as a frame shows them."""
-    order = in_order(len(context.test), context.config.evaluation.batch_size)
-    for batch in batches(context.test, order, workers=context.config.data.workers, pin=False):
-        yield frame.see(batch.images.to(context.device))
-
-
 @torch.inference_mode()
 def fitted(
     teacher: Classifier,
@@ -115,12 +107,12 @@ def fitted(
     ridge: float,
 ) -> Ridge:
     """What is learnt from the boxes of each config on training images at these positions."""
-    features, boxes = [], []
+    features, made = [], []
     for batch in plain_batches(context, "center_crop", positions):
         with context.autocast:
             features.append(features_of(teacher, batch.images))
-            boxes.append(torch.stack([b.cpu() for _, b in candidate_boxes(teacher, batch.images, configs)]))
-    return Ridge.fit(torch.cat(features), torch.cat(boxes, 1), ridge)
+            made.append(torch.stack([b.cpu() for _, b in candidate_boxes(teacher, batch.images, configs)]))
+    return Ridge.fit(torch.cat(features), torch.cat(made, 1), ridge)
 
 
 @torch.inference_mode()
@@ -160,18 +152,14 @@ def look(run: Path, flags: Flags) -> pd.DataFrame:
     for name in flags.frame:
         frame = Frame.of(name, config.data)
         truth = truth_of(context, frame)
-        made, drawn = [], []
         with torch.inference_mode(), context.autocast:
-            for images in seen(context, frame):
-                made.append(
-                    np.stack([b.cpu() for _, b in candidate_boxes(teacher, images, [every[n] for n in looked])])
-                )
-                drawn.append(ridge.boxes(features_of(teacher, images)).numpy())
-        of_each = zip(looked, np.concatenate(made, 1), np.concatenate(drawn, 1), learnt.tolist(), strict=True)
-        for n, boxes, learnt_boxes, learnt_score in of_each:
+            drawn = [ridge.boxes(features_of(teacher, x)).numpy() for x in test_images(context, frame)]
+        made = boxes(teacher, context, frame, [every[n] for n in looked])
+        of_each = zip(looked, made, np.concatenate(drawn, 1), learnt.tolist(), strict=True)
+        for n, both, learnt_boxes, learnt_score in of_each:
             rows.append(
                 {"run": str(run), "frame": name, **{field: getattr(every[n], field) for field in AUTO}}
-                | {"score": own_scores[n].item(), "gt_known": gt_known(best_iou(boxes, truth))}
+                | {"score": own_scores[n].item(), "gt_known": gt_known(best_iou(both[:, 1], truth))}
                 | {"learnt_score": learnt_score, "learnt_gt_known": gt_known(best_iou(learnt_boxes, truth))}
                 | {"own": every[n] == own, "candidate": every[n] in configs}
             )

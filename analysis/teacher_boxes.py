@@ -7,7 +7,7 @@ RUN is a run folder that holds stage 1. A row per choice, delta and frame: GT-Kn
 box, and the difference. It scores test boxes: a diagnostic of a teacher, and nothing to choose a recipe by.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -69,16 +69,20 @@ def variants(flags: Flags, own: InitializationConfig) -> list[InitializationConf
     ]
 
 
+def test_images(context: Context, frame: Frame) -> Iterator[Tensor]:
+    """The test images as a frame shows them, batch by batch: B x 3 x H x W."""
+    order = in_order(len(context.test), context.config.evaluation.batch_size)
+    for batch in batches(context.test, order, workers=context.config.data.workers, pin=False):
+        yield frame.see(batch.images.to(context.device))
+
+
 @torch.inference_mode()
 def boxes(
     teacher: Classifier, context: Context, frame: Frame, configs: Sequence[InitializationConfig]
 ) -> list[np.ndarray]:
     """Per config: L_r and the merged box of every test image, N x 2 x 4 fractions of the frame."""
     found: list[list[Tensor]] = [[] for _ in configs]
-    data = context.config.data
-    order = in_order(len(context.test), context.config.evaluation.batch_size)
-    for batch in batches(context.test, order, workers=data.workers, pin=False):
-        images = frame.see(batch.images.to(context.device))
+    for images in test_images(context, frame):
         with context.autocast:
             for out, both in zip(found, candidate_boxes(teacher, images, configs), strict=True):
                 out.append(torch.stack(both, 1).cpu())

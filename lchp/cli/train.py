@@ -48,15 +48,14 @@ class Train:
     def run(self) -> int:
         """Carries the command out; the exit status."""
         from lchp.evaluation.predictions import summary_table
-        from lchp.training.run import require_sense, train
+        from lchp.training.run import require_consistent, train
 
         required(self.track)
         if self.dry_run:
             print(self._forecast())
             return 0
-        require_sense(
-            self.stage, self.source, self.output, resume=self.resume
-        )  # before a forecast, which takes seconds
+        # before a forecast, which takes seconds
+        require_consistent(self.stage, self.source, self.output, resume=self.resume)
         streams.outlast()
         taken = self.output is not None and (self.output / CONFIG).exists()  # which training refuses, or goes on with
         if self.forecast and not taken:

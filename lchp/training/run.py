@@ -96,14 +96,14 @@ def train(
     (`mlflow`, `wandb`, `tensorboard`); one that is away is a warning.
     Raises an LchpError for anything a user can mend.
     """
-    require_sense(stage, source, output, resume=resume)
+    require_consistent(stage, source, output, resume=resume)
     last = stage1_kinds(config)[-1] if stage == "init" else None
     found: dict[Kind, Path] = {} if source is None else dict.fromkeys(taken_kinds(config), Path(source))
     how = Session(config.seed, resume, on_epoch=on_epoch or nothing, show_progress=show_progress, stop=stop)
     return train_links(config, None if output is None else Path(output), how, last=last, found=found, track=track)
 
 
-def require_sense(stage: str, source: str | Path | None, output: str | Path | None, *, resume: bool) -> None:
+def require_consistent(stage: str, source: str | Path | None, output: str | Path | None, *, resume: bool) -> None:
     """Raises ConfigError for arguments of `train` that contradict each other, whatever the data and the folders are."""
     if stage not in get_args(StageChoice):
         raise ConfigError(f"stage = {stage!r}: expected one of {', '.join(get_args(StageChoice))}")
