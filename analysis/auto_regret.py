@@ -8,7 +8,7 @@ frame: GT-Known of Pseudo Label by the candidate that `auto` chooses on training
 it reads the test boxes), by the median, and by the preset's own setting; `regret` = oracle - auto.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -144,6 +144,13 @@ def look(run: Path, flags: Flags) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def rows_of(runs: Sequence[Path], look: Callable[[Path], pd.DataFrame]) -> pd.DataFrame:
+    """What `look` says of each run, in one table. Raises an LchpError, also where no run is named."""
+    if not runs:
+        raise RunError("RUN: name the run folders to look at")
+    return pd.concat([look(run) for run in runs])
+
+
 def summary(found: pd.DataFrame) -> pd.DataFrame:
     """A row per run, number of epochs and frame."""
     rows = []
@@ -173,7 +180,7 @@ def summary(found: pd.DataFrame) -> pd.DataFrame:
 
 def said(flags: Flags) -> tuple[str, pd.DataFrame]:
     """What is printed, and the rows."""
-    found = pd.concat([look(run, flags) for run in flags.runs])
+    found = rows_of(flags.runs, lambda run: look(run, flags))
     table = tabulate(summary(found), headers="keys", showindex=False, floatfmt=".2f")
     about = "GT-Known of Pseudo Label on test images, percent; the oracle reads their boxes, auto and score read none."
     return f"{table}\n{about}", found.round(3)

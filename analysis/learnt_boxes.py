@@ -25,7 +25,7 @@ import tyro
 from tabulate import tabulate
 from torch import Tensor
 
-from analysis.auto_regret import every_candidate, scored, scoring, tested_on
+from analysis.auto_regret import every_candidate, rows_of, scored, scoring, tested_on
 from analysis.teacher_boxes import boxes, open_teacher, test_images, truth_of
 from lchp.boxes import order
 from lchp.config import AUTO, InitializationConfig
@@ -189,7 +189,7 @@ def summary(found: pd.DataFrame) -> pd.DataFrame:
 
 def said(flags: Flags) -> tuple[str, pd.DataFrame]:
     """What is printed, and the rows."""
-    found = pd.concat([look(run, flags) for run in flags.runs])
+    found = rows_of(flags.runs, lambda run: look(run, flags))
     table = tabulate(summary(found), headers="keys", showindex=False, floatfmt=".1f")
     return f"{table}\nGT-Known is of test images, percent, and reads their boxes; the scores read none.", found.round(3)
 

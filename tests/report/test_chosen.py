@@ -86,6 +86,12 @@ def test_what_is_learnt_of_a_candidate_s_boxes(
         assert chosen["gt_known"] == pytest.approx(known["gt_known"], abs=0.01)
 
 
+@pytest.mark.parametrize("script", ["auto_regret", "learnt_boxes"])
+def test_a_look_at_no_run_is_one_line(script: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert analysis_script(script).main([]) == 2
+    assert capsys.readouterr().err == "error: RUN: name the run folders to look at\n"
+
+
 def test_a_linear_localizer_learns_what_is_linear_and_the_mean_of_what_is_not() -> None:
     ridge = analysis_script("learnt_boxes").Ridge
     draw = torch.Generator().manual_seed(0)
