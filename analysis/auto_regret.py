@@ -74,13 +74,11 @@ def _alike(preset: TrainConfig, config: TrainConfig) -> bool:
 @torch.inference_mode()
 def scored(teacher: Any, context: Context, configs: Sequence[InitializationConfig], images: int) -> torch.Tensor:
     """Candidates x PARTS in percent, over training images as `auto` sees them."""
-    config, order = context.config, scoring(context, images)
-    fill = teacher.mean if config.initialization.mask == "mean" else torch.zeros_like(teacher.mean)
+    order = scoring(context, images)
     sums = torch.zeros(len(configs), len(PARTS), dtype=torch.float64)
     for batch in plain_batches(context, "center_crop", order):
         with context.autocast:
-            known = known_by_each(teacher, batch.images, batch.labels, configs, fill, config.refinement.crop_margin)
-            for n, (crop, masked, b) in enumerate(known):
+            for n, (crop, masked, b) in enumerate(known_by_each(teacher, batch.images, batch.labels, configs)):
                 parts = crop, masked, area(b), score(crop, masked, b)
                 sums[n] += torch.stack(parts).sum(1).double().cpu()
     return 100 * sums / len(order)

@@ -37,6 +37,7 @@ from lchp.files.runs import read_config
 from lchp.files.schema import FrameName
 from lchp.method.choice import ROUNDS, candidate_boxes, known_by, score
 from lchp.method.networks import Classifier
+from lchp.method.pseudo_boxes import mask_fill
 from lchp.training.batches import plain_batches
 from lchp.training.context import Context
 
@@ -118,13 +119,13 @@ def fitted(
 @torch.inference_mode()
 def learnt_scores(teacher: Any, context: Context, ridge: Ridge, positions: Sequence[int]) -> Tensor:
     """`auto`'s score, percent, of the boxes that each candidate's regression draws."""
-    config, found = context.config, []
-    fill = teacher.mean if config.initialization.mask == "mean" else torch.zeros_like(teacher.mean)
+    found = []
+    fill = mask_fill(teacher.mean, context.config.initialization)
     for batch in plain_batches(context, "center_crop", positions):
         x, labels = batch.images, batch.labels
         with context.autocast:
             drawn = ridge.boxes(features_of(teacher, x)).to(x.device)
-            known = [known_by(teacher, x, labels, b, fill, config.refinement.crop_margin) for b in drawn]
+            known = [known_by(teacher, x, labels, b, fill) for b in drawn]
         found.append(torch.stack([score(*pair, b) for pair, b in zip(known, drawn, strict=True)]).cpu())
     return 100 * torch.cat(found, 1).mean(1)
 

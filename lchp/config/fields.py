@@ -1,4 +1,4 @@
-"""The configuration of one run: frozen dataclasses, one per concern, and the paper's recipes as presets.
+"""The configuration of one run: frozen dataclasses, one per concern.
 
 The section and field names are the command line's flags (``--initialization.delta 0.6``), the axes of a sweep and the
 keys of ``config.json``. A field says all about itself, once: its type and what of it is allowed, what it changes, since
@@ -112,7 +112,8 @@ class InitializationConfig:
     given. `auto`: chosen on training images by a score that reads class labels and no box (see auto_after)."""
     mask_delta: Annotated[float | None, changes("masks"), within("(0, 1)", None), Since(4, None)] = None
     """Threshold of the masks that the classifier learns on (Eq. 2), apart from that of the boxes; None: delta, as in
-    the paper. Where it is given, the finished epochs' teachers make the boxes in a link of its own."""
+    the paper. Where it is given, a link of its own makes the boxes, by the teachers as they were after the classifier's
+    epochs (8 of them at most, at equal distances)."""
     alpha: Annotated[float, changes("l_reg"), within("[0, 1e+06]")] = 20.0
     """Weight of the box regression in L_init (Eq. 3)."""
     beta: Annotated[float, changes("teacher", "masks", "refinement"), within("[0, 1)")] = 0.9

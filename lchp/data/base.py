@@ -101,6 +101,11 @@ class DataSet:
     notes: tuple[str, ...] = field(default=(), compare=False)
 
 
+def stem(name: str) -> str:
+    """A file's name without its last ending: the image's id."""
+    return name.rpartition(".")[0] or name
+
+
 def require_regular(path: Path) -> None:
     """Raises OSError for what is no regular file (or a link to one): a pipe, for one, is opened for ever."""
     if not stat.S_ISREG(os.stat(path).st_mode):

@@ -21,7 +21,7 @@ from lchp.data.annotations import (
     read_lines,
     shorten,
 )
-from lchp.data.base import DataSet, Problem, require_folder, require_regular
+from lchp.data.base import DataSet, Problem, require_folder, require_regular, stem
 from lchp.data.decode import image_size
 from lchp.errors import DataError
 
@@ -55,7 +55,7 @@ def load(root: Path) -> DataSet:
         if not files:
             problems.append(Problem(str(folder), None, f"class {wnid} has no images"))
         for file in files:
-            train.add(_stem(file), wnid, folder / file)
+            train.add(stem(file), wnid, folder / file)
     test, left_out = _read_val(root, base, images / "val", set(wnids), problems)
     return assemble("imagenet", root, {w: names.get(w, w) for w in wnids}, train, test, problems, left_out=left_out)
 
@@ -90,7 +90,7 @@ def _read_val(
         message = "no validation boxes (Annotations/CLS-LOC/val/*.xml or LOC_val_solution.csv); box metrics are off"
         problems.append(Problem(str(base), None, message))
     test, left_out, found = Listing(), list[Path](), set()
-    files = sorted((_stem(path.name), path) for path in _val_files(folder, problems))
+    files = sorted((stem(path.name), path) for path in _val_files(folder, problems))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         annotated = pool.map(lambda file: _annotation(annotations, *file) if has_xml else None, files)
     for (image_id, path), annotation in zip(files, annotated, strict=True):
@@ -240,7 +240,3 @@ def _parse_xml(content: bytes) -> ElementTree.Element:
 
 def _length(text: str | None) -> float | None:
     return float(text) if text and re.fullmatch(r"\s*\d{1,6}\s*", text) else None
-
-
-def _stem(name: str) -> str:
-    return name.rpartition(".")[0] or name

@@ -15,7 +15,7 @@ from lchp.data.annotations import (
     read_lines,
     shorten,
 )
-from lchp.data.base import DataSet, Problem, require_folder
+from lchp.data.base import DataSet, Problem, require_folder, stem
 from lchp.errors import DataError
 
 SIDE = 64  # px; the frame that all boxes refer to
@@ -82,7 +82,7 @@ def _read_train(root: Path, wnid: str, train: Listing, problems: list[Problem]) 
     for name in names:
         line, fields = lines.get(name, (None, []))
         box = None if line is None else _box(file, name, line, fields, problems)
-        train.add(_stem(name), wnid, folder / name, box, [] if box is None else [(str(file), line)])
+        train.add(stem(name), wnid, folder / name, box, [] if box is None else [(str(file), line)])
 
 
 def _read_val(root: Path, wnids: dict[str, int], problems: list[Problem]) -> tuple[Listing, list[Path]]:
@@ -95,9 +95,9 @@ def _read_val(root: Path, wnids: dict[str, int], problems: list[Problem]) -> tup
     for name, (line, (wnid, *fields)) in lines.items():
         if wnid not in wnids:
             message = f"class {shorten(wnid)} of {name} is not in wnids.txt"
-            problems.append(Problem(str(file), line, message, _stem(name)))
+            problems.append(Problem(str(file), line, message, stem(name)))
         elif (box := _box(file, name, line, fields, problems)) is not None:
-            test.add(_stem(name), wnid, folder / name, box, [(str(file), line)])
+            test.add(stem(name), wnid, folder / name, box, [(str(file), line)])
     used = set(test.paths)
     return test, [folder / name for name in names if folder / name not in used]
 
@@ -117,7 +117,7 @@ def _read_annotations(
         elif name not in names:
             message = f"image {shorten(name)} does not exist in images/"
         if message:
-            problems.append(Problem(str(file), number, message, _stem(name)))
+            problems.append(Problem(str(file), number, message, stem(name)))
         else:
             lines[name] = (number, fields)
     return lines
@@ -128,8 +128,8 @@ def _report_unlisted(
 ) -> None:
     spoilt = {p.image_id for p in problems if p.file == str(file)}
     for name in names:
-        if name not in lines and _stem(name) not in spoilt:
-            problems.append(Problem(str(file), None, f"no line for image {name}", _stem(name)))
+        if name not in lines and stem(name) not in spoilt:
+            problems.append(Problem(str(file), None, f"no line for image {name}", stem(name)))
 
 
 def _box(file: Path, name: str, line: int, fields: list[str], problems: list[Problem]) -> np.ndarray | None:
@@ -137,9 +137,5 @@ def _box(file: Path, name: str, line: int, fields: list[str], problems: list[Pro
         x1, y1, x2, y2 = parse_box(fields)
         return checked_box(x1, y1, x2 + 1, y2 + 1, SIDE, SIDE)[None]
     except ValueError as error:
-        problems.append(Problem(str(file), line, str(error), _stem(name)))
+        problems.append(Problem(str(file), line, str(error), stem(name)))
         return None
-
-
-def _stem(name: str) -> str:
-    return name.rpartition(".")[0] or name

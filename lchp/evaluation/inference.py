@@ -11,12 +11,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lchp.config import InitializationConfig
-from lchp.data.images import ImageBatch, Images, batches, in_order
+from lchp.data.images import Images, batches, in_order
 from lchp.errors import enough_memory
 from lchp.evaluation.frames import Frame
 from lchp.method.losses import confidence
 from lchp.method.networks import Classifier, Localizer
-from lchp.method.pseudo_boxes import mask_out
+from lchp.method.pseudo_boxes import mask_fill, mask_out
 from lchp.method.regions import object_boxes
 from lchp.method.steps import predict_boxes
 from lchp.method.views import AxisMap, crop, warp
@@ -219,8 +219,7 @@ def last_box(boxes: dict[str, Tensor]) -> Tensor:
 
 def masked_score(models: Models, x: Tensor, seen: Seen) -> Tensor:
     """Softmax of the class that each view is taken for, on the view without its box: B."""
-    mean = models.classifier.mean
-    fill = mean if models.config.mask == "mean" else torch.zeros_like(mean)
+    fill = mask_fill(models.classifier.mean, models.config)
     scores = models.classifier(mask_out(x, last_box(seen.boxes), fill)).logits.float().softmax(1)
     return scores.gather(1, seen.top5[:, :1])[:, 0]
 
@@ -278,6 +277,3 @@ def _views(x: Tensor) -> Iterator[AxisMap]:
     for sx, sy in ((-1.0, 1.0), (0.9, 0.9), (1.1, 1.1)):
         scale = torch.tensor([[sx, sy]], device=x.device).expand(len(x), 2)
         yield AxisMap(scale, 0.5 - 0.5 * scale)
-
-
-__all__ = ["ImageBatch", "Models", "Predictions", "Seen", "predict", "predict_batch", "view_boxes"]

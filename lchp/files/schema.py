@@ -242,9 +242,6 @@ def _boxes_or_none(summary: SummaryFields) -> SummaryFields:
     return summary
 
 
-WholeSummary = Annotated[SummaryFields, AfterValidator(_boxes_or_none)]
-
-
 def _in_run_folder(path: str) -> str:
     if len(Path(path).parents) < 3 or "\0" in path:
         raise ValueError("expected a path RUN/checkpoints/NAME.pt")

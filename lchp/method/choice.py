@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from lchp.boxes import area
 from lchp.config import OPEN_CHOICES, InitializationConfig
 from lchp.method.networks import Classifier
-from lchp.method.pseudo_boxes import algorithm_1, mask_out
+from lchp.method.pseudo_boxes import Snapshots, algorithm_1, mask_fill, mask_out
 from lchp.method.views import crop
 from lchp.system import distributed
 
@@ -93,7 +93,7 @@ def candidate_boxes(
 
 
 def known_by(
-    classifier: Classifier, images: Tensor, labels: Tensor, boxes: Tensor, fill: Tensor, margin: float
+    classifier: Classifier, images: Tensor, labels: Tensor, boxes: Tensor, fill: Tensor, margin: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """Softmax of class ids B on the crops in boxes B x 4, and on the images with the boxes masked out; both B."""
 
@@ -108,16 +108,15 @@ def known_by_each(
     images: Tensor,
     labels: Tensor,
     configs: Sequence[InitializationConfig],
-    fill: Tensor,
-    margin: float,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """By each config: `known_by` of its boxes (B and B), and the boxes, B x 4. Boxes that two configs agree in are
-    looked at once."""
+    looked at once. Crops end where the boxes do: stage 2's margin is no part of what is chosen."""
     seen: list[tuple[Tensor, Tensor, Tensor]] = []
     for _, boxes in candidate_boxes(teacher, images, configs):
         found = next((s for s in seen if torch.equal(s[2], boxes)), None)
         if found is None:
-            found = *known_by(teacher, images, labels, boxes, fill, margin), boxes
+            fill = mask_fill(teacher.mean, configs[0])
+            found = *known_by(teacher, images, labels, boxes, fill), boxes
             seen.append(found)
         yield found
 
@@ -129,13 +128,14 @@ def score(crop: Tensor, masked: Tensor, boxes: Tensor) -> Tensor:
 
 class Choice(nn.Module):
     """Scores of candidates, round by round; a module, so that it lies in a checkpoint. `sums`: rounds x candidates x 5:
-    of PARTS over images, and the number of images."""
+    of PARTS over images, and the number of images. `after`: epochs that the teacher has learnt."""
 
     sums: Tensor
 
     def __init__(self, config: InitializationConfig, head: str) -> None:
         super().__init__()
         self.of, self.configs = config, candidates(config, head)
+        self.after = Snapshots.first(config.epochs, config.auto_after or config.epochs)
         self.register_buffer("sums", torch.zeros(len(ROUNDS), len(self.configs), len(PARTS) + 1, dtype=torch.float64))
 
     def note(self, of_round: int, candidate: int, crop: Tensor, masked: Tensor, boxes: Tensor) -> None:
@@ -176,7 +176,8 @@ class Choice(nn.Module):
         return self.configs[self.best()]
 
     def record(self) -> dict[str, Any]:
-        """For the summary: what was chosen, and each candidate with the parts of its score in its last round."""
+        """For the summary: what was chosen, after how many of its epochs, and each candidate with the parts of its
+        score in its last round."""
         names, rows = self.of.auto_fields, []
         for n, config in enumerate(self.configs):
             last = max(r for r in range(len(ROUNDS)) if n in self.running(r))
@@ -187,4 +188,4 @@ class Choice(nn.Module):
                 | {"images": int(self.sums[: last + 1, n, -1].sum())}
             )
         values = {name: getattr(self.config(), name) for name in names}
-        return {"values": values, "after": self.of.auto_after or self.of.epochs, "candidates": rows}
+        return {"values": values, "after": self.after, "candidates": rows}

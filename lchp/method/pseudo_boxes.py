@@ -113,6 +113,11 @@ def mask_out(images: Tensor, boxes: Tensor, fill: Tensor) -> Tensor:
     return torch.where(inside, fill.view(1, 3, 1, 1).to(images), images)
 
 
+def mask_fill(mean: Tensor, config: InitializationConfig) -> Tensor:
+    """The colour (3 values) of what is masked out; mean: the one that the networks' input normalisation maps to 0."""
+    return mean if config.mask == "mean" else torch.zeros_like(mean)
+
+
 @torch.no_grad()
 def algorithm_1(
     attend: Callable[[Tensor], Tensor], images: Tensor, config: InitializationConfig, mean: Tensor
@@ -122,7 +127,7 @@ def algorithm_1(
     attend: the teacher, images -> A (B x h x w); mean: the colour that its input normalisation maps to 0 (3 values).
     """
     size = (images.shape[2], images.shape[3])
-    fill = mean if config.mask == "mean" else torch.zeros_like(mean)
+    fill = mask_fill(mean, config)
     a_r = attend(images)  # B x h x w
     l_r, _ = attention_boxes(a_r, size, config)
     i_m = mask_out(images, l_r, fill)
@@ -189,9 +194,20 @@ class Snapshots(nn.Module):
 
     def __init__(self, network: nn.Module, epochs: int) -> None:
         super().__init__()
-        number = min(epochs, self.MOST)
-        self.epochs = tuple(math.ceil((n + 1) * epochs / number) for n in range(number))
+        self.epochs = self.kept(epochs)
+        number = len(self.epochs)
         self.register_buffer("values", torch.zeros(number, sum(t.numel() for t in _floats(network))))
+
+    @classmethod
+    def kept(cls, epochs: int) -> tuple[int, ...]:
+        """The numbers of epochs, of so many, after which the state is kept."""
+        number = min(epochs, cls.MOST)
+        return tuple(math.ceil((n + 1) * epochs / number) for n in range(number))
+
+    @classmethod
+    def first(cls, epochs: int, least: int) -> int:
+        """The first of them that is no less than `least`."""
+        return next(kept for kept in cls.kept(epochs) if kept >= least)
 
     def note(self, epoch: int, network: nn.Module) -> None:
         """Notes the state at the end of an epoch (counted from 0), where it is one of those that are kept."""

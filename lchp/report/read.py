@@ -43,8 +43,8 @@ from lchp.report.mirrors import as_named, local
 OF_LINKS = ("boxes", "localizer", "refinement", "stage2")
 """Folders of a store that hold runs: those of links with a result of their own, and what older stores have."""
 
-ORIGIN = ("folder", "storage", "key", "version", "date", "git_revision", "data_fingerprint", "recipe")
-ORIGIN = (*ORIGIN, "classes", "chosen")
+_MADE = ("version", "date", "git_revision", "data_fingerprint", "recipe")
+ORIGIN = ("folder", "storage", "key", *_MADE, "classes", "chosen")
 """Columns of `Records.runs` that are neither config nor figures. date: ISO 8601, UTC; None where nothing recorded it.
 classes: their number. chosen: what `auto` took for the config's fields, as text; None where nothing was `auto`."""
 

@@ -40,18 +40,17 @@ def train_choice(work: Work, link: Link) -> Training:
     choice = Choice(first, config.model.head).to(context.device)
     kept: Snapshots = work.done["classifier"]["teachers"]
     scorer = make_teacher(teacher)
-    fill = teacher.mean if first.mask == "mean" else torch.zeros_like(teacher.mean)
     rounds = parted(spared(context.images.split.labels.tolist()) or looked_at(len(context.images)))
 
     def batches(epoch: int, _generator: torch.Generator, start: int) -> Iterator[Batch]:
-        kept.load(scorer, kept.after(first.auto_after or first.epochs))
+        kept.load(scorer, choice.after)
         return plain_batches(context, "center_crop", rounds[epoch], start)
 
     def step(_net: None, batch: Batch, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
         running, x = choice.running(epoch), batch.images
         with predicting(len(x)):
-            configs, margin = [choice.configs[n] for n in running], config.refinement.crop_margin
-            for n, known in zip(running, known_by_each(scorer, x, batch.labels, configs, fill, margin), strict=True):
+            configs = [choice.configs[n] for n in running]
+            for n, known in zip(running, known_by_each(scorer, x, batch.labels, configs), strict=True):
                 choice.note(epoch, n, *known)
         score = choice.scores(epoch)[running].max()
         return score, {"score": score}
@@ -83,7 +82,8 @@ def train_boxes(work: Work, link: Link) -> Training:
 
 
 def _teacher_boxes(work: Work, link: Link) -> Training:
-    """Boxes of the views of each epoch by LCHP's teacher as it was after that epoch."""
+    """Boxes of the views of each epoch by LCHP's teacher as it was after that epoch, or of more than 8 epochs after the
+    next at whose end it was kept (see `Snapshots`)."""
     context, how = work.context, boxes_config(work.context.config, work.done)
     first = context.config.initialization
     kept: Snapshots = work.done["classifier"]["teachers"]

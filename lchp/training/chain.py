@@ -345,7 +345,7 @@ def _own_fields(config: TrainConfig, found: Method, kind: Kind) -> tuple[str, ..
     elif kind == "localizer":
         parts += ["l_reg"] if found.complete else []
     more = ["refinement.temperature"] if kind == "labels" else []
-    if kind == "classifier" and spares(config):
+    if kind == "classifier" and spares(config):  # fields, so that `Chain.until` keeps what makes it spare images
         more += [f"initialization.{name}" for name in config.initialization.auto_fields]
     return (*fields_of(*parts), *more)
 

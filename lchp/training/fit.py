@@ -28,8 +28,6 @@ from lchp.training.definition import DivergedError, Metrics, PartialEpoch, Sessi
 
 log = logging.getLogger(__name__)
 
-log = logging.getLogger(__name__)
-
 _LOOK_EVERY = 100
 """Steps between two looks at the losses."""
 _NAMED = 8

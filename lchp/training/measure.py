@@ -19,6 +19,7 @@ from lchp.evaluation.predictions import frame_table, rows_in, summarize
 from lchp.files import runs
 from lchp.files.runs import SUMMARY
 from lchp.method.choice import known_by, looked_at, score
+from lchp.method.pseudo_boxes import mask_fill
 from lchp.method.steps import predict_boxes
 from lchp.system import distributed
 from lchp.training.batches import plain_batches
@@ -225,8 +226,7 @@ def stage2_gain(models: Models, context: Context) -> dict[str, float]:
     standard error over the images."""
     models.eval()
     pair = {name: models.localizers[name] for name in ("lchp_i", "lchp_r")}
-    mean, rows = models.classifier.mean, Rows()
-    fill = mean if models.config.mask == "mean" else torch.zeros_like(mean)
+    fill, rows = mask_fill(models.classifier.mean, models.config), Rows()
     with predicting(context.config.data.batch_size):
         for batch in plain_batches(context, "center_crop", looked_at(len(context.images))):
             found = {}

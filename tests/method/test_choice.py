@@ -213,6 +213,8 @@ def test_snapshots_give_back_the_network_of_an_epoch() -> None:
         kept.note(epoch, net)
         states[epoch + 1] = {k: v.clone() for k, v in net.state_dict().items()}
     assert [kept.after(n) for n in (1, 5, 6, 40)] == [5, 5, 10, 40]
+    forty = replace(preset("folder").initialization, epochs=40)
+    assert [Choice(replace(forty, auto_after=n), "bap").record()["after"] for n in (0, 3, 36)] == [40, 5, 40]
     kept.load(net, 15)
     assert all(torch.equal(v, states[15][k]) for k, v in net.state_dict().items())
 

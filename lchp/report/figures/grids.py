@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import get_args
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -17,8 +16,6 @@ from lchp.pictures import STYLES
 from lchp.report.figures.images import Predicted, read_pixels
 from lchp.report.figures.style import PAGE, SMALL, Drawing, box_handles, draw_box, draw_picture, pen, style
 from lchp.report.flags import Against, Pick
-
-PICKS: tuple[str, ...] = get_args(Pick)
 
 
 @dataclass(frozen=True)
