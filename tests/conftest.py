@@ -3,8 +3,12 @@
 Where samples are missing, what needs them is skipped, saying so; with $LCHP_REQUIRE_DATA set it fails instead.
 """
 
+import contextlib
 import functools
 import os
+import shlex
+import sys
+import tempfile
 
 # one thread here and in every process that a test starts: sums in another order are other digits. Before torch is read
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -14,15 +18,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+import forked
 import numpy as np
 import pytest
-import torch
 from buckets import machine, one_url, s3_server, url  # noqa: F401  # fixtures
-from fake_cuda import cuda  # noqa: F401  # a fixture
 from PIL import Image
 
 from lchp import TrainConfig, override, preset
-from lchp.training.run import train
 
 LONG = [
     *("test_harness_ray", "test_sweep_programs", "test_faults", "test_export", "test_nodes"),
@@ -39,6 +41,16 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
+def pytest_xdist_setupnodes(config: pytest.Config, specs: list[Any]) -> None:
+    """The processes of pytest-xdist are forked from one that has imported what they import. This one imports little,
+    as they wait for it."""
+    stack = contextlib.ExitStack()
+    stack.enter_context(forked.server(forked.__file__, Path(stack.enter_context(tempfile.TemporaryDirectory()))))
+    config.add_cleanup(stack.close)
+    for spec in specs:
+        spec.python = shlex.join([sys.executable, forked.__file__])
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The order in which pytest-xdist hands out files: whole, since the tests of one share what they train."""
     items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
@@ -47,6 +59,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
     """Networks that a test builds without a seed begin alike every time, whatever ran before."""
+    import torch
+
     torch.manual_seed(0)
 
 
@@ -55,6 +69,7 @@ def quick_starts() -> Iterator[None]:
     """For tests that ask nothing of the first weights: large tensors begin with a stretch of the same million random
     numbers, repeated, torchvision's normal distributions keep their tails, and VGG's classification layers, which no
     trunk has, are left as the memory was. Each takes up to seconds per network."""
+    import torch
 
     def quick(name: str, scale: Callable[[float, float], float]) -> Callable[..., torch.Tensor]:
         draw: Callable[..., torch.Tensor] = getattr(torch.Tensor, name)
@@ -217,6 +232,8 @@ def squares_config(squares_root: Path) -> TrainConfig:
 @pytest.fixture(scope="session")
 def squares_run(squares_config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run folder. Tests only read it."""
+    from lchp.training.run import train
+
     run = tmp_path_factory.mktemp("runs") / "squares"
     train(squares_config, output=run)
     return run

@@ -8,21 +8,16 @@ import argparse
 import contextlib
 import gc
 import importlib
-import json
 import os
 import runpy
-import signal
-import socket
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
-SOCKET = "LCHP_FORKED_WORKERS"
-"""Environment variable: where the process listens that is forked."""
+import forked
+
 WITHOUT_RAY = ["torch", "torchvision", "pandas", "pyarrow.compute", "scipy.ndimage", "cv2", "torch._dynamo"]
 WITH_RAY = ["ray._private.workers.default_worker", "ray.train.torch", "lchp.harness.tune", "lchp.training.run"]
 
@@ -32,66 +27,23 @@ def forked_workers(folder: Path) -> Iterator[None]:
     """A Ray that this process starts meanwhile has such workers. One Ray, with one driver."""
     from ray._private.parameter import RayParams
 
-    address, absent = str(folder / "socket"), RayParams.update_if_absent
+    absent = RayParams.update_if_absent
 
     def update(params: RayParams, **more: object) -> None:
         absent(params, setup_worker_path=__file__)
         absent(params, **more)
 
-    parent = subprocess.Popen([sys.executable, __file__, address])
-    try:
-        with mock.patch.dict(os.environ, {SOCKET: address}), mock.patch.object(RayParams, "update_if_absent", update):
-            yield
-    finally:
-        parent.kill()
-        parent.wait()
+    with forked.server(__file__, folder), mock.patch.object(RayParams, "update_if_absent", update):
+        yield
 
 
-def ask() -> None:
-    """In the process that Ray has started: has a worker forked in its place, with its arguments, environment, folder
-    and files."""
-    question = json.dumps([sys.argv[1:], dict(os.environ), os.getcwd()]).encode()
-    with socket.socket(socket.AF_UNIX) as parent:
-        while parent.connect_ex(os.environ[SOCKET]):  # it does not listen yet
-            time.sleep(0.05)
-        socket.send_fds(parent, [len(question).to_bytes(8, "big")], [0, 1, 2])
-        parent.sendall(question)
-        parent.recv(1)
-
-
-def serve(address: str) -> None:
-    """Forks a worker per question, until it is killed. Returns in each worker, with its arguments in `sys.argv`."""
-    for name in WITHOUT_RAY:
-        importlib.import_module(name)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    with socket.socket(socket.AF_UNIX) as here:
-        here.bind(address)
-        here.listen(100)
-        while True:
-            question, _ = here.accept()
-            with question:
-                size, files, _, _ = socket.recv_fds(question, 8, 3)
-                with question.makefile("rb") as text:
-                    sys.argv, environment, folder = json.loads(text.read(int.from_bytes(size, "big")))
-                os.environ.clear()
-                os.environ.update(environment)
-                prepare()
-                if os.fork() == 0:
-                    break
-                for file in files:
-                    os.close(file)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    for number, file in enumerate(files):
-        os.dup2(file, number)
-        os.close(file)
-    os.chdir(folder)
-
-
-def prepare() -> None:
+def prepare(environment: dict[str, str]) -> None:
     """Imports what is Ray's, with the environment of the first worker: what all have in common, job and raylet, Ray
     reads as it is imported."""
     if "ray" in sys.modules:
         return
+    os.environ.clear()
+    os.environ.update(environment)
     import ray.actor
     from ray._raylet import ActorClassID
 
@@ -124,15 +76,17 @@ def work() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--serialized-runtime-env-context", default="{}")
     parser.add_argument("--language")
-    context, sys.argv = parser.parse_known_args(sys.argv)
+    context, sys.argv = parser.parse_known_args(sys.argv[1:])
     os.environ.update(RuntimeEnvContext.deserialize(context.serialized_runtime_env_context).env_vars)
     sys.path[0] = str(Path(sys.argv[0]).parent)
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 if __name__ == "__main__":
-    if sys.argv[1].endswith(".py"):
-        ask()
+    if sys.argv[1] != "serve":
+        forked.ask()
     else:
-        serve(sys.argv[1])
+        for name in WITHOUT_RAY:
+            importlib.import_module(name)
+        forked.serve(prepare)
         work()
