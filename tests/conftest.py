@@ -41,11 +41,15 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_setupnodes(config: pytest.Config, specs: list[Any]) -> None:
-    """The processes of pytest-xdist are forked from one that has imported what they import. This one imports little,
-    as they wait for it."""
+    """The processes of pytest-xdist are forked from one that has imported what they import, but for those that use a
+    GPU. This one imports little, since they wait for it."""
+    if config.option.markexpr == "gpu":
+        return
     stack = contextlib.ExitStack()
-    stack.enter_context(forked.server(forked.__file__, Path(stack.enter_context(tempfile.TemporaryDirectory()))))
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    stack.enter_context(forked.server(forked.__file__, folder))
     config.add_cleanup(stack.close)
     for spec in specs:
         spec.python = shlex.join([sys.executable, forked.__file__])

@@ -58,10 +58,10 @@ def ask() -> None:
         there.recv(1)
 
 
-def serve(before: Callable[[dict[str, str]], object], first: Callable[[], object] = lambda: None) -> None:
+def serve(prepare: Callable[[dict[str, str]], object], first: Callable[[], object] = lambda: None) -> None:
     """Forks a process per question, until the standard input ends. Returns in each of them, with its arguments in
-    `sys.argv`. before: called with the environment of each, here; first: called in each, before it has its files."""
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    `sys.argv`. prepare: called with the environment of each, here; first: called in each, before it has its files."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGCHLD, signal.SIGINT)}
     with socket.socket(fileno=int(sys.argv[2])) as here:
         while here in select.select([here, 0], [], [])[0]:
             question, _ = here.accept()
@@ -69,14 +69,15 @@ def serve(before: Callable[[dict[str, str]], object], first: Callable[[], object
                 size, files, _, _ = socket.recv_fds(question, 8, 3)
                 with question.makefile("rb") as text:
                     arguments, environment, folder = json.loads(text.read(int.from_bytes(size, "big")))
-                before(environment)
+                prepare(environment)
                 if os.fork() == 0:
                     break
             for file in files:
                 os.close(file)
         else:
             os._exit(0)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for number, handler in before.items():
+        signal.signal(number, handler)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
@@ -110,7 +111,7 @@ def run_code() -> None:
     """What Python does with `-c CODE`."""
     code = sys.argv[sys.argv.index("-c") + 1]
     sys.argv = ["-c"]
-    warnings.filters[:] = FILTERS
+    warnings.filters = FILTERS
     atexit.register(gc.unfreeze)  # else triton's library tells of what is left
     main = sys.modules["__main__"] = ModuleType("__main__")
     exec(code, main.__dict__)
