@@ -308,17 +308,20 @@ def _unprinted() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _lean(*, whole: bool) -> Iterator[None]:
-    """Within it Ray starts without its autoscaler and without the reader of its workers' logs, which take two CPU
-    seconds to start and 1 % of a core. `ray start` has flags for that, ray.init has none. whole: with both."""
-    from ray._private import parameter
+    """Within it Ray starts without its autoscaler, the reader of its workers' logs and what would serve its dashboard,
+    which take three CPU seconds to start and 1 % of a core. `ray start` has flags for the first two, ray.init has none.
+    whole: with all three."""
+    from ray._private import node, parameter
 
     found, without = parameter.RayParams, {"include_log_monitor": False, "no_monitor": True}
+    serve = node.Node.start_api_server
     if not whole:
         parameter.RayParams = functools.partial(found, **without)  # pyright: ignore[reportAttributeAccessIssue]
+        node.Node.start_api_server = lambda *_, **__: None
     try:
         yield
     finally:
-        parameter.RayParams = found
+        parameter.RayParams, node.Node.start_api_server = found, serve
 
 
 def _authenticate(mode: str | None) -> None:

@@ -376,12 +376,14 @@ def test_search_without_boxes_stops_bad_trials_and_keeps_an_optuna_study(
 
 
 def test_ray_is_started_without_what_no_sweep_asks_for() -> None:
+    from ray._private import node as nodes
     from ray._private import parameter, worker
 
     node = worker._global_node
     assert node is not None
-    assert set(node.all_processes) == {"gcs_server", "dashboard", "raylet"}
+    assert set(node.all_processes) == {"gcs_server", "raylet"}
     assert isinstance(parameter.RayParams, type)  # as it was
+    assert nodes.Node.start_api_server.__name__ == "start_api_server"
 
 
 def test_a_name_in_use_is_refused(root: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ def test_a_node_that_is_killed_while_it_trains_loses_no_cell(tmp_path: Path, one
     code = f"""
     import contextlib, json, os, shutil, signal, threading, time
     from pathlib import Path
-    from lchp.harness.cluster import QUIET
+    from lchp.harness.cluster import QUIET, _lean
     os.environ.update(QUIET)
     os.environ["RAY_health_check_period_ms"] = "500"  # 3 s by default; what is dead refuses the connection
     from ray.cluster_utils import Cluster
@@ -75,7 +75,8 @@ def test_a_node_that_is_killed_while_it_trains_loses_no_cell(tmp_path: Path, one
         signalled("one", signal.SIGCONT)
 
     def sweep(name, place, victim, trained):
-        node = nodes.add_node(num_cpus=1, env_vars=cache(victim))
+        with _lean(whole=False):
+            node = nodes.add_node(num_cpus=1, env_vars=cache(victim))
         nodes.wait_for_nodes()
         killer = threading.Thread(target=kill, args=(node, victim, trained), daemon=True)
         killer.start()
@@ -86,7 +87,8 @@ def test_a_node_that_is_killed_while_it_trains_loses_no_cell(tmp_path: Path, one
     base = override(base, {{"initialization.localizer_start": 10}})
     cells = grid({{"initialization.delta": [0.2, 0.4]}})
     head = {{"num_cpus": 1, "include_dashboard": False, "env_vars": cache("one")}}
-    nodes = Cluster(initialize_head=True, head_node_args=head)
+    with _lean(whole=False):
+        nodes = Cluster(initialize_head=True, head_node_args=head)
     os.environ.update(cache("driver"))
     said = [sweep("apart", storage, "two", uploaded), sweep("shared", disk, "three", written)]
     for record in (storage.read("sweeps/apart/sweep.json"), (disk / "sweeps/shared/sweep.json").read_bytes()):
