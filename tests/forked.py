@@ -58,20 +58,21 @@ def ask() -> None:
         there.recv(1)
 
 
-def serve(prepare: Callable[[dict[str, str]], object], first: Callable[[], object] = lambda: None) -> None:
+def serve(prepare: Callable[[dict[str, str]], object], first: Callable[[], object] = lambda: None) -> socket.socket:
     """Forks a process per question, until the standard input ends. Returns in each of them, with its arguments in
-    `sys.argv`. prepare: called with the environment of each, here; first: called in each, before it has its files."""
+    `sys.argv`, what the asker waits for to be closed. prepare: called with the environment of each, here; first: called
+    in each, before it has its files."""
     before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGCHLD, signal.SIGINT)}
     with socket.socket(fileno=int(sys.argv[2])) as here:
         while here in select.select([here, 0], [], [])[0]:
             question, _ = here.accept()
-            with question:
-                size, files, _, _ = socket.recv_fds(question, 8, 3)
-                with question.makefile("rb") as text:
-                    arguments, environment, folder = json.loads(text.read(int.from_bytes(size, "big")))
-                prepare(environment)
-                if os.fork() == 0:
-                    break
+            size, files, _, _ = socket.recv_fds(question, 8, 3)
+            with question.makefile("rb") as text:
+                arguments, environment, folder = json.loads(text.read(int.from_bytes(size, "big")))
+            prepare(environment)
+            if os.fork() == 0:
+                break
+            question.close()
             for file in files:
                 os.close(file)
         else:
@@ -86,6 +87,7 @@ def serve(prepare: Callable[[dict[str, str]], object], first: Callable[[], objec
     for number, file in enumerate(files):
         os.dup2(file, number)
         os.close(file)
+    return question
 
 
 def start_fork_server() -> None:
@@ -125,5 +127,5 @@ if __name__ == "__main__":
         for name in PARTS:
             importlib.import_module(name)
         gc.freeze()
-        serve(lambda _: None, start_fork_server)
+        serve(lambda _: None, start_fork_server).detach()  # open until this process has ended: the asker waits for that
         run_code()

@@ -88,5 +88,5 @@ if __name__ == "__main__":
     else:
         for name in WITHOUT_RAY:
             importlib.import_module(name)
-        forked.serve(prepare)
+        forked.serve(prepare).close()
         work()
