@@ -18,6 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import forkserver, resource_tracker
@@ -104,6 +105,10 @@ def start_fork_server() -> None:
             exec(arguments[-1], {})
         os._exit(0)
 
+    # what they print is not for the terminal; this process gets its own files next
+    with tempfile.TemporaryFile() as unread:
+        os.dup2(unread.fileno(), 1)
+        os.dup2(unread.fileno(), 2)
     resource_tracker.ensure_running()
     with mock.patch("multiprocessing.util.spawnv_passfds", fork):
         forkserver.ensure_running()
