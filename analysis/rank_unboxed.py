@@ -6,15 +6,14 @@ python analysis/rank_unboxed.py --storage results/cub --where refinement.tau=0.9
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import tyro
 
 from lchp.console import guarded, parse
-from lchp.report.read import collect
-from lchp.report.select import parse_where, require
+from lchp.report.flags import RecordFlags
+from lchp.report.select import require
 from lchp.report.unboxed import rank, rank_text
 
 
@@ -22,10 +21,7 @@ from lchp.report.unboxed import rank, rank_text
 class Flags:
     """Rank the settings of sweeps by what the classifier makes of their boxes; no true box is read."""
 
-    storage: tuple[Path, ...] = (Path("results"),)
-    """Storages of sweeps, folders of run folders, or run folders."""
-    where: tyro.conf.UseAppendAction[Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD=VALUE")]] = ()
-    """What the runs must have; may be given several times."""
+    source: Annotated[RecordFlags, tyro.conf.arg(name="")] = field(default_factory=RecordFlags)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def body() -> int:
         flags: Flags = parse(Flags, arguments, "rank_unboxed.py")
-        records, where = collect(flags.storage), parse_where(flags.where)
+        records, where = flags.source.read(), flags.source.conditions
         require(records, where)
         print(rank_text(rank(records, where)))
         for line in records.problems:

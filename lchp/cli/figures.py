@@ -35,7 +35,7 @@ class Figures:
 
         source, of_run = self.source, self.of_run
         if of_run is not None:
-            refuse(source, ("storage", "where"), "does not go with --run")
+            refuse(source, ("storage", "where", "sweep"), "does not go with --run")
         for name, asked in (("image", ("panel",)), ("images", ("grid",)), ("pick", ("grid", "panel"))):
             if self.figure and not {*asked} & {*self.figure}:
                 refuse(self.shown, (name,), f"goes with --figure {' or '.join(asked)}")

@@ -1,7 +1,7 @@
 """`lchp table`."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,8 +9,7 @@ import tyro
 
 from lchp.console import refuse
 from lchp.errors import ConfigError
-from lchp.files.remote import Remote
-from lchp.report.flags import STORAGES, beside
+from lchp.report.flags import RecordFlags
 
 
 @dataclass
@@ -38,29 +37,23 @@ class MakeTable:
     compare: Annotated[tuple[str, ...], tyro.conf.arg(metavar="A B")] = ()
     """Compare two settings, FIELD=VALUE[,FIELD=VALUE][:RESULT], over all their common seeds, or two runs, RUN[:RESULT],
     instead of making a table."""
-    storage: tuple[Remote | Path, ...] = STORAGES
-    """Storages of sweeps (folders, or URLs such as s3://BUCKET/PREFIX), folders of run folders, or run folders."""
-    where: tyro.conf.UseAppendAction[Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD=VALUE")]] = ()
-    """Take only runs with this value of a field, e.g. initialization.attention=features; may be given several times."""
+    source: Annotated[RecordFlags, tyro.conf.arg(name="")] = field(default_factory=RecordFlags)
     output: Annotated[Path | None, tyro.conf.arg(aliases=("--out",))] = None
     """Folder to write to; tables/ in the first storage by default, or in the current folder where that is a URL."""
 
     def run(self) -> int:
         """Writes and prints the table; the exit status: 1 where a record could not be read."""
         from lchp.report.compare import compared
-        from lchp.report.read import collect
         from lchp.report.select import parse_where
         from lchp.report.tables.cells import FieldTable
         from lchp.report.tables.fields import field_table
         from lchp.report.tables.render import FORMATS, to_text
         from lchp.report.tables.write import write_tables
 
-        if not self.storage:
-            raise ConfigError("--storage: expected at least one folder")
         if self.compare and self.rows is None:
             idle = ("columns", "metric", "result", "baseline", "figure", "output")
             refuse(self, idle, "does not go with --compare, which prints")
-            print(compared(self.compare, self.storage, self.where))
+            print(compared(self.compare, self.source))
             return 0
         if self.compare or self.rows is None:
             raise ConfigError("lchp table needs --rows FIELD[,FIELD] or --compare A B, one of them")
@@ -69,14 +62,13 @@ class MakeTable:
                 self, (self.columns.removesuffix("s"),), f"does not go with --columns {self.columns}, which shows each"
             )
         rows = tuple(name.strip() for name in self.rows.split(","))
-        where = parse_where(self.where)
         baseline = None if self.baseline is None else next(iter(parse_where([self.baseline], "--baseline").items()))
-        asked = FieldTable(rows, self.columns, self.result, self.metric, where, baseline)
+        asked = FieldTable(rows, self.columns, self.result, self.metric, self.source.conditions, baseline)
         if self.figure and len(rows) > 1:
             raise ConfigError("--figure draws one field of rows; name a second one by --columns")
-        records = collect(self.storage)
+        records = self.source.read()
         table = field_table(records, asked)
-        out = self.output or beside(self.storage) / "tables"
+        out = self.output or self.source.beside / "tables"
         figure = None
         if self.figure:
             from lchp.report.figures.fields import figure_of

@@ -40,7 +40,7 @@ class Tables:
         if self.compare:
             refuse(self, ("table", "watch", "output"), "does not go with --compare, which prints")
             refuse(self.source, ("preset",), "does not go with --compare, which prints")
-            print(compared(self.compare, self.source.storage, self.source.where))
+            print(compared(self.compare, self.source))
             return 0
         numbers = tuple(dict.fromkeys(self.table)) or None
         return make_tables(TableOptions(self.source, self.output or self.source.beside / "tables", numbers, self.watch))

@@ -18,13 +18,12 @@ from lchp.config import to_flat
 from lchp.errors import ConfigError, RunError
 from lchp.evaluation.metrics import FRAMES, RESULTS, hits, in_top, percent
 from lchp.evaluation.predictions import METRICS, TITLES, read_predictions
-from lchp.files.remote import Storage
 from lchp.files.runs import PREDICTIONS, read_config, read_environment
 from lchp.files.targets import as_path
 from lchp.report.dependence import is_complete, result_of
-from lchp.report.flags import STORAGES
+from lchp.report.flags import STORAGES, RecordFlags
 from lchp.report.paired import RESAMPLES, Difference, difference
-from lchp.report.read import METHOD, Records, collect, title_of
+from lchp.report.read import METHOD, Records, title_of
 from lchp.report.select import (
     FINGERPRINT,
     IDENTITY,
@@ -89,16 +88,16 @@ class Comparison:
         return self.a - self.b
 
 
-def compared(texts: Sequence[str], storages: Sequence[Storage], where: Sequence[str] = ()) -> str:
-    """What `--compare` prints: two runs, or two settings of the records in `storages`. Raises an LchpError."""
+def compared(texts: Sequence[str], chosen: RecordFlags) -> str:
+    """What `--compare` prints: two runs, or two settings of the chosen records. Raises an LchpError."""
     if len(texts) != 2:
         raise ConfigError("--compare: expected two results, RUN[:RESULT] RUN[:RESULT], or two settings, FIELD=VALUE")
     of_settings = any(is_setting(text) for text in texts)
-    if not of_settings and (where or tuple(storages) != STORAGES):
-        idle = "--where" if where else "--storage"
+    if not of_settings and (chosen.where or chosen.sweep or chosen.storage != STORAGES):
+        idle = "--where" if chosen.where else "--sweep" if chosen.sweep else "--storage"
         raise ConfigError(f"{idle} does not go with --compare RUN RUN; it chooses among settings, FIELD=VALUE")
-    records = collect(storages) if of_settings else None
-    a, b = (parse_side(text, records, where) for text in texts)
+    records = chosen.read() if of_settings else None
+    a, b = (parse_side(text, records, chosen.where) for text in texts)
     return comparison_text(a, b, compare(a, b))
 
 

@@ -1,16 +1,19 @@
 """The flags that the commands over records share, and the names that these take."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from lchp.config import preset
 from lchp.errors import ConfigError
 from lchp.files.remote import Remote
+
+if TYPE_CHECKING:
+    from lchp.report.read import Records
 
 FigureName = Literal["delta", "tau", "fields", "search", "iou", "confidence", "training", "grid", "panel"]
 Pick = Literal["random", "best", "worst", "gained", "lost"]
@@ -48,21 +51,19 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Source:
-    """Which records, and of which recipe."""
+class RecordFlags:
+    """Which records."""
 
     storage: tuple[Remote | Path, ...] = STORAGES
     """Storages of sweeps (folders, or URLs such as s3://BUCKET/PREFIX), folders of run folders, or run folders."""
-    preset: str | None = None
-    """Recipe that tables and figures are about; by default the one that the records follow."""
     where: tyro.conf.UseAppendAction[Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD=VALUE")]] = ()
     """Take only runs with this value of a field, e.g. initialization.attention=features; may be given several times."""
+    sweep: tyro.conf.UseAppendAction[Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME")]] = ()
+    """Take only the runs of this sweep's cells, by the sweep's name; may be given several times."""
 
     def __post_init__(self) -> None:
         if not self.storage:
             raise ConfigError("--storage: expected at least one folder")
-        if self.preset is not None:
-            preset(self.preset)
         _ = self.conditions  # a mistake is said before anything is read
 
     @cached_property
@@ -77,9 +78,26 @@ class Source:
     @property
     def beside(self) -> Path:
         """The folder in which outputs lie by default: the first storage, or the current folder where that is a URL."""
-        return beside(self.storage)
+        return Path() if isinstance(self.storage[0], Remote) else self.storage[0]
+
+    def read(self) -> "Records":
+        """The records of the storages, or of the sweeps in them that `sweep` names. Raises as `collect`, and
+        ConfigError for an unknown sweep; `where` is left to whoever makes something of them."""
+        from lchp.report.read import collect
+        from lchp.report.select import of_sweeps
+
+        records = collect(self.storage)
+        return of_sweeps(records, self.sweep) if self.sweep else records
 
 
-def beside(storages: Sequence[Remote | Path]) -> Path:
-    """See `Source.beside`."""
-    return Path() if isinstance(storages[0], Remote) else storages[0]
+@dataclass(frozen=True)
+class Source(RecordFlags):
+    """Which records, and of which recipe."""
+
+    preset: str | None = None
+    """Recipe that tables and figures are about; by default the one that the records follow."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.preset is not None:
+            preset(self.preset)

@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,23 @@ def require(records: Records, conditions: Mapping[str, Any], option: str = "--wh
         if show(value) not in there:
             listed = ", ".join(there[:12]) + (" ..." if len(there) > 12 else "")
             raise ConfigError(f"{option} {name}={show(value)}: no run has it; there are {listed or 'no runs'}")
+
+
+def of_sweeps(records: Records, names: Sequence[str]) -> Records:
+    """The records of these sweeps' cells alone. Raises ConfigError for a sweep that no storage has, with those there
+    are."""
+    there = list(dict.fromkeys(sweep.name for sweep in records.sweeps))
+    for name in names:
+        if name not in there:
+            listed = f"there are {', '.join(there)}" if there else "the storages have none"
+            raise ConfigError(f"--sweep {name}: no such sweep{suggest(name, there)}; {listed}")
+    sweeps = tuple(sweep for sweep in records.sweeps if sweep.name in names)
+    cells = {(str(sweep.storage), key) for sweep in sweeps for key in sweep.states}
+    runs, failures = (
+        rows(frame, (cell in cells for cell in zip(frame["storage"], frame["key"], strict=True)))
+        for frame in (records.runs, records.failures)
+    )
+    return replace(records, runs=runs, failures=failures, sweeps=sweeps)
 
 
 def _ordered(subset: Sequence[str]) -> tuple[str, ...]:

@@ -44,7 +44,7 @@ def rank(records: Records, where: Mapping[str, Any] | None = None) -> tuple[Rank
     if columns["score"] in runs:
         runs = rows(runs, (not np.isnan(v) for v in runs[columns["score"]]))
     if runs.empty or columns["score"] not in runs:
-        raise RunError("no run to rank; none meets --where, or their summaries are older than `unboxed`")
+        raise RunError("no run to rank; none meets --where and --sweep, or their summaries are older than `unboxed`")
     vary = [name for name in (*IDENTITY, FINGERPRINT, RECIPE) if len(set(runs[name])) > 1]
     groups = [once(group, ("unboxed/",)).runs for group in split(runs, None)]
     found = [

@@ -428,7 +428,7 @@ def test_records_of_an_older_recipe_are_read(tmp_path: Path) -> None:
     found = collect([OLDER])
     assert found.problems == ()
     assert set(found.runs["recipe"]) == {3}
-    assert make_tables(Tables(Source((OLDER,), "cub50_cpu"), tmp_path, numbers=(1,))) == 0
+    assert make_tables(Tables(Source((OLDER,), preset="cub50_cpu"), tmp_path, numbers=(1,))) == 0
     text = (tmp_path / "table_1.md").read_text()
     for figures in ("62.96 (1)", "63.68 (1)", "55.84 (1)", "74.50 (1)", "70.23 (1)"):
         assert figures in text

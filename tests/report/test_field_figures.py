@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from report_records import store, write_grid
+from report_records import store, write_grid, write_sweep
 
 from lchp.cli import main
 from lchp.config import PRESETS, override, preset
@@ -140,13 +140,22 @@ def test_a_search_of_one_trial_or_none(tmp_path: Path) -> None:
         search_figure(read_studies(tmp_path / "none")[0])
 
 
+def test_of_one_sweep_no_other_one_s_search_is_drawn(tmp_path: Path) -> None:
+    search(tmp_path, 1)
+    write_sweep(tmp_path, [({}, preset("parts"), "done", None)], preset("parts"), "other")
+    source = Source((tmp_path,), sweep=("other",))
+    (found,) = draw(FigureOptions(source, ("search",)), source.read(), PARTS, read_paper())
+    assert isinstance(found, NotDrawn)
+    assert found.reason == "no search was run"
+
+
 def test_a_damaged_database_is_one_line(tmp_path: Path) -> None:
     storage = write_grid(tmp_path)
     (storage / DATABASE).write_bytes(b"no database at all, but long enough to look at" * 50)
     with pytest.raises(RunError, match=r"optuna.db: its studies cannot be read"):
         read_studies(storage)
     records = collect([storage])
-    (found,) = draw(FigureOptions(Source((storage,), "parts"), ("search",)), records, PARTS, read_paper())
+    (found,) = draw(FigureOptions(Source((storage,), preset="parts"), ("search",)), records, PARTS, read_paper())
     assert isinstance(found, NotDrawn)
     assert "cannot be read" in found.reason
     assert "\n" not in found.reason
@@ -160,6 +169,6 @@ def test_the_commands_draw_them(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert {"alpha_by_results.png", "alpha_by_results.pdf"} <= {p.name for p in (tmp_path / "tables").iterdir()}
     assert main(["table", "--rows", f"{ALPHA},seed", "--storage", str(tmp_path), "--figure"]) == 2
     assert "--figure draws one field of rows; name a second one by --columns" in capsys.readouterr().err
-    wanted = FigureOptions(Source((tmp_path,), "parts"), ("fields", "search"))
+    wanted = FigureOptions(Source((tmp_path,), preset="parts"), ("fields", "search"))
     assert make_figures(wanted, tmp_path / "out") == 0
     assert {p.stem for p in (tmp_path / "out").iterdir()} == {"alpha_by_results", "search_mine"}

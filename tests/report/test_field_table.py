@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_records import store, store_link, write_grid, write_predicted, write_run, write_sweep
+from report_records import key, store, store_link, write_grid, write_predicted, write_run, write_sweep
 
 from lchp.cli import main
 from lchp.config import override, preset
 from lchp.errors import ConfigError, RunError
 from lchp.report.figures.fields import figure_of
-from lchp.report.read import collect
+from lchp.report.flags import Source
+from lchp.report.read import Records, collect
 from lchp.report.tables.cells import FieldTable
 from lchp.report.tables.fields import field_table
 from lchp.report.tables.grid import Table, TableCell
@@ -108,6 +109,43 @@ def test_what_differs_besides_is_named_and_counted(tmp_path: Path) -> None:
     assert [row.labels for row in alone.sections[0].rows] == [("0.5",)]
     assert cell(alone, ("0.5",), "LCHP-R").ours == "60.00 (1)"
     assert not [note for note in alone.notes if "differs too" in note]
+
+
+def test_a_table_of_one_sweep_has_its_cells_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One is the recipe; mine shares a run with it, and lost a cell that a run of another storage has."""
+    base = preset("parts")
+    short = {"initialization.epochs": 1}
+    for name, cells in (("one", [{}, {DELTA: 0.3}]), ("mine", [{}, {TAU: 0.5, **short}, {TAU: 0.8, **short}])):
+        configs = [override(base, values) for values in cells]
+        states = ["done" if values.get(TAU) != 0.8 else "failed" for values in cells]
+        write_sweep(tmp_path, [*zip(cells, configs, states, [None] * len(cells), strict=True)], base, name)
+        for config, state in zip(configs, states, strict=True):
+            if state == "done" and not (tmp_path / "store" / "stage2" / key(config)).exists():
+                store(tmp_path, config)
+    write_run(tmp_path / "alone", override(base, {TAU: 0.7}))
+
+    def read(*names: str) -> Records:
+        return Source((tmp_path,), sweep=names).read()
+
+    assert [len(read(*names).runs) for names in ((), ("one",), ("mine",), ("mine", "one"))] == [4, 2, 2, 3]
+    assert [len(read(name).failures) for name in ("one", "mine")] == [0, 1]
+    assert [sweep.name for sweep in read("mine").sweeps] == ["mine"]
+    storage = ["--storage", str(tmp_path)]
+    assert main(["table", "--rows", TAU, "--sweep", "mine", *storage]) == 0
+    table = csv.DictReader(io.StringIO((tmp_path / "tables" / "table_tau_by_results.csv").read_text()))
+    assert {row["tau"] for row in table} == {"0.5", "0.8", "0.9"}
+    assert main(["tables", "--table", "3", "--sweep", "one", *storage]) == 0
+    assert main(["table", "--compare", f"{TAU}=0.9", f"{TAU}=0.5", "--sweep", "mine", *storage]) == 2
+    assert "predictions" in capsys.readouterr().err  # both were found
+    assert main(["report", "--no-figures", "--sweep", "mine", *storage]) == 0
+    assert f"--storage {tmp_path.name} --sweep mine" in (tmp_path / "report.html").read_text()
+    capsys.readouterr()
+    for command in (["table", "--rows", TAU], ["tables"], ["figures"], ["report"]):
+        assert main([*command, "--sweep", "mien", *storage]) == 2
+        said = "--sweep mien: no such sweep (did you mean mine?); there are mine, one"
+        assert capsys.readouterr().err == f"lchp: error: {said}\n"
+    with pytest.raises(ConfigError, match=r"^--sweep mine: no such sweep; the storages have none$"):
+        Source((tmp_path / "alone",), sweep=("mine",)).read()
 
 
 def test_fields_of_one_last_name_have_different_names(tmp_path: Path) -> None:

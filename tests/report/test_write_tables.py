@@ -90,6 +90,7 @@ MISTAKES = {
     "--compare a b --output c": "--output does not go with --compare",
     "--compare a b --preset cub": "--preset does not go with --compare",
     "--compare a b --where seed=0": "--where does not go with --compare RUN RUN",
+    "--compare a b --sweep c": "--sweep does not go with --compare RUN RUN",
     "--compare a b --storage c": "--storage does not go with --compare RUN RUN",
     "--compare a b": "a/config.json: no such file",
     "--tabel 3": "--tabel: no such option of make_tables.py (did you mean --table?)",

@@ -76,7 +76,8 @@ class Material:
             return self.records.runs
         group = choose(self.records, self.recipe, None, self.wanted.source.conditions).group
         if group is None:
-            that = " with what --where says" if self.wanted.source.conditions else ""
+            source = self.wanted.source
+            that = " that --where and --sweep let through" if source.where or source.sweep else ""
             raise RunError(f"no finished run of LCHP on {self.recipe.config.data.name}{that} in the storages")
         return group.runs.sort_values("seed", kind="stable")
 
@@ -210,7 +211,9 @@ def _tasks(material: Material, name: FigureName) -> dict[str, Callable[[], Drawi
         return {f"fields, {title}": task for title, task in there}
     if name == "search":
         studies = [study for storage in material.records.storages for study in read_studies(storage)]
-        return {f"search, {study.study_name}": lambda study=study: search_figure(study) for study in studies}
+        asked = material.wanted.source.sweep
+        mine = [study for study in studies if not asked or study.study_name in asked]
+        return {f"search, {study.study_name}": lambda study=study: search_figure(study) for study in mine}
     if name == "grid":
         return {f"grid, {p}": lambda p=p: _grid(material, p) for p in dict.fromkeys(material.wanted.shown.pick)}
     return {name: lambda: FIGURES[name](material)}
@@ -225,7 +228,7 @@ def make_figures(wanted: FigureOptions, out: Path) -> int:
     paper = read_paper()
     if wanted.run is not None and not wanted.run.is_dir():
         raise RunError(f"--run {wanted.run}: no such run folder")
-    records = collect(wanted.source.storage if wanted.run is None else (wanted.run,))
+    records = wanted.source.read() if wanted.run is None else collect((wanted.run,))
     if wanted.run is not None and len(records.runs) != 1:
         raise RunError(
             "; ".join(records.problems) or f"{wanted.run}: holds {len(records.runs)} runs; name one by --run"

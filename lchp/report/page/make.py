@@ -30,7 +30,7 @@ from lchp.report.flags import Shown, Source
 from lchp.report.page.headline import Headline, make_headline
 from lchp.report.page.trials import Trials, read_trials
 from lchp.report.paper import Paper, read_paper
-from lchp.report.read import Records, collect
+from lchp.report.read import Records
 from lchp.report.select import differences, preset_of, require, rows
 from lchp.report.tables.grid import BY_HAND, DATA, Table, as_typed
 from lchp.report.tables.numbers import tables
@@ -114,7 +114,7 @@ def make_page(wanted: PageOptions) -> int:
     """
     out = require_file(wanted.out or wanted.source.beside / NAME, "output", holding(MARK), "report of lchp")
     paper = read_paper()
-    records = collect(wanted.source.storage)
+    records = wanted.source.read()
     require(records, wanted.source.conditions)
     if records.runs.empty and records.failures.empty and not records.sweeps:
         more = f"; and {len(records.problems) - 3} more problems" if len(records.problems) > 3 else ""
@@ -241,6 +241,7 @@ def _commands(records: Records, wanted: PageOptions) -> tuple[str, ...]:
     words = ["lchp", "report", "--storage", *named]
     words += ["--preset", wanted.source.preset] if wanted.source.preset else []
     words += [w for condition in wanted.source.where for w in ("--where", condition)]
+    words += [w for name in wanted.source.sweep for w in ("--sweep", name)]
     return *dict.fromkeys(typed), shlex.join(words)
 
 

@@ -49,7 +49,7 @@ def make_tables(wanted: TableOptions, *, sleep: Callable[[float], None] = time.s
     shown: tuple[str, list[str]] | None = None
     while True:
         try:
-            records = collect(wanted.source.storage)
+            records = wanted.source.read()
         except RunError:
             if wanted.watch is None or any(isinstance(s, Remote) or s.is_dir() for s in wanted.source.storage):
                 raise
