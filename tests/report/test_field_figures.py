@@ -169,6 +169,13 @@ def test_the_commands_draw_them(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert {"alpha_by_results.png", "alpha_by_results.pdf"} <= {p.name for p in (tmp_path / "tables").iterdir()}
     assert main(["table", "--rows", f"{ALPHA},seed", "--storage", str(tmp_path), "--figure"]) == 2
     assert "--figure draws one field of rows; name a second one by --columns" in capsys.readouterr().err
+    run(tmp_path, {ALPHA: 5.0, BETA: 0.5, LABELLER: "ema"}, 90.0)
+    assert main(["table", "--rows", ALPHA, "--storage", str(tmp_path), "--figure", "--out", str(tmp_path / "no")]) == 2
+    assert capsys.readouterr().err == (
+        "lchp: error: no figure of cells that mix runs; they differ in initialization.beta, refinement.labeller: "
+        "--where FIELD=VALUE or --sweep NAME chooses among the runs\n"
+    )
+    assert not (tmp_path / "no").exists()
     wanted = FigureOptions(Source((tmp_path,), preset="parts"), ("fields", "search"))
     assert make_figures(wanted, tmp_path / "out") == 0
     assert {p.stem for p in (tmp_path / "out").iterdir()} == {"alpha_by_results", "search_mine"}

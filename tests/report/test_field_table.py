@@ -50,7 +50,7 @@ def test_a_cell_is_a_mean_over_seeds(tmp_path: Path) -> None:
     assert cell(table, ("0.5",), "LCHP-R").ours == "62.00 ± 2.83 (2)"
     assert cell(table, ("0.9",), "LCHP-R").rank == 1
     assert cell(table, ("0.9",), "LCHP-R", "full_image").ours == "59.00 ± 2.83 (2)"  # 8 points below
-    assert not [note for note in table.notes if "differs too" in note]
+    assert not [note for note in table.notes if "--where" in note]
     assert "Seeds 0, 1" in table.caption
     assert table.title == "GT-Known (%) by refinement.tau"
     assert to_markdown(table).startswith("### Table. GT-Known (%) by refinement.tau\n")
@@ -100,15 +100,28 @@ def test_what_differs_besides_is_named_and_counted(tmp_path: Path) -> None:
     assert cell(table, ("0.5",), "LCHP-R").ours == "62.00 ± 2.83 (2; 2 settings)"
     assert cell(table, ("0.5",), "LCHP-I").ours == "50.00 (1)"  # one training, whatever the labeller
     assert cell(table, ("0.3",), "LCHP-R").ours == "70.00 (1)"
-    besides = [note for note in table.notes if note.startswith("differs too (--where chooses): ")]
-    assert besides == [
-        "differs too (--where chooses): refinement.tau 0.8; in delta 0.5 0.9",
-        "differs too (--where chooses): refinement.labeller online; in delta 0.5 ema, online",
+    assert list(table.notes[:3]) == [
+        "cells differ too in refinement.tau (delta 0.3: 0.8; delta 0.5: 0.9)",
+        "cells mix runs that differ in refinement.labeller (delta 0.5: ema and online; delta 0.3: online)",
+        "--where FIELD=VALUE or --sweep NAME chooses among the runs; a column in which a cell mixes runs has no best",
     ]
+    ranks = [[c.rank for c in row.cells] for row in table.sections[0].rows]
+    assert ranks == [[1, 1, 0], [1, 1, 0]]  # of LCHP-R neither the mean nor what it would be measured against
+    assert table.mixed == (LABELLER,)
     alone = made(tmp_path, DELTA, where={LABELLER: "online", TAU: 0.9})
     assert [row.labels for row in alone.sections[0].rows] == [("0.5",)]
     assert cell(alone, ("0.5",), "LCHP-R").ours == "60.00 (1)"
-    assert not [note for note in alone.notes if "differs too" in note]
+    assert not [note for note in alone.notes if "--where" in note]
+
+
+def test_a_note_names_few_cells_and_sums_up_the_others(tmp_path: Path) -> None:
+    for delta in (0.3, 0.4, 0.5):
+        for tau in (0.5, 0.8, 0.9):
+            run(tmp_path, {DELTA: delta, TAU: tau})
+    assert "cells mix runs that differ in refinement.tau (all: 0.5, 0.8 and 0.9)" in made(tmp_path, DELTA).notes
+    run(tmp_path, {DELTA: 0.6})
+    said = "cells mix runs that differ in refinement.tau (delta 0.6: 0.9; the others: 0.5, 0.8 and 0.9)"
+    assert said in made(tmp_path, DELTA).notes
 
 
 def test_a_table_of_one_sweep_has_its_cells_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -210,8 +223,8 @@ def test_other_images_and_recipes_are_never_averaged_in_silence(tmp_path: Path) 
     table = made(tmp_path, TAU)
     assert "3 settings" in cell(table, ("0.9",), "LCHP-R").ours
     notes = " ".join(table.notes)
-    assert "data_fingerprint a, b" in notes
-    assert "recipe 2, None" in notes
+    assert "data_fingerprint (all: a and b)" in notes
+    assert "recipe (all: 2 and None)" in notes
 
 
 def test_a_result_found_twice_counts_once(tmp_path: Path) -> None:
@@ -436,3 +449,5 @@ def test_a_setting_whose_images_have_no_boxes_is_not_counted(tmp_path: Path) -> 
     boxless.rename(tmp_path / "boxless")  # a run folder of its own, without checksums
     table = made(tmp_path, DELTA)
     assert cell(table, ("0.5",), "LCHP-R").ours == "62.00 ± 2.83 (2; 2 settings)"
+    assert not [note for note in table.notes if note.startswith("no boxes")]
+    assert any("rank_unboxed.py ranks LCHP's settings without any" in note for note in made(tmp_path, LABELLER).notes)

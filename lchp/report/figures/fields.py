@@ -28,7 +28,7 @@ from lchp.report.figures.style import (
 from lchp.report.read import Records
 from lchp.report.select import DELTA, FINGERPRINT, IDENTITY, RECIPE, TAU, canonical, choose, rows
 from lchp.report.tables.cells import FieldTable
-from lchp.report.tables.fields import field_table
+from lchp.report.tables.fields import CHOOSE, DIFFER, field_table
 from lchp.report.tables.grid import Section, Table
 
 MOST = 4
@@ -42,11 +42,13 @@ _OTHERS = (Mark(BLUE, "-", "^"), Mark(ORANGE, "-", "o"), Mark(GREEN, DASHES["das
 
 def figure_of(made: Table, asked: FieldTable) -> Drawing:
     """A field table as lines, or where its columns are a field as a heatmap; in both frames. Raises RunError where it
-    has several fields of rows, or no figure."""
+    has several fields of rows, no figure, or a cell that mixes runs."""
     if len(asked.rows) > 1:
         raise RunError(f"a figure shows one field of rows, not {', '.join(asked.rows)}")
     if all(cell.mean is None for section in made.sections for row in section.rows for cell in row.cells):
         raise RunError(f"no figure of {' and '.join(asked.fields)} to draw")
+    if made.mixed:
+        raise RunError(f"no figure of cells that mix runs; they differ in {', '.join(made.mixed)}: {CHOOSE}")
     paint, wide = (_lines, 1.9) if asked.fields == asked.rows else (_heat, 0.6 + 0.28 * len(made.sections[0].rows))
     with style():
         size = (COLUMN, len(made.sections) * wide + 0.35)
@@ -60,7 +62,7 @@ def figure_of(made: Table, asked: FieldTable) -> Drawing:
             handles, labels = figure.axes[0].get_legend_handles_labels()
             figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
     spread = "mean and standard deviation over seeds" if paint is _lines else "mean over seeds"
-    besides = " ".join(f"{note}." for note in made.notes if note.startswith("differs too"))
+    besides = " ".join(f"{note}." for note in made.notes if note.startswith(DIFFER))
     return Drawing(asked.name, f"{made.title}: {spread}, in both frames. {made.caption} {besides}", figure)
 
 

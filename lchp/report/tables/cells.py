@@ -93,8 +93,14 @@ class CellRuns:
         cell = cell_of(self.runs, self.lost, path, self.measure, frame, None, trained=not self.maps)
         if cell.mean is None:
             return cell
-        there = sum(bool(group.runs[path].notna().any()) for group in self.settings)
+        there = len(self.figured)
         return replace(cell, ours=f"{cell.ours[:-1]}; {there} settings)") if there > 1 else cell
+
+    @cached_property
+    def figured(self) -> tuple[Group, ...]:
+        """The settings that have a figure; a cell of several mixes what is not alike."""
+        paths = [self.measure.path.format(frame=frame) for frame in FRAMES]
+        return tuple(group for group in self.settings if group.runs[paths].notna().to_numpy().any())
 
     @property
     def label(self) -> str:

@@ -1,6 +1,6 @@
 """A table of any fields over any records, and what its runs differ in besides; with a baseline, the differences."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from lchp.report.select import FINGERPRINT, IDENTITY, RECIPE, Group, show, sorte
 from lchp.report.tables.cells import NO_PART, CellRuns, FieldCells, FieldTable, find_cells
 from lchp.report.tables.grid import (
     DATA,
+    NO_BOXES,
     Row,
     Section,
     Table,
@@ -33,13 +34,22 @@ from lchp.report.tables.grid import (
     unlike_paper,
 )
 
+DIFFER = "cells differ too"
+CHOOSE = "--where FIELD=VALUE or --sweep NAME chooses among the runs"
+UNBOXED = f"{NO_BOXES}: python analysis/rank_unboxed.py ranks LCHP's settings without any (docs/measuring.md)"
+"""Notes, or how they begin."""
+
 
 def field_table(records: Records, asked: FieldTable) -> Table:
     """The table, with both frames. Raises as `find_cells`."""
     found = find_cells(records, asked)
     part = part_of(_of_one_data(found.runs))
     body = {frame: [[cell.in_frame(frame) for cell in row] for row in found.rows] for frame in FRAMES}
-    notes = _differing(found, asked)
+    notes, mixed = _differing(found, asked)
+    measures = [
+        replace(measure, ranked=all(len(cell.figured) < 2 for cell in column))
+        for measure, column in zip(found.measures, zip(*found.rows, strict=True), strict=True)
+    ]
     if asked.baseline is not None:
         notes += add_differences(found, asked.baseline, body)
     sections = []
@@ -47,9 +57,11 @@ def field_table(records: Records, asked: FieldTable) -> Table:
         labels = [tuple(show(row[0].values[name]) for name in asked.rows) for row in found.rows]
         shown = [Row(label, tuple(of_row)) for label, of_row in zip(labels, cells, strict=True)]
         data = ", ".join(DATA[name] for name in sorted(set(found.runs["data.name"])))
-        sections.append(Section(data, frame, ranked_rows(shown, found.measures, Paper({}), 0), part))
+        sections.append(Section(data, frame, ranked_rows(shown, measures, Paper({}), 0), part))
     if len(set(found.runs[FINGERPRINT])) == 1:
         notes += floor_notes(found.runs)
+    if any(cell.ours == NO_BOXES for section in sections for row in section.rows for cell in row.cells):
+        notes.append(UNBOXED)
     notes += failed_notes(_failed(found))
     notes += dict.fromkeys(note for cell in found.all for group in cell.settings for note in group.notes)
     notes += lost_notes(found.failures, None)
@@ -66,7 +78,16 @@ def field_table(records: Records, asked: FieldTable) -> Table:
     head, columns = tuple(map(short_name, asked.rows)), tuple(m.title for m in found.measures)
     against = None if asked.baseline is None else f"less {short_name(asked.baseline[0])} {show(asked.baseline[1])}"
     return Table(
-        asked.name, title, caption, head, columns, tuple(sections), tuple(notes), compared=False, against=against
+        asked.name,
+        title,
+        caption,
+        head,
+        columns,
+        tuple(sections),
+        tuple(notes),
+        compared=False,
+        against=against,
+        mixed=mixed,
     )
 
 
@@ -88,21 +109,34 @@ def _of_one_data(runs: pd.DataFrame) -> Group | None:
     return Group(None, {"data.name": runs["data.name"].iloc[0]}, runs) if one else None
 
 
-def _differing(found: FieldCells, asked: FieldTable) -> list[str]:
-    """What the runs differ in beside the table's fields and the seed: within cells, and from cell to cell."""
-    notes = []
+def _differing(found: FieldCells, asked: FieldTable) -> tuple[list[str], tuple[str, ...]]:
+    """What the runs with a figure differ in beside the table's fields and the seed, within cells and from cell to cell:
+    in words; and the fields of which a cell mixes values."""
+    notes, mixed = [], []
     for name in (n for n in (*IDENTITY, FINGERPRINT, RECIPE) if n not in asked.fields):
         cells: dict[tuple[str, ...], dict[str, None]] = {}
         for cell in found.all:
-            values = sorted_values(v for group in cell.settings if (v := group.base[name]) != NO_PART)
+            values = sorted_values(v for group in cell.figured if (v := group.base[name]) != NO_PART)
             if values:
                 cells.setdefault(tuple(map(show, values)), {})[cell.label] = None
         if len(cells) < 2 and all(len(values) == 1 for values in cells):
             continue
-        most, *others = sorted(cells, key=lambda values: -len(cells[values]))
-        each = [f"in {'; '.join(shortened(list(cells[values])))} {', '.join(values)}" for values in others]
-        notes.append("; ".join([f"differs too (--where chooses): {name} {', '.join(most)}", *each]))
-    return notes
+        *few, most = sorted(cells, key=lambda values: (len(cells[values]), -len(values)))
+        each = [f"{'; '.join(shortened(list(cells[values])))}: {_listed(values)}" for values in few]
+        rest = "all" if not few else "the others" if len(cells[most]) > 1 else next(iter(cells[most]))
+        each.append(f"{rest}: {_listed(most)}")
+        if any(len(values) > 1 for values in cells):
+            mixed.append(name)
+        what = "cells mix runs that differ in" if name in mixed else f"{DIFFER} in"
+        notes.append(f"{what} {name} ({'; '.join(each)})")
+    if notes:
+        notes.append(CHOOSE + "; a column in which a cell mixes runs has no best" * bool(mixed))
+    return notes, tuple(mixed)
+
+
+def _listed(values: Sequence[str]) -> str:
+    """`0.5, 0.6 and 0.7`."""
+    return " and ".join(text for text in (", ".join(values[:-1]), values[-1]) if text)
 
 
 def add_differences(
@@ -153,7 +187,7 @@ def _settings_of(cell: CellRuns, other: CellRuns | None) -> tuple[tuple[Group, G
     pairs = [(a, b) for a in cell.settings for b in other.settings]
     alike = [(a, b) for a, b in pairs if not away(a, b)]
     if len(alike) != 1 and len(pairs) != 1:
-        raise RunError(f"{len(alike) or 'no'} settings of both differ in the table's fields alone; --where chooses one")
+        raise RunError(f"{len(alike) or 'no'} settings of both differ in the table's fields alone; {CHOOSE}")
     a, b = (alike or pairs)[0]
     names = away(a, b)
     if FINGERPRINT in names:

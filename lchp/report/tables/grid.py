@@ -108,7 +108,7 @@ class Section:
 class Table:
     """One of the paper's tables, or one of the user's own. number: or the name, for that; caption: what was measured,
     how, and where the records come from; notes: below; compared: whether the paper has values to stand beside ours;
-    against: what the differences beside ours are from."""
+    against: what the differences beside ours are from; mixed: fields in which runs of one cell differ."""
 
     number: int | str
     title: str
@@ -119,6 +119,7 @@ class Table:
     notes: tuple[str, ...]
     compared: bool = True
     against: str | None = None
+    mixed: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
