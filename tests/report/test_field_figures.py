@@ -63,6 +63,18 @@ def test_words_have_points_and_no_line(tmp_path: Path) -> None:
     assert {line.get_linestyle() for line in ax.get_lines()} == {"None"}
 
 
+def test_metrics_that_coincide_are_both_seen(tmp_path: Path) -> None:
+    """A later line is thinner, and its markers are hollow and smaller."""
+    for alpha, second in ((5.0, 60.0), (20.0, 65.0)):
+        run(tmp_path, {ALPHA: alpha}, second)
+    asked = FieldTable((ALPHA,), "metrics")
+    drawn: Any = figure_of(field_table(collect([tmp_path]), asked), asked).figure.axes[0].get_lines()
+    for sizes in ([line.get_linewidth() for line in drawn], [line.get_markersize() for line in drawn]):
+        assert sizes == sorted(set(sizes), reverse=True)
+        assert len(sizes) == 4
+    assert {line.get_markerfacecolor() for line in drawn} == {"none"}
+
+
 def test_a_heatmap_holds_the_means_and_leaves_gaps(tmp_path: Path) -> None:
     for (alpha, beta), second in {(5.0, 0.5): 60.0, (5.0, 0.9): 61.0, (20.0, 0.5): 62.0}.items():
         run(tmp_path, {ALPHA: alpha, BETA: beta}, second)

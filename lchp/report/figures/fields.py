@@ -79,6 +79,9 @@ def _lines(ax: Axes, section: Section, made: Table) -> None:
         sd = np.array([np.nan if c.sd is None else c.sd for c in cells])
         mark = _MARKS.get(column, _OTHERS[i % len(_OTHERS)])
         look: dict[str, Any] = {"color": mark.colour, "marker": mark.marker, "label": column}
+        if column not in _MARKS:  # of lines that coincide, such as GT-Known and Top-5, the lower one looks out
+            under = len(made.columns) - 1 - i
+            look |= {"markerfacecolor": "none", "markersize": 4 + 1.2 * under, "linewidth": 1.3 + 0.35 * under}
         if words:
             ax.errorbar(x, mean, sd, linestyle="none", capsize=2, **look)
             continue
