@@ -12,7 +12,7 @@ from typing import Annotated
 import tyro
 
 from lchp.console import guarded, parse
-from lchp.report.flags import RecordFlags
+from lchp.report.flags import Source
 from lchp.report.select import require
 from lchp.report.unboxed import rank, rank_text
 
@@ -21,7 +21,7 @@ from lchp.report.unboxed import rank, rank_text
 class Flags:
     """Rank the settings of sweeps by what the classifier makes of their boxes; no true box is read."""
 
-    source: Annotated[RecordFlags, tyro.conf.arg(name="")] = field(default_factory=RecordFlags)
+    source: Annotated[Source, tyro.conf.arg(name="")] = field(default_factory=Source)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from lchp.console import refuse
-from lchp.report.flags import FigureName, Shown, Source
+from lchp.report.flags import FigureName, Recipe, Shown, Source
 
 
 @dataclass
@@ -20,6 +20,7 @@ class Figures:
     """
 
     source: Annotated[Source, tyro.conf.arg(name="")] = field(default_factory=Source)
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
     output: Annotated[Path | None, tyro.conf.arg(aliases=("--out",))] = None
     """Folder to write to; figures/ in the first storage by default, or in the current folder with --run or where the
     storage is a URL."""
@@ -41,5 +42,5 @@ class Figures:
                 refuse(self.shown, (name,), f"goes with --figure {' or '.join(asked)}")
         if not {"gained", "lost"} & {*self.shown.pick}:
             refuse(self.shown, ("against",), "goes with --pick gained or lost")
-        wanted = FigureOptions(source, self.figure, of_run, self.shown)
+        wanted = FigureOptions(source, self.figure, of_run, self.shown, self.recipe)
         return make_figures(wanted, self.output or (source.beside if of_run is None else Path()) / "figures")

@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from lchp.console import refuse
-from lchp.report.flags import Source
+from lchp.report.flags import Recipe, Source
 
 
 @dataclass
@@ -20,6 +20,7 @@ class ReportPage:
     """
 
     source: Annotated[Source, tyro.conf.arg(name="")] = field(default_factory=Source)
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
     output: Annotated[Path | None, tyro.conf.arg(aliases=("--out",))] = None
     """File to write; report.html in the first storage by default, or in the current folder where that is a URL. An
     earlier report there is replaced, any other file left alone."""
@@ -34,4 +35,4 @@ class ReportPage:
 
         if not self.figures:
             refuse(self, ("data_root",), "does not go with --no-figures")
-        return make_page(PageOptions(self.source, self.output, self.figures, self.data_root))
+        return make_page(PageOptions(self.source, self.output, self.figures, self.data_root, self.recipe))

@@ -9,7 +9,7 @@ import tyro
 
 from lchp.console import refuse
 from lchp.errors import ConfigError
-from lchp.report.flags import RecordFlags
+from lchp.report.flags import Source
 
 
 @dataclass
@@ -37,7 +37,7 @@ class MakeTable:
     compare: Annotated[tuple[str, ...], tyro.conf.arg(metavar="A B")] = ()
     """Compare two settings, FIELD=VALUE[,FIELD=VALUE][:RESULT], over all their common seeds, or two runs, RUN[:RESULT],
     instead of making a table."""
-    source: Annotated[RecordFlags, tyro.conf.arg(name="")] = field(default_factory=RecordFlags)
+    source: Annotated[Source, tyro.conf.arg(name="")] = field(default_factory=Source)
     output: Annotated[Path | None, tyro.conf.arg(aliases=("--out",))] = None
     """Folder to write to; tables/ in the first storage by default, or in the current folder where that is a URL."""
 

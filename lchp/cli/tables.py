@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from lchp.console import refuse
-from lchp.report.flags import Source
+from lchp.report.flags import Recipe, Source
 
 
 @dataclass
@@ -21,6 +21,7 @@ class Tables:
     """
 
     source: Annotated[Source, tyro.conf.arg(name="")] = field(default_factory=Source)
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
     output: Annotated[Path | None, tyro.conf.arg(aliases=("--out",))] = None
     """Folder to write to; tables/ in the first storage by default, or in the current folder where that is a URL."""
     table: tuple[int, ...] = ()
@@ -39,8 +40,9 @@ class Tables:
 
         if self.compare:
             refuse(self, ("table", "watch", "output"), "does not go with --compare, which prints")
-            refuse(self.source, ("preset",), "does not go with --compare, which prints")
+            refuse(self.recipe, ("preset",), "does not go with --compare, which prints")
             print(compared(self.compare, self.source))
             return 0
         numbers = tuple(dict.fromkeys(self.table)) or None
-        return make_tables(TableOptions(self.source, self.output or self.source.beside / "tables", numbers, self.watch))
+        out = self.output or self.source.beside / "tables"
+        return make_tables(TableOptions(self.source, out, numbers, self.watch, self.recipe))

@@ -21,7 +21,7 @@ from lchp.evaluation.predictions import METRICS, TITLES, read_predictions
 from lchp.files.runs import PREDICTIONS, read_config, read_environment
 from lchp.files.targets import as_path
 from lchp.report.dependence import is_complete, result_of
-from lchp.report.flags import STORAGES, RecordFlags
+from lchp.report.flags import STORAGES, Source
 from lchp.report.paired import RESAMPLES, Difference, difference
 from lchp.report.read import METHOD, Records, title_of
 from lchp.report.select import (
@@ -88,7 +88,7 @@ class Comparison:
         return self.a - self.b
 
 
-def compared(texts: Sequence[str], chosen: RecordFlags) -> str:
+def compared(texts: Sequence[str], chosen: Source) -> str:
     """What `--compare` prints: two runs, or two settings of the chosen records. Raises an LchpError."""
     if len(texts) != 2:
         raise ConfigError("--compare: expected two results, RUN[:RESULT] RUN[:RESULT], or two settings, FIELD=VALUE")

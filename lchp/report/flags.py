@@ -51,7 +51,7 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class RecordFlags:
+class Source:
     """Which records."""
 
     storage: tuple[Remote | Path, ...] = STORAGES
@@ -91,13 +91,12 @@ class RecordFlags:
 
 
 @dataclass(frozen=True)
-class Source(RecordFlags):
-    """Which records, and of which recipe."""
+class Recipe:
+    """Of which recipe the records are."""
 
     preset: str | None = None
     """Recipe that tables and figures are about; by default the one that the records follow."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.preset is not None:
             preset(self.preset)

@@ -29,7 +29,7 @@ from lchp.files.schema import DONE_SCHEMA, ENVIRONMENT_SCHEMA, SUMMARY_SCHEMA, L
 from lchp.harness import cells
 from lchp.harness.plan import recorded_cells
 from lchp.report.figures.images import read_frame
-from lchp.report.flags import Source
+from lchp.report.flags import Recipe, Source
 from lchp.report.page.make import PageOptions, make_page
 from lchp.report.paper import read_paper
 from lchp.report.publish import keep
@@ -416,7 +416,7 @@ def test_the_records_of_the_analysis_are_read_as_they_were(tmp_path: Path) -> No
         p.name for p in sorted((storage / "tables").iterdir()) if p.read_bytes() != (tmp_path / p.name).read_bytes()
     ]
     assert differ == ["tables.tex"]
-    for run in sorted(storage.glob("store/*/*"))[::6]:
+    for run in [path.parent for path in sorted(storage.glob(f"store/*/*/{runs.PREDICTIONS}"))][::3]:
         assert runs.read_done(run).keys() >= READERS.keys() - {runs.METRICS}
         table = read_predictions(run)
         assert table.equals(pq.read_table(run / runs.PREDICTIONS))
@@ -428,7 +428,7 @@ def test_records_of_an_older_recipe_are_read(tmp_path: Path) -> None:
     found = collect([OLDER])
     assert found.problems == ()
     assert set(found.runs["recipe"]) == {3}
-    assert make_tables(Tables(Source((OLDER,), preset="cub50_cpu"), tmp_path, numbers=(1,))) == 0
+    assert make_tables(Tables(Source((OLDER,)), tmp_path, numbers=(1,), recipe=Recipe("cub50_cpu"))) == 0
     text = (tmp_path / "table_1.md").read_text()
     for figures in ("62.96 (1)", "63.68 (1)", "55.84 (1)", "74.50 (1)", "70.23 (1)"):
         assert figures in text

@@ -10,7 +10,7 @@ from lchp.config import override, preset
 from lchp.errors import ConfigError, RunError
 from lchp.evaluation.predictions import read_predictions, write_predictions
 from lchp.report.compare import Side, compare, compared, comparison_text, parse_side
-from lchp.report.flags import RecordFlags
+from lchp.report.flags import Source
 from lchp.report.read import collect
 
 N = 40
@@ -120,7 +120,7 @@ def test_settings_are_compared_over_all_common_seeds(tmp_path: Path) -> None:
     setting(tmp_path, {"refinement.labeller": "frozen"}, (0, 1, 2), 4)
     setting(tmp_path, {"refinement.labeller": "online"}, (0, 1, 7), 8)
     a, b = "refinement.labeller=frozen", "refinement.labeller=online"
-    text = compared([a, b], RecordFlags((tmp_path,)))
+    text = compared([a, b], Source((tmp_path,)))
     assert f"A: LCHP-R of {a}\nB: LCHP-R of {b}\n2 common seeds, 40 test images" in text
     records = collect([tmp_path])
     known = compare(parse_side(a, records), parse_side(b, records))[0]
@@ -128,7 +128,7 @@ def test_settings_are_compared_over_all_common_seeds(tmp_path: Path) -> None:
     assert known.low < 10 < known.high
     assert "hierarchical bootstrap over seeds and test images" in text
     assert "neither knows of seeds" not in text
-    of_i = compared([f"{a}:lchp_i", b], RecordFlags((tmp_path,)))
+    of_i = compared([f"{a}:lchp_i", b], Source((tmp_path,)))
     assert f"A: LCHP-I of {a}" in of_i
 
 
@@ -138,21 +138,21 @@ def test_what_is_no_one_setting_is_refused(tmp_path: Path) -> None:
     setting(tmp_path, {"refinement.labeller": "online", "refinement.tau": 0.5}, (1,), 4)
     a, b = "refinement.labeller=frozen", "refinement.labeller=online"
     with pytest.raises(ConfigError, match=r"2 settings meet it; add what tells them apart: refinement.tau 0.5, 0.9"):
-        compared([a, b], RecordFlags((tmp_path,)))
+        compared([a, b], Source((tmp_path,)))
     with pytest.raises(RunError, match="have no seed in common"):
-        compared([a, b], RecordFlags((tmp_path,), ("refinement.tau=0.9",)))
+        compared([a, b], Source((tmp_path,), ("refinement.tau=0.9",)))
     with pytest.raises(RunError, match="have no seed in common"):
-        compared([a, f"{b},refinement.tau=0.9"], RecordFlags((tmp_path,)))
+        compared([a, f"{b},refinement.tau=0.9"], Source((tmp_path,)))
     with pytest.raises(ConfigError, match="one is a run and the other a setting"):
-        compared([a, str(tmp_path / "frozen-0")], RecordFlags((tmp_path,)))
+        compared([a, str(tmp_path / "frozen-0")], Source((tmp_path,)))
     with pytest.raises(ConfigError, match=r"--compare labeller=frozen: labeller is no field .did you mean refinement"):
-        compared(["labeller=frozen", b], RecordFlags((tmp_path,)))
+        compared(["labeller=frozen", b], Source((tmp_path,)))
     with pytest.raises(
         ConfigError, match=r"--compare refinement.labeller=ema: no run has it; there are frozen, online"
     ):
-        compared(["refinement.labeller=ema", b], RecordFlags((tmp_path,)))
+        compared(["refinement.labeller=ema", b], Source((tmp_path,)))
     with pytest.raises(ConfigError, match="expected two results"):
-        compared([a], RecordFlags((tmp_path,)))
+        compared([a], Source((tmp_path,)))
 
 
 def test_other_boxes_for_the_same_image_are_refused(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from lchp.report.figures.fields import field_figures, figure_of
 from lchp.report.figures.make import FigureOptions, NotDrawn, draw, make_figures
 from lchp.report.figures.searches import read_studies, search_figure
 from lchp.report.figures.style import rendered
-from lchp.report.flags import Source
+from lchp.report.flags import Recipe, Source
 from lchp.report.paper import read_paper
 from lchp.report.read import collect
 from lchp.report.tables.cells import FieldTable
@@ -167,7 +167,9 @@ def test_a_damaged_database_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"optuna.db: its studies cannot be read"):
         read_studies(storage)
     records = collect([storage])
-    (found,) = draw(FigureOptions(Source((storage,), preset="parts"), ("search",)), records, PARTS, read_paper())
+    (found,) = draw(
+        FigureOptions(Source((storage,)), ("search",), recipe=Recipe("parts")), records, PARTS, read_paper()
+    )
     assert isinstance(found, NotDrawn)
     assert "cannot be read" in found.reason
     assert "\n" not in found.reason
@@ -188,6 +190,6 @@ def test_the_commands_draw_them(tmp_path: Path, capsys: pytest.CaptureFixture[st
         "--where FIELD=VALUE or --sweep NAME chooses among the runs\n"
     )
     assert not (tmp_path / "no").exists()
-    wanted = FigureOptions(Source((tmp_path,), preset="parts"), ("fields", "search"))
+    wanted = FigureOptions(Source((tmp_path,)), ("fields", "search"), recipe=Recipe("parts"))
     assert make_figures(wanted, tmp_path / "out") == 0
     assert {p.stem for p in (tmp_path / "out").iterdir()} == {"alpha_by_results", "search_mine"}

@@ -27,7 +27,7 @@ from report_records import (
 from lchp.config import PRESETS, field_types, override, preset
 from lchp.data import DATASETS, wsol
 from lchp.files.runs import append_metrics, read_json, write_json
-from lchp.report.flags import Source
+from lchp.report.flags import Recipe, Source
 from lchp.report.page import trials
 from lchp.report.page.make import PageOptions, gather, make_page, render
 from lchp.report.page.trials import duration, loss_and_shares, sparkline
@@ -90,8 +90,8 @@ class Parsed(HTMLParser):
         return [attributes for name, attributes in self.elements if name == tag]
 
 
-def page_of(storage: Path, **wanted: Any) -> str:
-    asked = PageOptions(Source((storage,), **wanted), figures=False)
+def page_of(storage: Path, preset: str | None = None, **wanted: Any) -> str:
+    asked = PageOptions(Source((storage,), **wanted), figures=False, recipe=Recipe(preset))
     return render(gather(collect([storage]), asked, read_paper())).decode("ascii")
 
 

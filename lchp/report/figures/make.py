@@ -23,7 +23,7 @@ from lchp.report.figures.panel import follow, panel
 from lchp.report.figures.run_files import config_of, metrics_of
 from lchp.report.figures.searches import read_studies, search_figure
 from lchp.report.figures.style import Drawing, save
-from lchp.report.flags import FigureName, Pick, Shown, Source
+from lchp.report.flags import FigureName, Pick, Recipe, Shown, Source
 from lchp.report.paper import Paper, read_paper
 from lchp.report.read import METHOD, OF_COMPARED, Records, collect
 from lchp.report.select import choose, differences, place, preset_of, show
@@ -46,6 +46,7 @@ class FigureOptions:
     figures: tuple[FigureName, ...] = ()
     run: Path | None = None
     shown: Shown = field(default_factory=Shown)
+    recipe: Recipe = field(default_factory=Recipe)
 
     def __post_init__(self) -> None:
         if self.run is not None and set(self.figures) & set(OF_SWEEPS):
@@ -233,7 +234,7 @@ def make_figures(wanted: FigureOptions, out: Path) -> int:
         raise RunError(
             "; ".join(records.problems) or f"{wanted.run}: holds {len(records.runs)} runs; name one by --run"
         )
-    name, why = preset_of(records, wanted.source.preset)
+    name, why = preset_of(records, wanted.recipe.preset)
     print(why)
     _say(records.problems)
     _say(records.notes)

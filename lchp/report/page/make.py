@@ -11,7 +11,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from lchp.files.targets import holding, require_file
 from lchp.report.dependence import WITHOUT_EFFECT, is_from_file
 from lchp.report.figures.make import FigureOptions, NotDrawn, draw
 from lchp.report.figures.style import Drawing, rendered
-from lchp.report.flags import Shown, Source
+from lchp.report.flags import Recipe, Shown, Source
 from lchp.report.page.headline import Headline, make_headline
 from lchp.report.page.trials import Trials, read_trials
 from lchp.report.paper import Paper, read_paper
@@ -56,6 +56,7 @@ class PageOptions:
     out: Path | None = None
     figures: bool = True
     data_root: Path | None = None
+    recipe: Recipe = field(default_factory=Recipe)
 
 
 @dataclass(frozen=True)
@@ -159,10 +160,10 @@ def gather(records: Records, wanted: PageOptions, paper: Paper) -> Page:
 
 def _preset(records: Records, wanted: PageOptions) -> tuple[str, str]:
     """Its name, and a sentence that says why."""
-    if records.runs.empty and len(records.failures) and wanted.source.preset is None:
+    if records.runs.empty and len(records.failures) and wanted.recipe.preset is None:
         name, _ = preset_of(replace(records, runs=records.failures))
         return name, f"preset {name}: no finished run; its recipe is the nearest to the failed cells'"
-    return preset_of(records, wanted.source.preset)
+    return preset_of(records, wanted.recipe.preset)
 
 
 def render(page: Page) -> bytes:
@@ -195,7 +196,7 @@ def _asset(env: jinja2.Environment, name: str) -> str:
 def _draw(records: Records, wanted: PageOptions, recipe: Preset, paper: Paper) -> Sequence[Drawing | NotDrawn]:
     if not wanted.figures:
         return []
-    asked = FigureOptions(wanted.source, shown=Shown(data_root=wanted.data_root))
+    asked = FigureOptions(wanted.source, shown=Shown(data_root=wanted.data_root), recipe=wanted.recipe)
     return list(draw(asked, records, recipe, paper))
 
 
@@ -239,7 +240,7 @@ def _commands(records: Records, wanted: PageOptions) -> tuple[str, ...]:
     typed += [BY_HAND] if len(alone) else []
     named = (str(s) if isinstance(s, Remote) else s.name or str(s) for s in wanted.source.storage)
     words = ["lchp", "report", "--storage", *named]
-    words += ["--preset", wanted.source.preset] if wanted.source.preset else []
+    words += ["--preset", wanted.recipe.preset] if wanted.recipe.preset else []
     words += [w for condition in wanted.source.where for w in ("--where", condition)]
     words += [w for name in wanted.source.sweep for w in ("--sweep", name)]
     return *dict.fromkeys(typed), shlex.join(words)

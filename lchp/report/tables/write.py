@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lchp.config import PRESETS, Preset, counted
@@ -11,7 +11,7 @@ from lchp.errors import ConfigError, RunError
 from lchp.files.remote import Remote, Storage
 from lchp.files.runs import write_atomically
 from lchp.files.targets import holding, require_file
-from lchp.report.flags import Source
+from lchp.report.flags import Recipe, Source
 from lchp.report.paper import Paper, read_paper
 from lchp.report.read import Records, SweepRecord, collect
 from lchp.report.select import preset_of, require
@@ -31,6 +31,7 @@ class TableOptions:
     out: Path
     numbers: tuple[int, ...] | None = None
     watch: float | None = None
+    recipe: Recipe = field(default_factory=Recipe)
 
     def __post_init__(self) -> None:
         for number in self.numbers or ():
@@ -76,7 +77,7 @@ def _made(records: Records, wanted: TableOptions, paper: Paper) -> tuple[str, li
     """Writes the tables; what is to be printed, and what is to be said of the records."""
     if wanted.watch is None:
         require(records, wanted.source.conditions)
-    name, why = preset_of(records, wanted.source.preset)
+    name, why = preset_of(records, wanted.recipe.preset)
     made = tables(records, PRESETS[name], paper, wanted.numbers, wanted.source.conditions)
     write_tables(made, wanted.out)
     said = [*records.problems, *_other_data(records, PRESETS[name]), *records.notes]
