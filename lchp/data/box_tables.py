@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from tqdm import tqdm
 
 from lchp.data.annotations import parse_box, read_bytes
 from lchp.errors import DataError
+from lchp.system.progress import tqdm
 
 CORNERS = ["x1", "y1", "x2", "y2"]
 TOP = [f"top{k}" for k in range(1, 6)]

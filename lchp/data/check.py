@@ -8,21 +8,22 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from lchp.config import DataConfig
 from lchp.data.annotations import against_lists, outside
-from lchp.data.base import DataSet, Problem, Split, WrittenBox
+from lchp.data.base import DataSet, Problem, Split, WrittenBox, lone_class
 from lchp.data.cache import shown_bytes, size_of
 from lchp.data.content import cache_folder, in_threads
 from lchp.data.decode import decode, fault, header, verify
 from lchp.errors import DataError
+from lchp.system.progress import tqdm
 
 _CHUNK = 256  # images queued at a time: all of ImageNet would cost shown_bytes of futures, and delay Ctrl-C
 
 
 def check(dataset: DataSet, *, workers: int = 0) -> list[Problem]:
-    """Everything wrong: the loader's problems, then, in order, images that do not decode and boxes outside of them.
+    """Everything wrong: the loader's problems; then, in order, images that do not decode and boxes outside of them; and
+    training images of one class alone.
 
     Every image, also of those that the loader left out, is decoded at full size, on `workers` threads (0: one per core;
     Pillow frees the interpreter meanwhile).
@@ -42,7 +43,7 @@ def check(dataset: DataSet, *, workers: int = 0) -> list[Problem]:
                     for found in pool.map(examine, chunk):
                         problems += found
                         bar.update()
-    return problems
+    return problems if (alone := lone_class(dataset)) is None else [*problems, alone]
 
 
 def _check_image(dataset: DataSet, split: Split, index: int) -> list[Problem]:

@@ -17,13 +17,13 @@ from typing import TypeVar
 
 import numpy as np
 import PIL
-from tqdm import tqdm
 
 from lchp.config import DataConfig
 from lchp.data.decode import decode, fault, header, read_file
 from lchp.errors import DataError, RunError
 from lchp.files.caches import user_cache
 from lchp.files.runs import write_atomically
+from lchp.system.progress import tqdm
 
 log = logging.getLogger(__name__)
 

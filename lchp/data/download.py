@@ -23,9 +23,8 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
-from tqdm import tqdm
-
 from lchp.errors import DataError
+from lchp.system.progress import tqdm
 
 log = logging.getLogger(__name__)
 

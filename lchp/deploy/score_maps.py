@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from lchp.data import load
 from lchp.data.images import open_images
@@ -14,6 +13,7 @@ from lchp.errors import RunError
 from lchp.evaluation.inference import each_score_map
 from lchp.files.targets import require_new_folder
 from lchp.system.devices import autocast, resolve_precision
+from lchp.system.progress import tqdm
 from lchp.training.chain import label, method_of
 from lchp.training.map_boxes import map_source
 

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from lchp.config import InitializationConfig
 from lchp.data.images import Images, batches, in_order
@@ -22,6 +21,7 @@ from lchp.method.steps import predict_boxes
 from lchp.method.views import AxisMap, crop, warp
 from lchp.system.distributed import collected, dealt
 from lchp.system.distributed import size as size_of_team
+from lchp.system.progress import tqdm
 
 BoxSource = Callable[[Tensor, Tensor], Tensor]
 """(images B x 3 x H x W in [0, 1], class ids B) to boxes B x 4 in [0, 1] of the view."""

@@ -7,9 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from tqdm import tqdm
-
 from lchp.harness.schedule import JobSchedule, Progress
+from lchp.system.progress import tqdm
 
 log = logging.getLogger(__name__)
 

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
 from lchp.errors import RunError, lacked_memory
 from lchp.method.batch import Batch
 from lchp.system import distributed
 from lchp.system.interrupt import Stop
+from lchp.system.progress import tqdm
 from lchp.training.checkpoints import previous, restore, save
 from lchp.training.definition import DivergedError, Metrics, PartialEpoch, Session, Training, epoch_seed
 

@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from lchp.config import counted
 from lchp.data.base import Problem
 from lchp.errors import ConfigError, DataError
+from lchp.system.progress import tqdm
 
 FRAME = 224
 """Side in px of the square in which wsolevaluation compares: its networks' input."""
