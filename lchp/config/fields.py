@@ -107,6 +107,7 @@ class InitializationConfig:
     """Stage 1 (Algorithm 1, Eq. 1-3 and 7)."""
 
     epochs: Annotated[int, changes("classifier", "localizer"), within("0..1000000")] = 40
+    """Epochs of the classifier, and of the localizer on its boxes; 0 goes with model.classifier_weights alone."""
     delta: Annotated[Literal["auto"] | float, changes("teacher", "teacher_boxes"), within("(0, 1)", "auto")] = 0.7
     """Foreground threshold on the normalised attention (Eq. 1), of the boxes; and of the masks, unless mask_delta is
     given. `auto`: chosen on training images by a score that reads class labels and no box (see auto_after)."""
@@ -125,10 +126,13 @@ class InitializationConfig:
     schedule: Annotated[Literal["exponential", "onecycle", "constant"], changes("classifier")] = "exponential"
     """Of the classifier's rate: times lr_decay after every epoch (the paper's), one cycle, or constant."""
     lr_decay: Annotated[float, changes("classifier", "localizer"), within("(0, 1]")] = 0.9
+    """Factor on a rate after every epoch, where its schedule is exponential."""
     localizer_schedule: Annotated[Literal["constant", "onecycle", "exponential"], changes("localizer")] = "constant"
     """Of the localizer's rate; the paper keeps it constant."""
     momentum: Annotated[float, changes("classifier", "localizer"), within("[0, 1)")] = 0.9
+    """Momentum of SGD, for both networks."""
     weight_decay: Annotated[float, changes("classifier", "localizer"), within("[0, 1]")] = 1e-5
+    """Weight decay of SGD (its L2 penalty), for both networks."""
     attention: Annotated[
         Literal["attention_maps", "features", "auto"],
         changes("teacher", "teacher_boxes"),
@@ -181,13 +185,19 @@ class RefinementConfig:
     """Stage 2 (Eq. 4-6)."""
 
     epochs: Annotated[int, changes("labels", "refinement"), within("1..1000000")] = 40
+    """Epochs of the localizer's refinement."""
     tau: Annotated[float, changes("refinement", "kept"), within("[0, 1]")] = 0.9
     """Confidence above which a box teaches (Eq. 6)."""
     lr: Annotated[float, changes("refinement"), POSITIVE] = 2e-3
+    """Learning rate of the localizer in stage 2."""
     schedule: Annotated[Literal["constant", "onecycle", "exponential"], changes("refinement")] = "constant"
+    """Of that rate: constant (the paper's), one cycle, or times lr_decay after every epoch."""
     lr_decay: Annotated[float, changes("refinement"), within("(0, 1]")] = 0.9
+    """Factor on the rate after every epoch, where the schedule is exponential."""
     momentum: Annotated[float, changes("refinement"), within("[0, 1)")] = 0.9
+    """Momentum of SGD."""
     weight_decay: Annotated[float, changes("refinement"), within("[0, 1]")] = 1e-5
+    """Weight decay of SGD (its L2 penalty)."""
     loss_weight: Annotated[float, changes("refinement"), within("(0, 1e+06]")] = 1.0
     """Factor on L_refine; Eq. 6 has none. It scales the step, to study how stability depends on it."""
     augmentations: Annotated[
@@ -205,6 +215,7 @@ class RefinementConfig:
     translation: Annotated[float, changes("refinement"), within("[0, 0.5)")] = 0.25
     """Crop or pad each side by up to this share of the size."""
     translation_probability: Annotated[float, changes("refinement"), within("[0, 1]")] = 0.5
+    """Probability of the translation, drawn per view."""
     flip_probability: Annotated[float, changes("refinement"), within("[0, 1]")] = 0.5
     """Of the horizontal and of the vertical flip, drawn independently."""
     padding: Annotated[Literal["black", "mean"], changes("refinement"), Open(7)] = "black"
@@ -269,6 +280,7 @@ class EvaluationConfig:
     """How the test split is predicted, and what else is measured."""
 
     batch_size: Annotated[int, changes(), within("1..65536")] = 64
+    """Images that are predicted at a time."""
     kept_by_tau: Annotated[bool, changes("measures")] = True
     """Score LCHP-I's training boxes after stage 1 (Table 4, left: a diagnostic that reads training boxes)."""
     confidence: Annotated[float, changes("measures"), within("[0, 1]")] = 0.9
@@ -290,7 +302,9 @@ class TrainConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
     seed: Annotated[int, changes("views"), Rule(lambda v: 0 <= v < 2**31, "in 0..2^31-1")] = 0
+    """Of every random number: order, crops, flips, strong views, and new layers' weights."""
     device: Annotated[Literal["auto", "cpu", "cuda"], changes()] = "auto"
+    """Where the networks run; `auto`: a GPU if there is one, else the CPU."""
     precision: Annotated[Literal["auto", "fp32", "bf16"], changes("views")] = "auto"
     """`auto`: bf16 autocast where the device computes in it, else fp32 (in full: a GPU's TF32 is off)."""
     threads: Annotated[int, changes(), within("0..1024")] = 0
