@@ -1,19 +1,26 @@
 """`lchp train`."""
 
+import sys
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from lchp.config import TrainConfig, masked_as, preset
-from lchp.errors import LchpError
+from lchp.errors import RunError
 from lchp.files.runs import CONFIG
 from lchp.system import streams
 from lchp.system.interrupt import on_signals
 from lchp.tracking import TrackerName, required
 
+if TYPE_CHECKING:
+    from lchp.data import DataSet
+
+OPENED = 20_000
+"""Of at most so many images all are opened before a forecast, which takes a few minutes; of ImageNet's, hours."""
 LONG = 3600.0
 """A forecast on a CPU of more seconds than this names another recipe."""
 ON_A_CPU = {"folder": "folder_cpu", "cub": "cub50_cpu"}
@@ -47,45 +54,58 @@ class Train:
 
     def run(self) -> int:
         """Carries the command out; the exit status."""
-        from lchp.evaluation.predictions import summary_table
-        from lchp.training.run import require_consistent, train
+        from lchp.data import DATASETS, load
+        from lchp.data.base import require_classes
 
         required(self.track)
+        data = self.config.data
+        dataset = None
+        if not DATASETS[data.name].generated:  # before torch is imported, which takes seconds
+            require_classes(dataset := load(data))
+
+        from lchp.evaluation.predictions import summary_table
+        from lchp.training.run import require_startable, train
+
+        asked: dict[str, Any] = {
+            "output": self.output,
+            "stage": self.stage,
+            "source": self.source,
+            "resume": self.resume,
+        }
+        require_startable(self.config, **asked)
         if self.dry_run:
-            print(self._forecast())
+            print(self._forecast(dataset))
             return 0
-        # before a forecast, which takes seconds
-        require_consistent(self.stage, self.source, self.output, resume=self.resume)
         streams.outlast()
-        taken = self.output is not None and (self.output / CONFIG).exists()  # which training refuses, or goes on with
-        if self.forecast and not taken:
-            print(self._forecast_if_possible(), flush=True)
+        begun = self.output is not None and (self.output / CONFIG).exists()
+        if self.forecast and not begun:
+            print(self._forecast_if_possible(dataset), flush=True)
         with on_signals() as stop:
-            result = train(
-                self.config,
-                output=self.output,
-                stage=self.stage,
-                source=self.source,
-                resume=self.resume,
-                show_progress=True,
-                stop=stop,
-                track=self.track,
-            )
+            result = train(self.config, **asked, show_progress=True, stop=stop, track=self.track)
         print(f"\n{summary_table(result.summary)}")
         if (said := method_line(result.config, result.summary["results"])) is not None:
             print(said)
         print(f"\nrun folder: {result.run}")
         return 0
 
-    def _forecast_if_possible(self) -> str:
+    def _forecast_if_possible(self, dataset: "DataSet | None") -> str:
         """The forecast as text, or why there is none. A fault of the forecast alone, such as a full folder for
-        temporary files, does not keep training from starting; training itself refuses all other faults."""
+        temporary files, does not keep training from starting. Images that are no more than a training soon opens are
+        opened before, so that it refuses bad ones at once."""
+        from lchp.training.context import open_context
+        from lchp.training.forecast import quiet
+
+        opened = dataset is not None and len(dataset.train) + len(dataset.test) <= OPENED
+        if opened:
+            with quiet():  # training logs it
+                open_context(self.config, show_progress=True)
         try:
-            return self._forecast()
-        except (LchpError, OSError) as fault:
+            return self._forecast(dataset, opened=opened)
+        except (RunError, OSError) as fault:
             return f"no forecast: {fault}"
 
-    def _forecast(self) -> str:
+    def _forecast(self, dataset: "DataSet | None", *, opened: bool = False) -> str:
+        """The forecast as text. opened: whether the image cache is filled."""
         from lchp.system.devices import resolve_device
         from lchp.training.chain import stage1_kinds, taken_kinds
         from lchp.training.forecast import forecast
@@ -93,7 +113,11 @@ class Train:
         config = self.config
         last = stage1_kinds(config)[-1] if self.stage == "init" else None
         without = taken_kinds(config) if self.stage == "refine" else ()
-        found = forecast(config, last, without=without)
+        skip = "" if self.dry_run else " (--no-forecast skips that)"
+        said = f"measuring a few steps of each link, to say how long all will take{skip}"
+        begin = partial(print, said, file=sys.stderr, flush=True)
+        found = forecast(config, last, without=without, dataset=dataset, begin=begin)
+        found = replace(found, filling=0.0) if opened else found
         text = found.text(config)
         if found.seconds < LONG or resolve_device(config.device).type != "cpu":
             return text

@@ -134,6 +134,25 @@ def require_sound(dataset: DataSet, *, skip_bad: bool) -> None:
         )
 
 
+def lone_class(dataset: DataSet) -> Problem | None:
+    """What is to be said of a data set whose training images are all of one class, which nothing can be trained on."""
+    present = np.unique(dataset.train.labels)
+    if len(present) != 1:
+        return None
+    name = dataset.class_names[present[0]]
+    said = (
+        f"all {len(dataset.train)} training images are of one class ({name}); training needs two or more, since it "
+        "learns where an object is by telling classes apart: add images of another class"
+    )
+    return Problem(dataset.name, None, said)
+
+
+def require_classes(dataset: DataSet) -> None:
+    """Raises DataError for training images of one class."""
+    if (problem := lone_class(dataset)) is not None:
+        raise DataError(str(problem))
+
+
 def problems_text(problems: tuple[Problem, ...]) -> str:
     """The first problems of a data set and the count, for an error message."""
     advice = "lchp data check lists all; --data.skip-bad drops what is faulty"

@@ -18,7 +18,7 @@ import torch
 from lchp import __version__
 from lchp.config import TrainConfig, counted
 from lchp.data import DataSet, fingerprint, read, training_fingerprint
-from lchp.data.base import listing
+from lchp.data.base import listing, require_classes
 from lchp.data.box_file import BoxFile
 from lchp.data.images import Images, open_dataset
 from lchp.errors import ConfigError, DataError
@@ -58,6 +58,7 @@ def open_context(config: TrainConfig, show_progress: bool) -> Context:
     device = resolve_device(config.device)
     prepare(config, device)
     dataset, images, test = open_dataset(read(config.data), config.data, show_progress=show_progress)
+    require_classes(dataset)
     for note in dataset.notes:
         log.warning("%s", note)
     held_out = None

@@ -3,7 +3,7 @@
 import logging
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 
@@ -11,12 +11,13 @@ import numpy as np
 import torch
 
 from lchp.config import TrainConfig
-from lchp.data import DataSet, read
-from lchp.data.base import Split
+from lchp.data import DataSet, load
+from lchp.data.base import Split, require_classes
 from lchp.data.cache import shown_bytes, size_of
 from lchp.data.decode import header
 from lchp.data.images import open_dataset
 from lchp.errors import DataError
+from lchp.method.batch import nothing
 from lchp.method.choice import looked_at, spared
 from lchp.system.devices import forget_peak_memory, peak_memory_mb, prepare, resolve_device, resolve_precision
 from lchp.training.chain import Kind, chain_of
@@ -24,12 +25,12 @@ from lchp.training.context import Context
 from lchp.training.networks import build
 from lchp.training.tried import Counts, tried_links
 
-BATCHES = 3
-"""Steps that are tried; the first is to warm up and does not count."""
-SLOW = 0.25
-"""Seconds of a forward pass of one image above which a few images make a batch."""
+BATCHES = 2
+"""Steps of each of two epochs that are tried; the first epoch is to warm up and does not count."""
+MOST = 0.3
+"""Seconds that the classifier's forward pass of a batch may take on a CPU; where it takes more, a batch has fewer."""
 FEW = 4
-"""Images of a batch then."""
+"""Images of a batch at least."""
 HEADERS = 500
 """Images whose size tells how large the cache will be."""
 
@@ -111,30 +112,51 @@ def spoken(seconds: float) -> str:
     return "1 second" if f"{seconds:.0f}" == "1" else f"{seconds:.0f} seconds"
 
 
-def forecast(config: TrainConfig, last: Kind | None = None, *, without: tuple[Kind, ...] = ()) -> Forecast:
+def forecast(
+    config: TrainConfig,
+    last: Kind | None = None,
+    *,
+    without: tuple[Kind, ...] = (),
+    dataset: DataSet | None = None,
+    begin: Callable[[], object] = nothing,
+) -> Forecast:
     """Tries a few batches of each link of a run up to `last`, and adds up. Links of `without`, which another run has,
-    are tried and not counted. The GPU's peak memory is counted anew from here on. Raises an LchpError for what is not
+    are tried and not counted. dataset: the config's, where it has been read. begin: called before anything is measured,
+    where nothing is missing. The GPU's peak memory is counted anew from here on. Raises an LchpError for what is not
     there."""
     device = resolve_device(config.device)
     try:
-        return _forecast(config, device, last, without)
+        return _forecast(config, device, last, without, dataset, begin)
     finally:
         forget_peak_memory(device)
 
 
-def _forecast(config: TrainConfig, device: torch.device, last: Kind | None, without: tuple[Kind, ...]) -> Forecast:
+def _forecast(
+    config: TrainConfig,
+    device: torch.device,
+    last: Kind | None,
+    without: tuple[Kind, ...],
+    dataset: DataSet | None,
+    begin: Callable[[], object],
+) -> Forecast:
     prepare(config, device)
-    dataset = read(config.data)
+    dataset = load(config.data) if dataset is None else dataset
+    require_classes(dataset)
     classes = len(dataset.class_names)
     train = max(1, round(len(dataset.train) * (1 - config.data.validation)))
     epochs = min(config.initialization.epochs, 2)
     after = min(config.initialization.auto_after, epochs)
     first = replace(config.initialization, epochs=epochs, auto_after=after, localizer_start=0)
     whole = chain_of(config, "", last=last)
-    with _quiet(), _some(dataset, config) as (context, opening):
+    with quiet():
+        nets = build(whole, classes, device)
+    begin()
+    with quiet(), _some(dataset, config) as (context, opening):
         batch = config.data.batch_size
-        if _seconds_of_one(context, build(chain_of(config, "", last=last), classes, device).classifier) > SLOW:
-            batch = min(batch, FEW)
+        if device.type == "cpu":
+            one = _seconds_of_one(context, nets.classifier)
+            batch = min(batch, max(FEW, int(MOST / max(one, 1e-6))))
+        del nets
         # tau 0: networks that have hardly begun are confident of nothing
         second = replace(config.refinement, epochs=2, tau=0.0)
         data = replace(context.config.data, batch_size=batch)
@@ -152,10 +174,8 @@ def _forecast(config: TrainConfig, device: torch.device, last: Kind | None, with
     for link in (each for each in whole if each.kind not in without):
         images = {"choice": apart or len(looked_at(train)), "classifier": train - apart}.get(link.kind, train)
         found, each = tried[link.kind], max(1, images // config.data.batch_size)
-        epoch, predictions = (
-            images / len(some) * found.seconds,
-            len(dataset.test) / max(1, len(tests)) * found.predicting,
-        )
+        epoch = found.seconds if link.kind == "choice" else images / len(some) * found.seconds
+        predictions = len(dataset.test) / max(1, len(tests)) * found.predicting
         of = link.kind, link.stage, link.epochs - link.first
         links.append(LinkForecast(*of, each, epoch, predictions, found.besides, found.size))
         teachers += found.teachers
@@ -167,8 +187,8 @@ def _forecast(config: TrainConfig, device: torch.device, last: Kind | None, with
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """What is tried says nothing of its epochs."""
+def quiet() -> Iterator[None]:
+    """Within the block nothing is logged: what is tried says nothing of its epochs."""
     logger = logging.getLogger("lchp")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -203,17 +223,18 @@ def _first(split: Split, count: int) -> Split:
 
 
 def _seconds_of_one(context: Context, classifier: torch.nn.Module | None) -> float:
+    """Of an image's forward pass on a CPU, beside a few others."""
     if classifier is None:
         return 0.0
     size = context.config.data.image_size
-    image = torch.zeros(1, 3, size, size, device=context.device)
+    images = torch.zeros(FEW, 3, size, size)
     was = classifier.training
     classifier.eval()
     with torch.inference_mode(), context.autocast:
-        classifier(image)
+        classifier(images)
         begin = time.perf_counter()
-        classifier(image)
-        took = time.perf_counter() - begin
+        classifier(images)
+        took = (time.perf_counter() - begin) / FEW
     classifier.train(was)
     return took
 

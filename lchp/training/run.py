@@ -96,21 +96,33 @@ def train(
     (`mlflow`, `wandb`, `tensorboard`); one that is away is a warning.
     Raises an LchpError for anything a user can mend.
     """
-    require_consistent(stage, source, output, resume=resume)
-    last = stage1_kinds(config)[-1] if stage == "init" else None
-    found: dict[Kind, Path] = {} if source is None else dict.fromkeys(taken_kinds(config), Path(source))
+    last, found = require_startable(config, output=output, stage=stage, source=source, resume=resume)
     how = Session(config.seed, resume, on_epoch=on_epoch or nothing, show_progress=show_progress, stop=stop)
     return train_links(config, None if output is None else Path(output), how, last=last, found=found, track=track)
 
 
-def require_consistent(stage: str, source: str | Path | None, output: str | Path | None, *, resume: bool) -> None:
-    """Raises ConfigError for arguments of `train` that contradict each other, whatever the data and the folders are."""
+def require_startable(
+    config: TrainConfig,
+    *,
+    output: str | Path | None,
+    stage: StageChoice,
+    source: str | Path | None,
+    resume: bool,
+) -> tuple[Kind | None, dict[Kind, Path]]:
+    """Raises an LchpError for arguments of `train` that contradict each other, or an `output` that it cannot begin or
+    go on with, whatever the data are. Returns the last link that they ask for, and those that lie in `source`."""
     if stage not in get_args(StageChoice):
         raise ConfigError(f"stage = {stage!r}: expected one of {', '.join(get_args(StageChoice))}")
     if (stage == "refine") != (source is not None):
         raise ConfigError("stage = 'refine' needs the run folder of its stage 1 (--from DIR), and only it takes one")
     if output is None and resume:
         raise ConfigError("--resume needs --output DIR, the run folder to go on with")
+    method_of(config)  # fields that contradict it are said before the data is read
+    last = stage1_kinds(config)[-1] if stage == "init" else None
+    found: dict[Kind, Path] = {} if source is None else dict.fromkeys(taken_kinds(config), Path(source))
+    if output is not None:
+        _check_claim(Path(output), config, last, found, resume=resume)
+    return last, found
 
 
 def train_links(
@@ -351,6 +363,8 @@ def _check_claim(
 ) -> None:
     """Refuses a folder that holds another run, or this one without `resume`, or with `resume` none at all."""
     there = run / runs.CONFIG
+    if run.is_file():
+        raise RunError(f"{run}: is a file; name a folder by --output")
     if not there.exists():
         if resume:
             raise RunError(f"{run}: holds no run to go on with; leave --resume out to start one there")

@@ -11,12 +11,12 @@ import torch
 
 from lchp.evaluation.inference import Models
 from lchp.evaluation.predictions import joined
-from lchp.method.choice import looked_at
+from lchp.method.choice import KEPT, Choice, looked_at, parted, spared
 from lchp.method.pseudo_boxes import Snapshots
 from lchp.method.view_table import ViewTable
 from lchp.training.chain import Chain, Kind, Link
 from lchp.training.context import Context
-from lchp.training.definition import Metrics, Session
+from lchp.training.definition import Metrics, Session, Training
 from lchp.training.fit import fit
 from lchp.training.links import STATISTICS_BATCHES, settle_statistics, training_of
 from lchp.training.map_boxes import map_source
@@ -24,6 +24,9 @@ from lchp.training.measure import kept_boxes, predictions_of, stage2_gain, summa
 from lchp.training.networks import build
 from lchp.training.run import models_of
 from lchp.training.work import Work
+
+CANDIDATES = 4
+"""Candidates of a choice that are tried, of some dozens."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,8 @@ class Counts:
 
 @dataclass(frozen=True)
 class Tried:
-    """A link with a few images: the seconds of an epoch, and of its predictions. Reckoned for all images: besides, size
-    (see `LinkForecast`), and the bytes of the teachers that will be kept."""
+    """A link with a few images: the seconds of an epoch, and of its predictions. Reckoned for all images: the seconds
+    of a choice, besides, size (see `LinkForecast`), and the bytes of the teachers that will be kept."""
 
     seconds: float
     predicting: float
@@ -61,11 +64,13 @@ def tried_links(chain: Chain, context: Context, classes: int, counts: Counts, wh
 
     with tempfile.TemporaryDirectory() as folder:
         for link, full in zip(chain, whole, strict=True):
-            path = Path(folder) / f"{link.stage}.pt"
+            path, scale = Path(folder) / f"{link.stage}.pt", 1.0
             if link.kind == "boxes" and chain.method.boxes in ("ddt", "file"):  # DDT needs every class, a file no pass
                 modules: dict[str, torch.nn.Module] = {"boxes": _whole_images(context)}
             else:
                 training = training_of(work, link)
+                if link.kind == "choice":
+                    scale = _cut(training, counts)
                 session = Session(context.config.seed, record=record, show_progress=False)
                 fit(training, session, path, "")
                 modules = dict(training.modules)
@@ -83,8 +88,20 @@ def tried_links(chain: Chain, context: Context, classes: int, counts: Counts, wh
                 besides |= _at_the_end(chain, models, table, context, counts, full.epochs)
             more, teachers = _to_come(modules, link, full, counts)
             size = (path.stat().st_size if path.exists() else 0) + more + teachers
-            found[link.kind] = Tried(took.get(link.stage, 0.0), predicting, besides, size, teachers)
+            found[link.kind] = Tried(scale * took.get(link.stage, 0.0), predicting, besides, size, teachers)
     return found
+
+
+def _cut(training: Training, counts: Counts) -> float:
+    """Leaves a choice a few of its candidates, neighbours, which share as much of what they see as all do. Returns what
+    makes the time of a round of the whole choice, on average, of that of the last round."""
+    choice = training.modules["choice"]
+    assert isinstance(choice, Choice)
+    every, middle = len(choice.configs), len(choice.configs) // 2
+    choice.configs = choice.configs[middle : middle + CANDIDATES]
+    rounds = parted(spared([0] * counts.train) or looked_at(counts.train))
+    whole = sum(len(images) * min(every, kept) for images, kept in zip(rounds, (every, *KEPT), strict=True))
+    return whole / len(rounds) / (training.size * len(choice.configs))
 
 
 def _after(link: Link, work: Work, models: Models, counts: Counts) -> dict[str, float]:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from lchp.config import DataConfig
 from lchp.data import cub, fingerprint, folder, imagenet, load, tiny_imagenet, training_fingerprint
-from lchp.data.base import DataSet, Split
+from lchp.data.base import DataSet, Split, lone_class
 from lchp.data.check import check, summary
 from lchp.errors import DataError
 
@@ -608,7 +608,7 @@ def test_folder_formats(tmp_path: Path) -> None:
     picture(tmp_path / "train" / "#snapshot" / "0.jpg")
     dataset = folder.load(tmp_path)
     assert len(dataset.train) == 3 + len(FORMATS) + 1
-    assert check(dataset) == []
+    assert check(dataset) == [lone_class(dataset)]
     assert dataset.notes == (
         f"{tmp_path}: passed over 3 pictures that cannot be decoded here: .heic 2, .jxl 1; convert them to JPEG or PNG",
         f"{tmp_path}: passed over 2 files that are no images: .txt 1, Makefile 1",
@@ -637,7 +637,7 @@ def test_folder_names_that_look_the_same(tmp_path: Path) -> None:
     assert dataset.class_names == (composed,)
     assert dataset.test.labels.tolist() == [0]
     assert dataset.test.boxes is not None
-    assert check(dataset) == []
+    assert check(dataset) == [lone_class(dataset)]
 
 
 def boxes_csv(image_ids: tuple[str, ...]) -> str:
@@ -785,7 +785,11 @@ def test_check_of_upright_boxes(small_folder: Path) -> None:
 def test_check_of_generated_images() -> None:
     boxes = tuple(np.array([[0, 0, side, 8]], np.float32) for side in (8, 20))
     split = Split(("a", "b"), np.array([0, 0]), images=np.zeros((2, 8, 8, 3), np.uint8), boxes=boxes)
-    assert [p.image_id for p in check(DataSet("made", ("one",), split, split.select(np.array([0]))))] == ["b"]
+    misplaced, alone = check(DataSet("made", ("one",), split, split.select(np.array([0]))))
+    assert misplaced.image_id == "b"
+    assert str(alone).startswith(
+        "made: all 2 training images are of one class (one); training needs two or more, since"
+    )
 
 
 def test_fingerprints_of_files(small_cub: Path) -> None:

@@ -1,6 +1,7 @@
 """What a training will take, before it begins."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,12 +13,13 @@ from lchp.cli import main
 from lchp.cli import train as command
 from lchp.config import override, preset
 from lchp.errors import DataError
+from lchp.method.choice import Choice
 from lchp.method.pseudo_boxes import Snapshots
 from lchp.method.view_table import ViewTable
 from lchp.training import forecast as module
 from lchp.training.chain import chain_of
 from lchp.training.forecast import Forecast, LinkForecast, forecast, spoken
-from lchp.training.tried import Counts, _to_come
+from lchp.training.tried import Counts, _cut, _to_come
 
 
 @pytest.mark.parametrize(
@@ -39,9 +41,68 @@ def test_a_training_says_first_what_is_to_come(tmp_path: Path, capsys: pytest.Ca
         assert word in said
     assert said.startswith("What is to come, measured on a few batches:")
     assert "epoch 1/" not in said + logged
+    assert "measuring a few steps of each link, to say how long all will take\n" in logged
     assert not (tmp_path / "run").exists()
     assert main(["train", *flags, "--output", str(tmp_path / "run"), "--no-forecast"]) == 0
-    assert "in all about" not in capsys.readouterr().out
+    said, logged = capsys.readouterr()
+    assert "in all about" not in said
+    assert "measuring" not in logged
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("nowhere", "data.root = "),
+        ("lone", "folder: all 32 training images are of one class (class_0); training needs two or more, since it "),
+        ("bad", "2 problems in the data"),
+        ("resumed", "holds no run to go on with"),
+        ("weights", "say --model.no-pretrained for a random start"),
+    ],
+)
+def test_what_training_would_refuse_is_refused_once_before_anything_is_measured(
+    fault: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measured(*_: object, **_more: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(module, "tried_links", measured)
+    root = small.make_folder(tmp_path / "images")
+    more = ["--resume"] if fault == "resumed" else []
+    if fault == "nowhere":
+        root = tmp_path / "nowhere"
+    elif fault == "lone":
+        (root / "boxes.csv").unlink()
+        for label in range(1, small.CLASSES):
+            for part in ("train", "test"):
+                (root / f"{part}/class_{label}").rename(root / f"{part}/class_0/{label}")
+    elif fault == "bad":
+        for path in sorted(root.glob("train/class_1/*.png"))[:2]:
+            path.write_bytes(b"no image")
+    elif fault == "weights":
+        more = ["--model.pretrained", "--model.weights-dir", str(tmp_path / "nothing"), "--model.classifier", "vgg16"]
+    flags = [word for name, value in small.flags(root).items()
+             for word in (f"--{name.replace('_', '-')}", str(value))]  # fmt: skip
+    assert main(["train", *flags, *more, "--output", str(tmp_path / "run")]) == 2
+    out, logged = capsys.readouterr()
+    assert (out + logged).count(said) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_forecast_tries_few_candidates_and_counts_all() -> None:
+    first = override(preset("folder_cpu"), {}).initialization
+    choice = Choice(first, "bap")
+    assert len(choice.configs) == 56
+    training = SimpleNamespace(modules={"choice": choice}, size=32)
+    scale = _cut(training, Counts(10_000, 0, 100, 32))  # pyright: ignore[reportArgumentType]
+    assert len(choice.configs) == 4
+    assert scale * 32 * 4 == pytest.approx((64 * 56 + 128 * 24 + 192 * 8) / 3)
+
+
+def test_of_a_slow_network_fewer_images_are_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small.config(small.make_folder(tmp_path / "images"))
+    for seconds, images in ((0.01, 8), (0.06, 5), (3.0, 4)):
+        monkeypatch.setattr(module, "_seconds_of_one", lambda *_, s=seconds: s)
+        assert forecast(config, "classifier").images == images
 
 
 def test_a_forecast_that_fails_keeps_no_training_from_running(
@@ -76,8 +137,8 @@ def test_the_cache_is_as_large_as_it_will_be(tmp_path: Path) -> None:
     config = override(
         preset("parts"), {"data.name": "folder", "data.root": str(tmp_path), "data.resize": 32, "data.image_size": 32}
     )
-    assert module.cache_size(module.read(config.data), config) == 12 * 32 * 32 * 3
-    assert module.cache_size(module.read(config.data), override(config, {"data.cache": "off"})) == 0
+    assert module.cache_size(module.load(config.data), config) == 12 * 32 * 32 * 3
+    assert module.cache_size(module.load(config.data), override(config, {"data.cache": "off"})) == 0
 
 
 def test_what_is_chosen_is_tried_too_and_counted_by_the_images_that_it_looks_at() -> None:
@@ -114,6 +175,8 @@ def test_where_a_cpu_takes_hours_another_recipe_is_named(
 ) -> None:
     days = Forecast((LinkForecast("classifier", "initialization", 40, 100, 5000.0, 0.0),), {"process": 1e3}, 4, 0)
     monkeypatch.setattr(module, "forecast", lambda *_args, **_more: days)
+    two = SimpleNamespace(train=SimpleNamespace(labels=[0, 1]))
+    monkeypatch.setattr("lchp.data.load", lambda _config: two)
     assert main(["train", *flags, "--device", "cpu", "--dry-run"]) == 0
     assert said in capsys.readouterr().out
     hour = Forecast((LinkForecast("classifier", "initialization", 1, 100, 3000.0, 0.0),), {"process": 1e3}, 4, 0)
