@@ -244,6 +244,8 @@ def _refuse(event: unread.ParseErrorEvent, arguments: list[str]) -> None:
         raise ConfigError(f"{field.name} = {quoted(value)}: expected {field.allowed}")
     kind = argument.field.type_stripped
     each = get_args(kind)[0] if get_origin(kind) is tuple else kind
+    if argument.is_positional() and "folder" in get_args(kind) and Path(value).is_dir():  # of lchp data check
+        more = f"; your own images are checked by {event.prog} folder {value}"
     several = f"; for several, give {option} again" if tyro.conf.UseAppendAction in argument.field.markers else ""
     raise ConfigError(f"{option} = {quoted(value)}: expected {described(each, (None,))}{several}{more}")
 

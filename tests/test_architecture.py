@@ -207,6 +207,16 @@ def test_importing_the_package_is_light() -> None:
     run_without("torch", "numpy", "ray", code="import lchp; lchp.TrainConfig(); assert lchp.__version__")
 
 
+def test_a_wrong_folder_or_share_is_refused_before_torch_is_imported() -> None:
+    code = """
+from lchp.cli import main
+assert main("train --preset folder --data.root nowhere".split()) == 2
+assert main("predict nowhere --run nowhere".split()) == 2
+assert main("predict . --run nowhere --format csv --min-confidence 5".split()) == 2
+"""
+    run_without("torch", code=code)
+
+
 def test_public_names_exist() -> None:
     import lchp
 

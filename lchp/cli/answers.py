@@ -35,11 +35,20 @@ class Answers:
     min_confidence: float = 0.0
     """Leave less confident images out of annotations (COCO, YOLO, Label Studio)."""
     batch_size: int = 32
+    """Images that go through the networks at a time."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the networks run; auto: a GPU if there is one, else the CPU."""
     precision: Literal["auto", "fp32", "bf16"] | None = None
     """By default the run's; without a run, auto."""
     workers: int = 0
     """Threads that decode images; 0: one per core."""
+
+    def check(self, source: Path) -> None:
+        """Raises an LchpError for answers that cannot be, before torch is imported, which takes seconds."""
+        from lchp.deploy.formats import check_options
+
+        shares = {name: getattr(self, name) for name in ("min_confidence", "least_confidence", "least_area")}
+        check_options(source, self.output, self.format, shares, pictures=self.pictures, several=self.several)
 
     def begin(self) -> "torch.device":
         """Where the networks run. What is written to a folder goes on when the terminal closes."""

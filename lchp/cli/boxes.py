@@ -61,6 +61,8 @@ class OwnBoxes:
 
     def run(self) -> int:
         """Carries the command out; the exit status."""
+        self.answers.check(self.source)
+
         from lchp.deploy.own_classifier import OwnFlags, load_own
         from lchp.deploy.predict import find_images
         from lchp.training.chain import label

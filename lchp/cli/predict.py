@@ -26,6 +26,8 @@ class Predict:
 
     def run(self) -> int:
         """Carries the command out; the exit status."""
+        self.answers.check(self.source)
+
         from lchp.deploy.predictor import load
         from lchp.evaluation.metrics import TITLES
         from lchp.training.chain import label, method_of

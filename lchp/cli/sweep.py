@@ -17,7 +17,7 @@ lchp sweep --grid refinement.tau=0.5,0.9 --write mine.toml          # such a fil
 
 def run_sweep(arguments: Sequence[str]) -> int:
     """Train many settings, each part of them once: the sweeps of the paper's tables, or your own axes."""
-    return guarded(lambda: _started(list(arguments)))
+    return guarded(lambda: _started(list(arguments)), error="lchp: error")
 
 
 def _started(arguments: list[str]) -> int:

@@ -10,7 +10,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,12 +21,37 @@ from xml.etree import ElementTree
 from PIL import Image
 
 from lchp.data.decode import decode, seen_alike
+from lchp.errors import ConfigError, DataError
 from lchp.files.filesystem import sync
-from lchp.files.targets import claim
+from lchp.files.targets import claim, require_new_folder
 
 Format = Literal["jsonl", "csv", "coco", "yolo", "labelstudio"]
 ANNOTATIONS: tuple[Format, ...] = ("coco", "yolo", "labelstudio")
 """The formats that a detector or a label tool reads."""
+LEAST_AREA = 0.01
+"""Share of the view that a region covers at least, to be an object."""
+
+
+def check_options(
+    source: Path, target: Path | None, format: str, shares: Mapping[str, float], *, pictures: bool, several: bool
+) -> None:
+    """Raises an LchpError for options of `lchp.deploy.predict.predict_to` that contradict each other, and for images or
+    a target that cannot be. shares: min_confidence, least_confidence and least_area."""
+    if target is None and (pictures or format in ("yolo", "labelstudio")):
+        raise ConfigError(f"{'--pictures' if pictures else f'--format {format}'} needs --output DIR to write to")
+    if target is not None:
+        require_new_folder(target)
+    elif sys.__stdout__ is None:
+        raise ConfigError("standard output is closed; name --output DIR to write to")
+    for name, share in shares.items():
+        if not 0 <= share <= 1:
+            raise ConfigError(f"{name} = {share}: expected in [0, 1]")
+    if not several and shares["least_area"] != LEAST_AREA:
+        raise ConfigError("--least-area goes with --several")
+    if format not in ANNOTATIONS and shares["min_confidence"]:
+        raise ConfigError(f"--min-confidence goes with --format {', '.join(ANNOTATIONS)}")
+    if not source.exists():
+        raise DataError(f"{source}: no such image or folder")
 
 
 @dataclass(frozen=True)

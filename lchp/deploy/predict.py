@@ -20,11 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from lchp.data.annotations import IMAGE_EXTENSIONS, SYSTEM_FOLDERS, PassedOver, by_kind
 from lchp.data.decode import decode, image_size, is_image
-from lchp.deploy.formats import ANNOTATIONS, Detected, Format, Prediction, open_writer
+from lchp.deploy.formats import ANNOTATIONS, LEAST_AREA, Detected, Format, Prediction, check_options, open_writer
 from lchp.deploy.trained import TrainedRun
 from lchp.errors import ConfigError, DataError
 from lchp.evaluation.frames import Frame
@@ -32,13 +31,12 @@ from lchp.evaluation.inference import known_or_first, predict_batch, predict_obj
 from lchp.files import runs
 from lchp.files.filesystem import set_mode
 from lchp.files.schema import FrameName
-from lchp.files.targets import claim, require_new_folder
+from lchp.files.targets import claim
 from lchp.pictures import YELLOW, Style, draw_box, draw_label, line_width
 from lchp.system.devices import autocast, resolve_precision
+from lchp.system.progress import tqdm
 
 PICTURES = "pictures"
-LEAST_AREA = 0.01
-"""Share of the view that a region covers at least, to be an object."""
 
 
 @dataclass(frozen=True)
@@ -233,19 +231,16 @@ def predict_to(
     detector that nothing is there; so is one whose box is thinner than a pixel. Of several objects those thinner than a
     pixel are left out (and counted), and the image with them where it has no other. least_confidence: an image below it
     is written as one where nothing is.
-    Unreadable images are reported on standard error, one line each, and counted.
-    Raises DataError where there is no image, ConfigError for options that contradict each other or an unknown frame,
-    and RunError where `output` cannot be written.
+    Unreadable images of a folder are reported on standard error, one line each, and counted.
+    Raises DataError where there is no image, or the one that is named cannot be read, ConfigError for options that
+    contradict each other or an unknown frame, and RunError where `output` cannot be written.
     """
     source, target = Path(source), None if output is None else Path(output)
     shares = {"min_confidence": min_confidence, "least_confidence": least_confidence, "least_area": least_area}
-    _check_options(target, format, pictures, shares, batch_size, workers)
-    if not several and least_area != LEAST_AREA:
-        raise ConfigError("--least-area goes with --several")
-    if format not in ANNOTATIONS and min_confidence:
-        raise ConfigError(f"--min-confidence goes with --format {', '.join(ANNOTATIONS)}")
-    if not source.exists():
-        raise DataError(f"{source}: no such image or folder")
+    check_options(source, target, format, shares, pictures=pictures, several=several)
+    for name, number, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
+        if number < least:
+            raise ConfigError(f"{name} = {number}: expected at least {least}")
     others = PassedOver()
     total = sum(1 for _ in find_images(source, target, others))
     if not total:
@@ -271,7 +266,8 @@ def predict_to(
         pool = stack.enter_context(ThreadPoolExecutor(workers or os.cpu_count()))
         options: dict[str, Any] = {"several": several, "least_area": least_area, "least_confidence": least_confidence}
         options |= {"labels": labels, "batch_size": batch_size, "precision": precision, "workers": workers}
-        found = predict(trained, find_images(source, target), frame=frame, on_broken=report, **options)
+        options |= {"on_broken": report if source.is_dir() else None}
+        found = predict(trained, find_images(source, target), frame=frame, **options)
         stack.enter_context(contextlib.closing(found))  # pyright: ignore[reportArgumentType]
         while batch := list(islice(found, batch_size)):
             for prediction, path in batch:
@@ -293,24 +289,6 @@ def predict_to(
             done += len(batch)
             bar.update(len(batch))
     return PredictSummary(done, broken, left_out, time.perf_counter() - begin, objects, empty, thin)
-
-
-def _check_options(
-    target: Path | None, format: str, pictures: bool, shares: Mapping[str, float], batch_size: int, workers: int
-) -> None:
-    if target is None and (pictures or format in ("yolo", "labelstudio")):
-        raise ConfigError(f"{'--pictures' if pictures else f'--format {format}'} needs --output DIR to write to")
-    if target is not None:
-        require_new_folder(target)
-    elif sys.__stdout__ is None:
-        raise ConfigError("standard output is closed; name --output DIR to write to")
-    for name, share in shares.items():
-        if not 0 <= share <= 1:
-            raise ConfigError(f"{name} = {share}: expected in [0, 1]")
-    if batch_size < 1:
-        raise ConfigError(f"batch_size = {batch_size}: expected at least 1")
-    if workers < 0:
-        raise ConfigError(f"workers = {workers}: expected at least 0")
 
 
 @contextlib.contextmanager

@@ -78,7 +78,9 @@ def require_new_folder(target: Path, option: str = "output") -> Path:
     if os.path.lexists(target):
         if target.is_symlink():
             raise ConfigError(f"{said}: is a link; name a new folder")
-        if not target.is_dir() or any(target.iterdir()):
+        if not target.is_dir():
+            raise ConfigError(f"{said}: is a file; name a new folder")
+        if any(target.iterdir()):
             raise ConfigError(f"{said}: is there already and not empty; name another folder")
     return target
 

@@ -41,6 +41,7 @@ from lchp.config import FIELDS, flatten, override, preset, short_name, show, sug
 from lchp.console import guarded, parse, preset_config, refuse
 from lchp.errors import ConfigError, DataError
 from lchp.harness.cells import MAX_CELLS, Overrides, Sweep, grid
+from lchp.harness.grids import NAMES
 from lchp.harness.plan import checked_name
 from lchp.harness.script import Flags, Program, conduct
 from lchp.report.select import require_field, split_values
@@ -100,7 +101,7 @@ def run_own(arguments: Sequence[str]) -> int:
             return 0
         return conduct(common, sweep)
 
-    return guarded(body, program.to_go_on(arguments))
+    return guarded(body, program.to_go_on(arguments), error=program.error)
 
 
 def read_grid(axes: Sequence[str]) -> list[Overrides]:
@@ -137,7 +138,8 @@ def read_sweep_file(path: Path) -> SweepFile:
         said = tomllib.loads(path.read_bytes().removeprefix(b"\xef\xbb\xbf").decode())
     except OSError as error:
         names = "a file NAME.toml, or the name of a sweep (lchp sweep --help lists them)"
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); expected {names}") from None
+        near = suggest(str(path), NAMES)
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}){near}; expected {names}") from None
     except (ValueError, RecursionError) as error:  # also a number of thousands of digits
         raise ConfigError(f"{path}: is not TOML ({error})") from None
     try:

@@ -37,6 +37,11 @@ class Program:
         """As --help and messages call it: `delta_tau.py`, `lchp sweep delta_tau`."""
         return Path(self.words[-1]).name if self.words[0] == "python" else " ".join(self.words)
 
+    @property
+    def error(self) -> str:
+        """What its errors begin with."""
+        return "error" if self.words[0] == "python" else "lchp: error"
+
     def to_go_on(self, arguments: Sequence[str]) -> str:
         """What to say after Ctrl-C, SIGTERM or SIGHUP. A dry run keeps nothing that one could go on with."""
         if "--dry-run" in arguments:
@@ -121,7 +126,7 @@ def main(
         flags: Flags = parse(Flags, arguments, program.name, Flags(preset_config(arguments)), about=about)
         return conduct(flags, flags.sweep(name, cells), closing)
 
-    return guarded(body, program.to_go_on(arguments))
+    return guarded(body, program.to_go_on(arguments), error=program.error)
 
 
 def conduct(flags: Flags, sweep: Sweep, closing: Closing | None = None) -> int:

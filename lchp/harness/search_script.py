@@ -85,7 +85,7 @@ def main(
         print(f"\n{timing_line(result)}\nrecords: {result.record}; study: optuna-dashboard {study}")
         return 1 if result.failed else 0
 
-    return guarded(body, program.to_go_on(arguments))
+    return guarded(body, program.to_go_on(arguments), error=program.error)
 
 
 def studies(result: SweepResult) -> Path:

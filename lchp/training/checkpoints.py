@@ -14,7 +14,7 @@ import torch
 
 from lchp.errors import RunError
 from lchp.files.filesystem import sync
-from lchp.files.runs import write_atomically
+from lchp.files.runs import DONE, ENVIRONMENT, SUMMARY, write_atomically
 from lchp.training.definition import PartialEpoch, Training
 
 log = logging.getLogger(__name__)
@@ -53,8 +53,23 @@ def _keep(path: Path) -> None:
         os.replace(beside, second)
 
 
+class _DamagedError(RunError):
+    """A checkpoint that cannot be read as one."""
+
+
 def load_checkpoint(path: Path, identity: str | None = None) -> dict[str, Any]:
     """The checkpoint `path` and no other. Raises RunError if it is missing, damaged or another config's."""
+    try:
+        return _loaded(path, identity)
+    except _DamagedError as error:
+        if previous(path).exists():
+            advice = f"lchp train --output {path.parents[1]} --resume goes on from the one before it"
+        else:
+            advice = "bring it back from a copy, or train the run again in another --output"
+        raise RunError(f"{error}; {advice}") from None
+
+
+def _loaded(path: Path, identity: str | None = None) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
@@ -62,14 +77,20 @@ def load_checkpoint(path: Path, identity: str | None = None) -> dict[str, Any]:
             raise ValueError(f"the checksum of its record {bad} differs")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
+        run = path.parents[1]
+        if (run / ENVIRONMENT).exists() and not any((run / name).exists() for name in (SUMMARY, DONE)):
+            raise RunError(
+                f"{run}: the run is not finished, it has no {path.name} yet; lchp train --output {run} --resume, with "
+                "the flags that it was begun with, goes on"
+            ) from None
         raise RunError(f"{path}: no such checkpoint; has this link been trained in this run folder?") from None
     except MemoryError:
         raise
     except Exception as error:  # zipfile and torch raise whatever their parsing trips over in a damaged file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RunError(f"{path}: damaged or not a checkpoint of lchp ({reason[:200]})") from None
+        raise _DamagedError(f"{path}: damaged or not a checkpoint of lchp ({reason[:200]})") from None
     if not isinstance(state, dict) or "identity" not in state or "modules" not in state:
-        raise RunError(f"{path}: not a checkpoint of lchp")
+        raise _DamagedError(f"{path}: not a checkpoint of lchp")
     if identity is not None and state["identity"] != identity:
         raise RunError(
             f"{path}: was written by another config (or data); use a new --output, or the config it was made with"
@@ -86,7 +107,7 @@ def newest_checkpoint(path: Path, identity: str) -> dict[str, Any] | None:
     faults = []
     for candidate in there:
         try:
-            state = load_checkpoint(candidate)
+            state = _loaded(candidate)
         except RunError as error:
             faults.append(str(error))
             continue

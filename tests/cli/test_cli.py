@@ -252,7 +252,16 @@ def test_an_option_that_cannot_be_read_is_named_with_its_value_and_what_it_takes
 ) -> None:
     assert main(arguments.split()) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.removeprefix("lchp: ").startswith(f"error: {said}")
+    assert line.startswith(f"lchp: error: {said}")
+
+
+def test_a_folder_in_place_of_a_data_set_is_understood(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_photos").mkdir()
+    assert main(["data", "check", "my_photos"]) == 2
+    assert capsys.readouterr().err.endswith("; your own images are checked by lchp data check folder my_photos\n")
+    assert main(["data", "check", "no_photos"]) == 2
+    assert capsys.readouterr().err.endswith("; lchp data check --help lists the options\n")
 
 
 def test_output_that_cannot_be_written(root: Path, tmp_path: Path, capsys) -> None:

@@ -35,6 +35,7 @@ from lchp.files import runs
 from lchp.method.networks import Localizer
 from lchp.report.figures.panel import follow
 from lchp.training.chain import Kind
+from lchp.training.checkpoints import previous
 from lchp.training.definition import Session
 from lchp.training.run import train, train_links
 
@@ -257,7 +258,9 @@ def test_run_folders_that_cannot_serve(run_copy: Path, tmp_path: Path) -> None:
     set_epochs(first, 0)
     refused("stopped after 0 of 1 epochs")
     first.write_bytes(first.read_bytes()[:1000])
-    refused("damaged")
+    refused("damaged.*; bring it back from a copy, or train the run again in another --output$")
+    previous(first).write_bytes(b"")
+    refused("damaged.*; lchp train --output .* --resume goes on from the one before it$")
     first.unlink()
     refused("no such checkpoint")
 
@@ -669,6 +672,11 @@ def test_options_that_cannot_be(trained: TrainedRun, squares_root: Path, tmp_pat
         with pytest.raises(error, match=match):
             predict_to(trained, source, **options)
 
+    file = tmp_path / "notes.txt"
+    file.write_text("no image")
+    refused(ConfigError, "notes.txt: is a file; name a new folder$", output=file)
+    refused(DataError, "notes.txt: ", file, output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
     refused(ConfigError, "needs --output", pictures=True)
     refused(ConfigError, "needs --output", format="yolo")
     refused(ConfigError, "not empty", output=squares_root)

@@ -91,7 +91,7 @@ def test_a_new_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to(tmp_path / "empty")
     assert require_new_folder(tmp_path / "empty").is_dir()
-    for name, said in (("file", "not empty"), ("link", "is a link"), (".", "not empty")):
+    for name, said in (("file", "is a file; name a new folder$"), ("link", "is a link"), (".", "not empty")):
         with pytest.raises(ConfigError, match=said):
             require_new_folder(tmp_path / name)
 

@@ -197,7 +197,7 @@ def test_what_is_no_toml_is_one_line(tmp_path: Path, content: bytes, capsys: pyt
     (path := tmp_path / "mine.toml").write_bytes(content)
     assert main(["sweep", str(path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: {path}: ")
+    assert line.startswith(f"lchp: error: {path}: ")
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_what_is_no_toml_is_one_line(tmp_path: Path, content: bytes, capsys: pyt
     [
         (
             ["delta_taus"],
-            "cannot be read (No such file or directory); expected a file NAME.toml, or the name",
+            "cannot be read (No such file or directory) (did you mean delta_tau?); expected a file NAME.toml, or",
         ),
         (["--seeds", "2"], "nothing to sweep: no --grid FIELD=VALUE,VALUE"),
         (["FILE"], "nothing to sweep: FILE has no [grid], [[cells]] or [random]"),

@@ -469,7 +469,7 @@ def test_a_storage_that_cannot_be_used_is_one_line(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
     assert main(["sweep", "--grid", "refinement.tau=0.5,0.9", "--storage", bad]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith("error: --storage ")
+    assert line.startswith("lchp: error: --storage ")
     assert said in line
     assert "word" not in line
 

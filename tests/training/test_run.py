@@ -307,7 +307,7 @@ def test_stage_2_needs_a_finished_stage_1(root: Path, tmp_path: Path) -> None:
         train(cached_config(root), output=tmp_path / "b", stage="refine", source=tmp_path / "nothing")
     for after, said in (
         (1, "initialization.pt: stopped after 1 of 2 epochs"),
-        (2, "regression.pt: no such checkpoint"),
+        (2, r"until 2: the run is not finished, it has no regression.pt yet; lchp train --output .*until 2 --resume, "),
     ):
 
         def stop(metrics: dict[str, Any], after: int = after) -> None:
