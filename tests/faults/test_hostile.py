@@ -333,12 +333,13 @@ def test_a_root_that_is_not_utf8(tmp_path: Path) -> None:
     for part in ("train", "test"):
         for i in range(2):
             picture(root / part / "a" / f"{i}.png")
+            picture(root / part / "b" / f"{i}.png")
     (root / "train" / "a" / "2.png").write_bytes(b"")
     said = command("data", "check", "folder", root)
     assert said.out[-1] == "1 problem"
     assert r"\udcff/train/a/2.png: not a readable image" in said.out[-2]
     config = replace(small_config(root).data, cache=str(tmp_path / "cache"), skip_bad=True)
-    assert len(open_images(load(config).train, config, show_progress=False)) == 2
+    assert len(open_images(load(config).train, config, show_progress=False)) == 4
 
 
 # --- lists
