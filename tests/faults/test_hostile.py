@@ -435,7 +435,12 @@ FAULTS = [
     Fault("cub", "classes.txt", bom),
     Fault("cub", "classes.txt", add(b"9 009.None\n"), (":3: class 9 (009.None) has no images",)),
     Fault("cub", "classes.txt", add(b"9" * 5000 + b" x\n"), (":3: expected a class number, found '999",)),
-    Fault("cub", CUB_SPLIT, put(b"2 1", b"2 0"), ("class 5 has 2 test images but no training image",)),
+    Fault(
+        "cub",
+        CUB_SPLIT,
+        put(b"2 1", b"2 0"),
+        ("class 5 has 2 test images but no training image", "cub: all 1 training images are of one class"),
+    ),
     Fault("cub", CUB_SPLIT, content(b""), ("no line for it",) * 4 + ("no usable training", "no usable test")),
     Fault(
         "cub", CUB_SPLIT, instead(os.mkfifo), ("train_test_split.txt: cannot be read (not a regular file)",), fatal=True
@@ -546,7 +551,7 @@ def test_faulty_list(fault: Fault, tmp_path: Path) -> None:
         count = len(fault.says)
         assert said.out[-1] == f"{count} problem{'' if count == 1 else 's'}", said.out
         assert said.status == (1 if count else 0)
-        lines = [line for line in said.out if line.startswith(str(tmp_path))]
+        lines = [line for line in said.out if line.startswith((str(tmp_path), "cub: all "))]
     assert len(lines) == len(fault.says)
     for words in fault.says:
         assert sum(words in line for line in lines) == fault.says.count(words), lines
