@@ -25,8 +25,8 @@ GRACE = 60.0
 
 
 @dataclass(frozen=True)
-class Told:
-    """What a trial knows of it: `stop` is asked once the mark is there."""
+class StopNotice:
+    """What a trial knows of the driver's mark: `stop` is asked once it is there."""
 
     stop: Stop = field(default_factory=Stop)
     resting: threading.Event = field(default_factory=threading.Event)
@@ -77,11 +77,11 @@ class Unfinished:
 
 
 @contextlib.contextmanager
-def told_to_stop(work: Unfinished, job: str, *, first: bool) -> Iterator[Told]:
+def watch_for_mark(work: Unfinished, job: str, *, first: bool) -> Iterator[StopNotice]:
     """Looks for the driver's mark in `work` while the block runs. A training answers at its step's end; in the midst of
     all else (a prediction, a report) this process ends. first: of several workers the first one looks, and agrees with
     the others on the step; when it ends, nobody waits for the others, which end with the sweep."""
-    told, over = Told(), threading.Event()
+    notice, over = StopNotice(), threading.Event()
 
     def look() -> None:
         asked = False
@@ -89,21 +89,21 @@ def told_to_stop(work: Unfinished, job: str, *, first: bool) -> Iterator[Told]:
             try:
                 if not asked and work.is_marked():
                     asked = True
-                    told.stop.ask()
+                    notice.stop.ask()
             except (OSError, RemoteError):  # a storage that is away for a while
                 continue
             except Interrupted:
                 work.end(job)
                 _end()
-            if asked and told.resting.is_set():
+            if asked and notice.resting.is_set():
                 work.end(job)
                 _end()
 
-    looking = threading.Thread(target=look, name="told to stop", daemon=True)
+    looking = threading.Thread(target=look, name="watch for mark", daemon=True)
     if first:
         looking.start()
     try:
-        yield told
+        yield notice
     finally:
         over.set()
         if first:

@@ -25,7 +25,7 @@ from lchp.files.remote import Remote, RemoteError
 from lchp.harness.attempts import Attempt
 from lchp.harness.cells import Job
 from lchp.harness.schedule import Reason
-from lchp.harness.stopping import Unfinished, told_to_stop
+from lchp.harness.stopping import Unfinished, watch_for_mark
 from lchp.harness.store import Store
 from lchp.system import distributed
 from lchp.system.interrupt import Interrupted, Stop
@@ -113,7 +113,7 @@ def run_job(job: Job, setting: Setting, report: Report) -> None:
     def on_epoch(metrics: dict[str, Any]) -> None:
         last.update(metrics)
         done = job.finished_epochs(metrics["stage"], metrics["epoch"])
-        with told.at_rest():
+        with notice.at_rest():
             report(here | _scalars(metrics, setting) | {"state": "running", "done_epochs": done})
 
     def finish(state: str, **facts: Any) -> None:
@@ -121,10 +121,10 @@ def run_job(job: Job, setting: Setting, report: Report) -> None:
 
     try:
         setting = setting.here()
-        with told_to_stop(setting.works, job.name, first=distributed.rank() == 0) as told:
-            lost = _train(job, setting, on_epoch, spent, told.stop)
+        with watch_for_mark(setting.works, job.name, first=distributed.rank() == 0) as notice:
+            lost = _train(job, setting, on_epoch, spent, notice.stop)
     except Interrupted:
-        if not told.stop.asked:
+        if not notice.stop.asked:
             raise
         return  # the driver's mark: it is leaving, and hears nothing more
     except (LchpError, OSError) as error:

@@ -179,7 +179,7 @@ def _require_masks(config: TrainConfig) -> None:
         )
 
 
-def boxes_apart(config: TrainConfig) -> bool:
+def has_boxes_link(config: TrainConfig) -> bool:
     """Whether links of their own make the boxes, and not the classifier's training."""
     return method_of(config).boxes != "teacher" or config.initialization.mask_delta is not None
 
@@ -208,7 +208,7 @@ def kinds_of(config: TrainConfig) -> tuple[Kind, ...]:
     wanted: dict[Kind, bool] = {
         "classifier": True,
         "choice": spares(config),
-        "boxes": boxes_apart(config),
+        "boxes": has_boxes_link(config),
         "localizer": found.complete or asked.localizer,
         "labels": (found.complete or asked.refine) and config.refinement.labeller == "frozen",
         "refinement": found.complete or asked.refine,
@@ -336,7 +336,7 @@ def _own_fields(config: TrainConfig, found: Method, kind: Kind) -> tuple[str, ..
     """The fields, by dotted name, that a link depends on beside those of its needs."""
     parts = list(PARTS[kind])
     if kind == "classifier":
-        parts += [] if found.boxes != "teacher" else ["masks"] if boxes_apart(config) else ["teacher"]
+        parts += [] if found.boxes != "teacher" else ["masks"] if has_boxes_link(config) else ["teacher"]
         parts += ["head"] if found.head is None else []
         fresh = config.model.pretrained and config.model.classifier_weights is None  # its head starts from random
         parts += ["ratio"] if found.scheme.teach is None and fresh else []
@@ -405,7 +405,7 @@ def _epochs(config: TrainConfig, kind: Kind) -> int:
 def _passes(config: TrainConfig, found: Method, kind: Kind) -> int:
     teachers = 1 if config.initialization.boxes == "single" else 2
     if kind == "classifier":  # raw and masked, and the teacher's own
-        return 3 if found.scheme.teach is None else 6 + (1 if boxes_apart(config) else teachers)
+        return 3 if found.scheme.teach is None else 6 + (1 if has_boxes_link(config) else teachers)
     if kind == "boxes" and found.boxes == "teacher":
         return teachers
     # a choice looks at some hundred images, however many there are
@@ -416,7 +416,7 @@ def _passes(config: TrainConfig, found: Method, kind: Kind) -> int:
 
 def _result(config: TrainConfig, kind: Kind) -> str | None:
     if kind == "classifier":
-        return None if boxes_apart(config) else "pseudo_label"
+        return None if has_boxes_link(config) else "pseudo_label"
     if kind == "boxes" and method_of(config).from_file:  # of test images it has what the file holds, which may be none
         return None
     return {"boxes": "pseudo_label", "localizer": "lchp_i", "refinement": "lchp_r"}.get(kind)

@@ -170,9 +170,9 @@ def _forecast(
         memory = peak_memory_mb(device)
         opened = len(context.dataset.train) + len(context.dataset.test)
     links, teachers = [], 0
-    apart = len(spared([0] * train)) if "choice" in whole else 0
+    kept_back = len(spared([0] * train)) if "choice" in whole else 0
     for link in (each for each in whole if each.kind not in without):
-        images = {"choice": apart or len(looked_at(train)), "classifier": train - apart}.get(link.kind, train)
+        images = {"choice": kept_back or len(looked_at(train)), "classifier": train - kept_back}.get(link.kind, train)
         found, each = tried[link.kind], max(1, images // config.data.batch_size)
         epoch = found.seconds if link.kind == "choice" else images / len(some) * found.seconds
         predictions = len(dataset.test) / max(1, len(tests)) * found.predicting
