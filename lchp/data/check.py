@@ -18,7 +18,7 @@ from lchp.data.decode import decode, fault, header, verify
 from lchp.errors import DataError
 from lchp.system.progress import tqdm
 
-_CHUNK = 256  # images queued at a time: all of ImageNet would cost shown_bytes of futures, and delay Ctrl-C
+_CHUNK = 256  # images queued at a time: all of ImageNet would cost gigabytes of futures, and delay Ctrl-C
 
 
 def check(dataset: DataSet, *, workers: int = 0) -> list[Problem]:

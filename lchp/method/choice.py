@@ -112,10 +112,10 @@ def known_by_each(
     """By each config: `known_by` of its boxes (B and B), and the boxes, B x 4. Boxes that two configs agree in are
     looked at once. Crops end where the boxes do: stage 2's margin is no part of what is chosen."""
     seen: list[tuple[Tensor, Tensor, Tensor]] = []
+    fill = mask_fill(teacher.mean, configs[0])  # alike in all: no field of it can be `auto`
     for _, boxes in candidate_boxes(teacher, images, configs):
         found = next((s for s in seen if torch.equal(s[2], boxes)), None)
         if found is None:
-            fill = mask_fill(teacher.mean, configs[0])
             found = *known_by(teacher, images, labels, boxes, fill), boxes
             seen.append(found)
         yield found

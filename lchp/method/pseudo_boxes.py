@@ -216,7 +216,7 @@ class Snapshots(nn.Module):
 
     def after(self, epochs: int) -> int:
         """The number of epochs after which the first state was kept that had trained for as many, or more."""
-        return next(kept for kept in self.epochs if kept >= epochs)
+        return self.first(self.epochs[-1], epochs)
 
     def load(self, network: nn.Module, epochs: int) -> None:
         """Gives a network the state that was kept after `epochs` epochs."""
